@@ -1,0 +1,108 @@
+"""From points to a square crop, in two stages, as the authors do it (SPEC 2.2, 2.3, 2.5).
+
+Stage 1 cuts a square from the photograph and scales it to `GRID` pixels; stage 2 is a smaller square inside
+it, which the network sees. Coordinates: x right, y down, the crop's left edge at 0 and its right edge at its
+width, so a pixel's centre lies at its integer + 0.5. Boxes are (x, y, side).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from recombinator.errors import InputError
+
+GRID = 160  # side of the stage-1 crop in which stage 2's whole-pixel rule is stated
+
+Box = tuple[int, int, int]
+
+
+def _squared(points: np.ndarray, low: Callable[[float], int], high: Callable[[float], int]) -> list[int]:
+    """[x0, y0, x1, y1]: the points' bounding box, its short side grown (ceil below, floor above)."""
+    x0, y0 = (low(v) for v in points.min(axis=0))
+    x1, y1 = (high(v) for v in points.max(axis=0))
+    extra = (x1 - x0) - (y1 - y0)
+    grow = abs(extra) / 2
+    if extra > 0:
+        y0, y1 = y0 - math.ceil(grow), y1 + math.floor(grow)
+    else:
+        x0, x1 = x0 - math.ceil(grow), x1 + math.floor(grow)
+    return [x0, y0, x1, y1]
+
+
+def _moved_inside(start: int, side: int, limit: int) -> int:
+    return max(0, min(start, limit - side))
+
+
+def eye_mouth_box(points: np.ndarray, factor: float, width: int, height: int) -> Box:
+    """MTFL's rule: square around eyes and mouth corners, each side pushed out by
+    int(factor * max(eye distance, eye centre to mouth centre)), shifted inside the image, shrunk where it
+    still cannot fit."""
+    eyes, mouth = points[[0, 1]], points[[3, 4]]
+    x0, y0, x1, y1 = _squared(points[[0, 1, 3, 4]], int, int)
+    reach = max(np.linalg.norm(eyes[0] - eyes[1]), np.linalg.norm(eyes.mean(0) - mouth.mean(0)))
+    out = int(factor * reach)
+    side = min(x1 - x0 + 2 * out, width, height)
+    return _moved_inside(x0 - out, side, width), _moved_inside(y0 - out, side, height), side
+
+
+def scaled_box(points: np.ndarray, factor: float, width: int, height: int) -> Box:
+    """300-W's rule: the squared bounding box of all points, enlarged about its centre; it may leave the
+    image, which is then padded with zeros."""
+    x0, y0, x1, y1 = _squared(points, math.floor, math.ceil)
+    out = (x1 - x0) * (factor - 1) / 2
+    x0, y0 = math.floor(x0 - out), math.floor(y0 - out)
+    return x0, y0, math.ceil(x1 + out) - x0
+
+
+@dataclass(frozen=True)
+class CropRule:
+    """How a table's crops were made, and how a network's input is cut from them."""
+
+    name: str
+    box: Callable[[np.ndarray, float, int, int], Box]
+    stage1: float
+    stage2: float
+
+    def inner_box(self, points: np.ndarray, size: int) -> np.ndarray:
+        """Stage 2: (x, y, side) in a size x size crop, from the (K, 2) points in it."""
+        k = GRID / size
+        return np.array(self.box(points * k, self.stage2, GRID, GRID), np.float32) / k
+
+    def crop(self, image: np.ndarray, points: np.ndarray, size: int = GRID) -> tuple[np.ndarray, np.ndarray]:
+        """Stage 1: (H, W[, 3]) image and (K, 2) points in it -> (size, size[, 3]) crop, and the (2, 3) affine
+        from crop to image coordinates. Raises InputError where the points leave no crop."""
+        x, y, side = self.box(points, self.stage1, image.shape[1], image.shape[0])
+        if side < 4:
+            raise InputError(f"the points span a crop of {side} pixels, too small to use")
+        s = side / size
+        return resized(cut(image, (x, y, side)), size), np.array([[s, 0, x], [0, s, y]], np.float64)
+
+
+RULES = {
+    "mtfl": CropRule("mtfl", eye_mouth_box, 1.25, 0.95),
+    "300w": CropRule("300w", scaled_box, 1.7, 1.3),
+}
+
+
+def cut(image: np.ndarray, box: Box) -> np.ndarray:
+    """The square `box` of the image; what lies outside is black."""
+    x, y, side = box
+    height, width = image.shape[:2]
+    x0, y0, x1, y1 = max(x, 0), max(y, 0), min(x + side, width), min(y + side, height)
+    if (x0, y0, x1, y1) == (x, y, x + side, y + side):
+        return image[y0:y1, x0:x1]
+    out = np.zeros((side, side, *image.shape[2:]), image.dtype)
+    if x1 > x0 and y1 > y0:
+        out[y0 - y : y1 - y, x0 - x : x1 - x] = image[y0:y1, x0:x1]
+    return out
+
+
+def resized(image: np.ndarray, size: int) -> np.ndarray:
+    """Lanczos with antialiasing, as the authors' PIL resize."""
+    from PIL import Image
+
+    return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.LANCZOS))

@@ -1,0 +1,209 @@
+"""The table: Parquet rows of face crop, points, the way back to the file, attributes.
+
+Opens in pandas, DuckDB and Hugging Face datasets (the image column is that ecosystem's struct of bytes and
+path). Keypoint set and crop rule travel in the file's metadata, so nothing downstream has to be told twice.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from recombinator.data.crops import RULES, CropRule
+from recombinator.data.images import decode_image
+from recombinator.errors import InputError
+from recombinator.keypoints import KeypointSet
+
+ROWS_AT_ONCE = 256  # a row group: what memory holds while writing
+
+
+@dataclass
+class Row:
+    """One face: encoded crop; points (K, 2) and mask (K,) in it; affine (2, 3) from crop to file."""
+
+    image: bytes
+    points: np.ndarray
+    to_file: np.ndarray
+    file: str
+    mask: np.ndarray | None = None
+    attributes: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TableInfo:
+    """What holds for every row: dataset, split, keypoint set, crop rule by name, crop side in pixels."""
+
+    dataset: str
+    split: str
+    keypoints: KeypointSet
+    crop_rule: str
+    size: int
+    grey: bool
+
+
+def _schema(info: TableInfo, attributes: tuple[str, ...]) -> Any:
+    import pyarrow as pa
+
+    def feature(kind: str) -> dict[str, str]:
+        return {"dtype": kind, "_type": "Value"}
+
+    def sequence(inner: Any) -> dict[str, Any]:
+        return {"feature": inner, "_type": "Sequence"}
+
+    features: dict[str, Any] = {
+        "image": {"_type": "Image"},
+        "points": sequence(sequence(feature("float32"))),
+        "mask": sequence(feature("bool")),
+        "to_file": sequence(feature("float64")),
+        "file": feature("string"),
+        "split": feature("string"),
+        **{a: feature("int8") for a in attributes},
+    }
+    meta = {**info.__dict__, "keypoints": info.keypoints.to_dict()}
+    return pa.schema(
+        [
+            ("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
+            ("points", pa.list_(pa.list_(pa.float32()))),
+            ("mask", pa.list_(pa.bool_())),
+            ("to_file", pa.list_(pa.float64())),
+            ("file", pa.string()),
+            ("split", pa.string()),
+            *((a, pa.int8()) for a in attributes),
+        ],
+        metadata={
+            "recombinator": json.dumps(meta),
+            "huggingface": json.dumps({"info": {"features": features}}),
+        },
+    )
+
+
+def write_table(
+    path: Path, info: TableInfo, rows: Iterable[Row], attributes: tuple[str, ...] = ()
+) -> int:
+    """Streams rows into `path` by way of a temporary name; returns how many were written."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    schema, count = _schema(info, attributes), 0
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
+            for group in batched(rows, ROWS_AT_ONCE):
+                columns: dict[str, list[Any]] = {name: [] for name in schema.names}
+                for row in group:
+                    keep = row.mask if row.mask is not None else np.ones(len(row.points), bool)
+                    columns["image"].append({"bytes": row.image, "path": Path(row.file).name})
+                    columns["points"].append(row.points.astype(np.float32).tolist())
+                    columns["mask"].append(keep.tolist())
+                    columns["to_file"].append(row.to_file.reshape(-1).tolist())
+                    columns["file"].append(row.file)
+                    columns["split"].append(info.split)
+                    for a in attributes:
+                        columns[a].append(row.attributes[a])
+                writer.write_table(pa.table(columns, schema=schema))
+                count += len(group)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return count
+
+
+def batched(items: Iterable[Any], n: int) -> Iterator[list[Any]]:
+    """Lists of n consecutive items, the last one shorter."""
+    group: list[Any] = []
+    for item in items:
+        group.append(item)
+        if len(group) == n:
+            yield group
+            group = []
+    if group:
+        yield group
+
+
+@dataclass
+class FaceTable:
+    """A table in memory. images: (N, C, S, S) uint8 crops; points: (N, K, 2) float32 in crop pixels;
+    mask: (N, K), False where a point must not be used; boxes: (N, 3) stage-2 (x, y, side) in crop pixels;
+    to_file: (N, 2, 3) crop -> file."""
+
+    info: TableInfo
+    images: np.ndarray
+    points: np.ndarray
+    mask: np.ndarray
+    boxes: np.ndarray
+    to_file: np.ndarray
+    files: list[str]
+    fingerprint: str
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    @property
+    def rule(self) -> CropRule:
+        return RULES[self.info.crop_rule]
+
+
+def read_info(path: str | os.PathLike[str]) -> TableInfo:
+    """The table's metadata. Raises InputError if the file is missing or not such a table."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if not Path(path).is_file():
+        raise InputError(f"{path}: no such file; `recombinator prepare mtfl DIR OUT` writes tables")
+    try:
+        found = pq.read_schema(path).metadata or {}
+    except (pa.ArrowInvalid, OSError) as error:
+        raise InputError(f"{path}: not a Parquet file ({error})") from None
+    if b"recombinator" not in found:
+        raise InputError(f"{path}: not written by `recombinator prepare` (its metadata is missing)")
+    meta = json.loads(found[b"recombinator"])
+    return TableInfo(**{**meta, "keypoints": KeypointSet.from_dict(meta["keypoints"])})
+
+
+def load_table(path: str | os.PathLike[str], channels: int = 1, limit: int | None = None) -> FaceTable:
+    """Reads and decodes a table. channels: 1 (grey) or 3 (RGB). limit: only the first rows.
+
+    Raises InputError naming the file for a missing, foreign or empty table.
+    """
+    import pyarrow.parquet as pq
+
+    info = read_info(path)
+    columns = ["image", "points", "mask", "to_file", "file"]
+    table = pq.read_table(path, columns=columns)
+    table = table.slice(0, limit) if limit else table
+    if not len(table):
+        raise InputError(f"{path}: the table has no rows")
+    if channels == 3 and info.grey:
+        raise InputError(f"{path}: holds grey crops, but the network wants RGB; prepare without --grey")
+    raw = table["image"].combine_chunks().field("bytes").to_pylist()
+    files: list[str] = table["file"].to_pylist()
+
+    def decode(i: int) -> np.ndarray:
+        image = decode_image(raw[i], f"{path} row {i} ({files[i]})", grey=channels == 1)
+        return image[None] if channels == 1 else image.transpose(2, 0, 1)
+
+    with ThreadPoolExecutor() as pool:
+        images = np.stack(list(pool.map(decode, range(len(raw)))))
+    points = np.array(table["points"].to_pylist(), np.float32)
+    rule = RULES[info.crop_rule]
+    with open(path, "rb") as stream:
+        fingerprint = hashlib.file_digest(stream, "sha256").hexdigest()[:16]
+    return FaceTable(
+        info=info,
+        images=images,
+        points=points,
+        mask=np.array(table["mask"].to_pylist(), bool),
+        boxes=np.stack([rule.inner_box(p.astype(np.float64), info.size) for p in points]),
+        to_file=np.array(table["to_file"].to_pylist()).reshape(-1, 2, 3),
+        files=files,
+        fingerprint=fingerprint,
+    )

@@ -1,0 +1,232 @@
+"""SumNet (Eq. 1) and Recombinator Networks (Eq. 3), from one definition of trunk and branches.
+
+A network is data: a tuple of `Level`s, finest first. Every network maps (B, channels, S, S) images with
+values 0..255 to (B, K, S, S) scores, the paper's pre-softmax maps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from recombinator.errors import InputError
+from recombinator.models.layers import Conv, conv_over_concat, pool, pooled, upsample
+from recombinator.transforms.lcn import NORMALISATIONS
+
+
+@dataclass(frozen=True)
+class Level:
+    """One resolution: the trunk convolution's width and kernel, and the (width, kernel) of each branch
+    convolution. The finest branch's last convolution has K maps instead, and no ReLU."""
+
+    trunk: int
+    branch: tuple[tuple[int, int], ...]
+    trunk_kernel: int = 3
+
+    def scaled(self, factor: float) -> Level:
+        def w(n: int) -> int:
+            return max(1, round(n * factor))
+
+        return replace(self, trunk=w(self.trunk), branch=tuple((w(n), k) for n, k in self.branch))
+
+
+@dataclass(frozen=True)
+class CountedConv:
+    """One convolution as the tables of SPEC 1 list it; products are those of the dense form."""
+
+    name: str
+    inputs: int
+    outputs: int
+    kernel: int
+    size: int
+
+    @property
+    def parameters(self) -> int:
+        return self.outputs * (self.inputs * self.kernel**2 + 1)
+
+    @property
+    def multiply_adds(self) -> int:
+        return self.outputs * self.inputs * self.kernel**2 * self.size**2
+
+
+class ScoreMapNet(nn.Module):
+    """The trunk T and what SumNet and RCN share. `mask` is ordered coarsest to finest, as Table 1 prints it.
+
+    A trunk convolution that only masked-out coarser branches would need is not built.
+    """
+
+    def __init__(
+        self, levels: tuple[Level, ...], keypoints: int, *, size: int = 80, channels: int = 1,
+        mask: tuple[int, ...] | None = None, upsampling: str = "tile", norm: str = "image",
+    ) -> None:  # fmt: skip
+        super().__init__()
+        for label, value, known in (
+            ("upsampling", upsampling, ("tile", "bilinear")), ("norm", norm, tuple(NORMALISATIONS)),
+        ):  # fmt: skip
+            if value not in known:
+                raise InputError(f"{label}={value!r} is not known: use one of {', '.join(known)}")
+        if keypoints < 1 or channels < 1:
+            raise InputError(f"keypoints={keypoints} and channels={channels} must be 1 or more")
+        finest_first = tuple(reversed(mask)) if mask is not None else (1,) * len(levels)
+        if len(finest_first) != len(levels) or not any(finest_first):
+            raise InputError(
+                f"mask {mask} must have {len(levels)} entries, coarsest branch first, at least one of them 1"
+            )
+        self.included = [i for i, on in enumerate(finest_first) if on]
+        self.sizes = [size]
+        for _ in range(len(levels) - 1):
+            self.sizes.append(pooled(self.sizes[-1]))
+        if self.sizes[-1] < 1:
+            smallest = 2 ** (len(levels) - 1)
+            raise InputError(
+                f"input size {size} is too small for {len(levels)} branches: {len(levels) - 1} poolings need "
+                f"at least {smallest} pixels; use a larger size or fewer branches"
+            )
+        self.config: dict[str, object] = {}
+        self.size, self.channels, self.keypoints, self.upsampling = size, channels, keypoints, upsampling
+        self.norm = NORMALISATIONS[norm]()
+        widths = [channels] + [level.trunk for level in levels]
+        self.trunk = nn.ModuleList(
+            Conv(widths[i], widths[i + 1], levels[i].trunk_kernel) for i in range(self.included[-1] + 1)
+        )
+
+    def features(self, x: Tensor) -> list[Tensor]:
+        """Trunk maps, finest first: T^(R) .. T^(1)."""
+        if x.shape[-2:] != (self.size, self.size) or x.shape[1] != self.channels:
+            raise InputError(
+                f"expected images of shape (B, {self.channels}, {self.size}, {self.size}), got {tuple(x.shape)}"
+            )
+        maps: list[Tensor] = []
+        for i, conv in enumerate(self.trunk):
+            x = torch.relu_(conv(pool(x) if i else x))
+            maps.append(x)
+        return maps
+
+    def scores(self, maps: list[Tensor]) -> Tensor:
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, channels, S, S) images, 0..255, any real dtype -> (B, K, S, S) pre-softmax scores."""
+        with torch.autocast(x.device.type, enabled=False):
+            x = self.norm(x.float())
+        return self.scores(self.features(x.contiguous(memory_format=torch.channels_last)))
+
+    def branches(self) -> Iterator[tuple[int, list[Conv]]]:
+        """(level, convolutions) of every included branch, finest first."""
+        raise NotImplementedError
+
+    def layers(self) -> list[CountedConv]:
+        """Every convolution with its map size, trunk first, in the paper's dense form."""
+        rows = [
+            CountedConv(f"trunk{i + 1}", c.in_channels, c.out_channels, c.kernel_size[0], self.sizes[i])
+            for i, c in enumerate(self.trunk)
+            if isinstance(c, Conv)
+        ]
+        for i, convs in self.branches():
+            for j, c in enumerate(convs):
+                rows.append(
+                    CountedConv(f"{self.sizes[i]}.{j + 1}", c.in_channels, c.out_channels,
+                                c.kernel_size[0], self.sizes[i])
+                )  # fmt: skip
+        return rows
+
+    def multiply_adds(self) -> int:
+        """Per image, dense convolutions, zero padding counted; pooling, normalisation, upsampling not."""
+        return sum(row.multiply_adds for row in self.layers())
+
+
+class SumNet(ScoreMapNet):
+    """P(Y_k | x) = softmax(sum_r alpha_rk M_k^(r)), Eq. 1.
+
+    `alpha="map"`: one weight a branch and keypoint (the authors' default); `alpha="pixel"`: one a branch,
+    keypoint and pixel, as the text under Eq. 1 has it. Drawn from U[0, 1).
+    """
+
+    def __init__(
+        self, levels: tuple[Level, ...], keypoints: int, *, alpha: str = "map", size: int = 80,
+        channels: int = 1, mask: tuple[int, ...] | None = None, upsampling: str = "tile", norm: str = "image",
+    ) -> None:  # fmt: skip
+        super().__init__(
+            levels, keypoints, size=size, channels=channels, mask=mask, upsampling=upsampling, norm=norm
+        )
+        self.branch = nn.ModuleDict()
+        for i in self.included:
+            width, kernel = levels[i].branch[-1]
+            widths = [levels[i].trunk] + [w for w, _ in levels[i].branch[:-1]]
+            kernels = [k for _, k in levels[i].branch]
+            convs = [Conv(a, b, k) for a, b, k in zip(widths, widths[1:], kernels, strict=False)]
+            self.branch[str(i)] = nn.ModuleList([*convs, Conv(widths[-1], keypoints, kernel)])
+        shapes = {"map": (1, 1), "pixel": (size, size)}
+        if alpha not in shapes:
+            raise InputError(f"alpha={alpha!r} is not known: use 'map' or 'pixel'")
+        self.alpha = nn.Parameter(torch.rand(len(self.included), keypoints, *shapes[alpha]))
+
+    def branches(self) -> Iterator[tuple[int, list[Conv]]]:
+        for i in self.included:
+            yield i, list(self.branch[str(i)])  # type: ignore[arg-type]
+
+    def branch_maps(self, maps: list[Tensor]) -> list[Tensor]:
+        """M^(r) of every included branch, finest first, each (B, K, S, S)."""
+        out = []
+        for i, (*hidden, last) in self.branches():
+            x = maps[i]
+            for conv in hidden:
+                x = torch.relu_(conv(x))
+            out.append(upsample(last(x), self.size, self.upsampling))
+        return out
+
+    def scores(self, maps: list[Tensor]) -> Tensor:
+        total = torch.zeros((), device=maps[0].device)
+        for weight, m in zip(self.alpha, self.branch_maps(maps), strict=True):
+            total = total + weight * m
+        return total
+
+
+class RCN(ScoreMapNet):
+    """M^(r) = branch(concat(T^(r), up(M^(r-1)))), P(Y_k | x) = softmax(M_k^(R)), Eq. 3.
+
+    With `skip`, what a branch passes on is concat(its own output, all that it received), newest first, so the
+    finest branch sees every coarser one. A masked-out branch is left out: the coarser output is enlarged by the
+    combined factor. Where the finest branch is masked out, the finest included one ends in K maps.
+    """
+
+    def __init__(
+        self, levels: tuple[Level, ...], keypoints: int, *, skip: bool = False, size: int = 80,
+        channels: int = 1, mask: tuple[int, ...] | None = None, upsampling: str = "tile", norm: str = "image",
+    ) -> None:  # fmt: skip
+        super().__init__(
+            levels, keypoints, size=size, channels=channels, mask=mask, upsampling=upsampling, norm=norm
+        )
+        self.skip = skip
+        self.branch = nn.ModuleDict()
+        received = 0
+        for i in reversed(self.included):
+            spec = list(levels[i].branch)
+            if i == self.included[0]:
+                spec[-1] = (keypoints, spec[-1][1])
+            widths = [levels[i].trunk + received] + [w for w, _ in spec]
+            self.branch[str(i)] = nn.ModuleList(
+                Conv(a, b, k) for a, b, (_, k) in zip(widths, widths[1:], spec, strict=False)
+            )
+            received = widths[-1] + (received if skip else 0)
+
+    def branches(self) -> Iterator[tuple[int, list[Conv]]]:
+        for i in self.included:
+            yield i, list(self.branch[str(i)])  # type: ignore[arg-type]
+
+    def scores(self, maps: list[Tensor]) -> Tensor:
+        coarse: Tensor | None = None
+        for i, (first, *rest) in reversed(list(self.branches())):
+            x = first(maps[i]) if coarse is None else conv_over_concat(first, maps[i], coarse, self.upsampling)
+            for conv in rest:
+                x = conv(torch.relu_(x))
+            if i == self.included[0]:
+                return upsample(x, self.size, self.upsampling)
+            x = torch.relu_(x)
+            if self.skip and coarse is not None:
+                x = torch.cat([x, upsample(coarse, self.sizes[i], self.upsampling)], dim=1)
+            coarse = x
+        raise AssertionError("a network has at least one branch")

@@ -1,0 +1,1 @@
+"""Recipe, loss, loop, checkpoint."""

@@ -1,0 +1,235 @@
+"""The training loop, from top to bottom.
+
+A run's folder holds `run.json` (what was asked), `metrics.jsonl` (a line an epoch), `last.safetensors` (all
+state after the last finished epoch), `stable.safetensors` (the same where the learning rate began to fall, so
+that a run can be lengthened exactly), `best.safetensors` (the weights with the lowest validation error).
+Random numbers of epoch e come from (seed, e) alone, so no generator state has to be kept.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from recombinator import __version__
+from recombinator.data.table import FaceTable
+from recombinator.errors import InputError
+from recombinator.evaluation import evaluate_table
+from recombinator.files import write_json, write_text
+from recombinator.models import ScoreMapNet, create_model
+from recombinator.training.loss import LOSSES, target_cells
+from recombinator.training.recipe import Recipe, bfloat16_is_fast, make_optimiser
+from recombinator.transforms.augment import draw_samples
+from recombinator.weights import Weights, read_tensors, save_weights, write_tensors
+
+
+@dataclass
+class Position:
+    """Where a run stands: finished epochs and the best validation error so far."""
+
+    epoch: int = 0
+    best: float = math.inf
+    best_epoch: int = 0
+    seconds: float = 0.0  # of training and validation, all sittings together
+
+
+class Trainer:
+    """One network, one recipe, one table. `train` below is what most callers want."""
+
+    def __init__(
+        self, model: str, train: FaceTable, valid: FaceTable, out: Path, recipe: Recipe, *, seed: int = 0,
+        device: str = "cpu", options: dict[str, Any] | None = None, start: Path | None = None,
+    ) -> None:  # fmt: skip
+        self.train_table, self.valid_table, self.out, self.recipe, self.seed = train, valid, out, recipe, seed
+        self.device = torch.device(device)
+        torch.manual_seed(seed)
+        self.net: ScoreMapNet = create_model(model, len(train.info.keypoints), **(options or {}))
+        if start:
+            copy_matching(read_tensors(start)[0], self.net)
+        self.net.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.optimiser = make_optimiser(recipe, self.net)
+        on_gpu = self.device.type == "cuda"
+        self.forward: Callable[[Tensor], Tensor] = torch.compile(self.net) if on_gpu else self.net
+        self.bfloat16 = recipe.precision == "bfloat16" or (
+            recipe.precision == "auto" and bfloat16_is_fast(self.device)
+        )
+        self.steps = math.ceil(len(train) / recipe.batch)
+        self.data = [torch.from_numpy(x).to(self.device) for x in (train.images, train.points, train.boxes, train.mask)]
+        self.at = Position()
+        self.asked = {
+            "model": self.net.config, "recipe": recipe.to_dict(), "seed": seed, "data": train.fingerprint,
+            "dataset": train.info.dataset, "images": len(train), "validation_images": len(valid),
+            "start": str(start) if start else None,
+        }  # fmt: skip
+
+    # ---- one epoch -------------------------------------------------------------------------------------------
+
+    def batch_loss(self, index: Tensor, generator: torch.Generator) -> Tensor:
+        images, points, boxes, mask = (x[index.to(self.device)] for x in self.data)
+        recipe, size = self.recipe, self.net.size
+        inputs, points = draw_samples(
+            images, points, boxes, size, recipe.augment, self.train_table.info.keypoints.mirrored, generator
+        )
+        if recipe.outside == "clamp":
+            points = torch.where(
+                (points < 0) | (points >= size), target_cells(points, size) + 0.5, points
+            )
+        else:
+            mask = mask & ((points >= 0) & (points < size)).all(dim=2)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
+            scores = self.forward(inputs)
+        return LOSSES[recipe.loss](scores.float(), points, mask, recipe.sigma)
+
+    def run_epoch(self, step_done: Callable[[int, int], None]) -> float:
+        """Trains on every sample once; returns the mean loss. Raises InputError where the loss is not finite."""
+        self.net.train()
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.at.epoch)
+        n = len(self.train_table)
+        order = torch.randperm(n, generator=generator) if self.recipe.shuffle else torch.arange(n)
+        total = 0.0
+        for i, index in enumerate(order.split(self.recipe.batch)):
+            rate = self.recipe.learning_rate_at(self.at.epoch * self.steps + i, self.steps)
+            for group in self.optimiser.param_groups:
+                group["lr"] = rate
+            loss = self.batch_loss(index, generator)
+            value = loss.item()
+            if not math.isfinite(value):
+                files = ", ".join(self.train_table.files[j] for j in index[:3].tolist())
+                raise InputError(
+                    f"{self.out}: the loss became {value} in epoch {self.at.epoch + 1}, batch {i + 1} ({files}, ...); "
+                    f"the last good state is {self.out / 'last.safetensors'} (epoch {self.at.epoch}): "
+                    "try a lower learning rate"
+                )
+            self.optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            self.optimiser.step()
+            total += value * len(index)
+            step_done(i + 1, self.steps)
+        return total / n
+
+    def validate(self) -> dict[str, float]:
+        """Validation errors in percent on the set that is jittered once (SPEC 7 row 7), and without jitter."""
+        rough = evaluate_table(self.net, self.valid_table, self.recipe.augment)
+        clean = evaluate_table(self.net, self.valid_table)
+        mean: Callable[[Any], float] = lambda e: 100 * float(e[~(e != e)].mean())  # noqa: E731
+        return {
+            "valid": mean(rough.image_errors("paper")), "valid_nme": mean(rough.image_errors("continuous")),
+            "clean": mean(clean.image_errors("paper")), "clean_nme": mean(clean.image_errors("continuous")),
+        }  # fmt: skip
+
+    # ---- state -----------------------------------------------------------------------------------------------
+
+    def weights(self, training: dict[str, Any]) -> Weights:
+        info = self.train_table.info
+        return Weights(self.net, info.keypoints, info.crop_rule, training)
+
+    def save(self, name: str) -> None:
+        tensors = {f"net.{k}": v for k, v in self.net.state_dict().items()}
+        for i, state in self.optimiser.state_dict()["state"].items():
+            tensors |= {f"optimiser.{i}.{k}": v for k, v in state.items()}
+        write_tensors(self.out / name, tensors, {**self.asked, "position": self.at.__dict__})
+
+    def restore(self) -> None:
+        """Continues the run in `out`, from the latest state that this recipe would also have passed through."""
+        tensors: dict[str, Tensor] = {}
+        meta: dict[str, Any] = {}
+        for name in ("last.safetensors", "stable.safetensors"):
+            if not (self.out / name).is_file():
+                continue
+            tensors, meta = read_tensors(self.out / name)
+            self._check_same(meta)
+            common = min(Recipe.stable_epochs.fget(_recipe_like(self.recipe, meta)), self.recipe.stable_epochs)  # type: ignore[attr-defined]
+            if meta["recipe"]["epochs"] == self.recipe.epochs or meta["position"]["epoch"] <= common:
+                break
+        else:
+            if meta:
+                raise InputError(
+                    f"{self.out}: cannot be continued to {self.recipe.epochs} epochs; its learning rate has "
+                    "already fallen and no earlier state was kept; start a new run with another --out"
+                )
+            raise InputError(f"{self.out}: nothing to resume (no last.safetensors); leave --resume out")
+        self.net.load_state_dict({k[4:]: v for k, v in tensors.items() if k.startswith("net.")})
+        state = self.optimiser.state_dict()
+        for key, value in tensors.items():
+            if key.startswith("optimiser."):
+                _, i, field = key.split(".", 2)
+                state["state"].setdefault(int(i), {})[field] = value
+        self.optimiser.load_state_dict(state)
+        self.at = Position(**meta["position"])
+        metrics = self.out / "metrics.jsonl"
+        lines = metrics.read_text().splitlines() if metrics.is_file() else []
+        kept = [x for x in lines if json.loads(x)["epoch"] <= self.at.epoch]
+        if kept != lines:
+            write_text(metrics, "".join(x + "\n" for x in kept))
+
+    def _check_same(self, meta: dict[str, Any]) -> None:
+        now = json.loads(json.dumps(self.asked))
+        for what in ("model", "seed", "data"):
+            if meta[what] != now[what]:
+                raise InputError(f"{self.out}: was started with {what} {meta[what]}, not {now[what]}")
+        theirs, ours = dict(meta["recipe"]), dict(now["recipe"])
+        for free in ("epochs", "patience"):
+            theirs.pop(free), ours.pop(free)
+        changed = [k for k in ours if theirs.get(k) != ours[k]]
+        if changed:
+            raise InputError(f"{self.out}: was started with another recipe (differs in {', '.join(changed)})")
+
+    # ---- the run ---------------------------------------------------------------------------------------------
+
+    def fit(
+        self, report: Callable[[dict[str, Any]], None], step_done: Callable[[int, int], None] = lambda i, n: None
+    ) -> dict[str, Any]:
+        """Trains to the end; `report` gets each epoch's metrics. Returns the summary, also in summary.json."""
+        self.out.mkdir(parents=True, exist_ok=True)
+        write_json(self.out / "run.json", {**self.asked, "code": __version__, "bfloat16": self.bfloat16})
+        while self.at.epoch < self.recipe.epochs:
+            began = time.perf_counter()
+            loss = self.run_epoch(step_done)
+            trained = time.perf_counter() - began
+            errors = self.validate()
+            self.at.epoch += 1
+            self.at.seconds += time.perf_counter() - began
+            line = {
+                "epoch": self.at.epoch, "loss": loss, **errors, "images_per_second": len(self.train_table) / trained,
+                "seconds": self.at.seconds, "learning_rate": self.optimiser.param_groups[0]["lr"],
+            }  # fmt: skip
+            if errors["valid"] < self.at.best:
+                self.at.best, self.at.best_epoch = errors["valid"], self.at.epoch
+                save_weights(self.out / "best.safetensors", self.weights({
+                    **self.asked, "epoch": self.at.epoch, "validation_nme_paper": errors["valid"],
+                    "seconds": self.at.seconds, "code": __version__, "torch": torch.__version__,
+                }))  # fmt: skip
+            with open(self.out / "metrics.jsonl", "a", encoding="utf-8") as stream:
+                stream.write(json.dumps(line) + "\n")
+            if self.at.epoch == self.recipe.stable_epochs:
+                self.save("stable.safetensors")
+            self.save("last.safetensors")
+            report(line)
+            if self.recipe.patience and self.at.epoch - self.at.best_epoch >= self.recipe.patience:
+                break
+        summary = {
+            "epochs": self.at.epoch, "best_epoch": self.at.best_epoch, "best_valid": self.at.best,
+            "seconds": self.at.seconds,
+        }  # fmt: skip
+        write_json(self.out / "summary.json", summary)
+        return summary
+
+
+def _recipe_like(recipe: Recipe, meta: dict[str, Any]) -> Recipe:
+    return replace(recipe, epochs=meta["recipe"]["epochs"])
+
+
+def copy_matching(tensors: dict[str, Tensor], net: nn.Module) -> list[str]:
+    """Starts `net` from another network's weights where name and shape agree; returns the names copied."""
+    own = net.state_dict()
+    same = {k: v for k, v in tensors.items() if k in own and own[k].shape == v.shape}
+    net.load_state_dict(same, strict=False)
+    return list(same)

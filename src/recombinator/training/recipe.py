@@ -1,0 +1,140 @@
+"""How a network is trained, as data: `paper` (SPEC 3) and `fast` (ours, fixed on validation)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from recombinator.errors import InputError
+from recombinator.models.networks import ScoreMapNet
+from recombinator.training.loss import LOSSES
+from recombinator.transforms.augment import Augment
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides a run besides network, data and seed."""
+
+    name: str
+    epochs: int
+    batch: int
+    optimiser: str  # "adamw" | "adadelta"
+    augment: Augment
+    learning_rate: float = 1.0
+    weight_decay: float = 0.0
+    warmup_steps: int = 0
+    decay: float = 0.0  # share of the epochs at the end over which the learning rate falls to zero
+    loss: str = "softmax"
+    sigma: float = 0.0  # spread of the target in cells; 0: one cell
+    outside: str = "ignore"  # a point that left the crop: "ignore" it or "clamp" it to the border
+    shuffle: bool = True
+    precision: str = "auto"  # "auto" | "bfloat16" | "float32"
+    patience: int = 0  # epochs without a better validation error before stopping; 0: never
+    regularise: dict[str, float] = field(default_factory=dict)  # L2 factors: trunk, branch, alpha
+
+    def __post_init__(self) -> None:
+        for label, value, known in (
+            ("loss", self.loss, tuple(LOSSES)), ("outside", self.outside, ("ignore", "clamp")),
+            ("optimiser", self.optimiser, ("adamw", "adadelta")),
+            ("precision", self.precision, ("auto", "bfloat16", "float32")),
+        ):  # fmt: skip
+            if value not in known:
+                raise InputError(f"{label}={value!r} is not known: use one of {', '.join(known)}")
+        if self.epochs < 1 or self.batch < 1:
+            raise InputError(f"epochs ({self.epochs}) and batch ({self.batch}) must be 1 or more")
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @property
+    def stable_epochs(self) -> int:
+        """Epochs before the learning rate starts to fall: up to here a longer run is the same run."""
+        return self.epochs - round(self.epochs * self.decay)
+
+    def learning_rate_at(self, step: int, steps_per_epoch: int) -> float:
+        """Warm-up by steps, constant, then a fall to zero over the last `decay` of the epochs."""
+        rate = self.learning_rate * min(1.0, (step + 1) / max(self.warmup_steps, 1))
+        start, end = self.stable_epochs * steps_per_epoch, self.epochs * steps_per_epoch
+        if step >= start and end > start:
+            rate *= 0.5 * (1 + math.cos(math.pi * (step - start + 1) / (end - start + 1)))
+        return rate
+
+
+FAST = Recipe(
+    name="fast",
+    epochs=120,
+    batch=32,
+    optimiser="adamw",
+    learning_rate=2e-3,
+    weight_decay=0.02,
+    warmup_steps=300,
+    decay=0.7,
+    sigma=1.0,
+    augment=Augment(flip=True, gamma=1.0, blur=1.5, noise=12.0),
+)
+PAPER = Recipe(
+    name="paper",
+    epochs=300,
+    batch=64,
+    optimiser="adadelta",
+    augment=Augment(),
+    outside="clamp",
+    precision="float32",
+)
+RECIPES = {r.name: r for r in (FAST, PAPER)}
+
+# The README's L2 factors (SPEC 3); 6-branch values stand for the other depths (SPEC 7 row 15).
+_PAPER_L2 = {
+    "sumnet": {"trunk": 1e-10, "branch": 1e-14, "alpha": 1e-14},
+    "rcn": {"trunk": 1e-6, "branch": 1e-12},
+    "skip": {"trunk": 1e-4, "branch": 1e-4},
+}
+
+
+def get_recipe(name: str, model: str, **changes: Any) -> Recipe:
+    """A recipe by name, with the L2 factors of the model's family, and `changes` to fields of it or of its Augment."""
+    if name not in RECIPES:
+        raise InputError(f"no recipe is called {name!r}: use one of {', '.join(RECIPES)}")
+    recipe = RECIPES[name]
+    if name == "paper":
+        family = "skip" if model.endswith("-skip") else model.split("-")[0]
+        recipe = replace(recipe, regularise=_PAPER_L2.get(family, {}))
+    own = {k: v for k, v in changes.items() if k in Augment.__dataclass_fields__}
+    rest = {k: v for k, v in changes.items() if k not in own}
+    return replace(recipe, augment=replace(recipe.augment, **own), **rest)
+
+
+def make_optimiser(recipe: Recipe, net: ScoreMapNet) -> torch.optim.Optimizer:
+    """Decay on convolution weights only (and on alpha where the recipe says so), never on biases.
+
+    The paper's penalty lambda * W^2 is a weight decay of 2 * lambda.
+    """
+    groups: dict[str, list[nn.Parameter]] = {"trunk": [], "branch": [], "alpha": [], "bias": []}
+    for name, parameter in net.named_parameters():
+        part = name.split(".")[0] if name.endswith(".weight") or name == "alpha" else "bias"
+        groups[part if part in groups else "branch"].append(parameter)
+    if recipe.optimiser == "adadelta":
+        decays = {k: 2 * recipe.regularise.get(k, 0.0) for k in groups}
+    else:
+        decays = {k: recipe.weight_decay if k in ("trunk", "branch") else 0.0 for k in groups}
+    parameters = [
+        {"params": ps, "weight_decay": decays[k]} for k, ps in groups.items() if ps
+    ]
+    if recipe.optimiser == "adadelta":
+        return torch.optim.Adadelta(parameters, lr=1.0, rho=0.95, eps=1e-8)
+    return torch.optim.AdamW(parameters, lr=recipe.learning_rate, fused=True)
+
+
+def bfloat16_is_fast(device: torch.device) -> bool:
+    """True on GPUs that have it and on CPUs with AVX-512 bf16 (twice the training speed there)."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    probe = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+    return bool(probe and probe())
+
+
+__all__ = ["FAST", "PAPER", "RECIPES", "Recipe", "bfloat16_is_fast", "get_recipe", "make_optimiser"]

@@ -1,0 +1,98 @@
+"""Training samples from stage-1 crops: jitter, flip, photometric changes, occlusion. Batched, on the device.
+
+Random numbers are drawn on the CPU from the caller's generator, so a run is the same on every device.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor
+
+from recombinator.transforms.affine import apply, box_affine, compose, flip_affine, invert, warp
+
+
+@dataclass(frozen=True)
+class Augment:
+    """Ranges of the random changes; zero switches one off.
+
+    shift, zoom: +- share of the box side; degrees: +- rotation; flip: exchange left and right in half of the
+    samples; occlude: (smallest, largest) side in pixels of one black rectangle, of 80; gamma: log2 range; blur: largest
+    Gaussian sigma in pixels; noise: largest standard deviation in grey levels (the last three: half of samples).
+    """
+
+    shift: float = 0.1
+    zoom: float = 0.1
+    degrees: int = 40
+    flip: bool = False
+    occlude: tuple[int, int] = (20, 50)
+    gamma: float = 0.0
+    blur: float = 0.0
+    noise: float = 0.0
+
+
+def draw_samples(
+    images: Tensor, points: Tensor, boxes: Tensor, size: int, augment: Augment | None, mirrored: list[int],
+    generator: Generator,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """(B, C, S, S) uint8 crops, (B, K, 2) points and (B, 3) boxes in crop pixels ->
+    (B, C, size, size) float network inputs, 0..255, and (B, K, 2) points in network pixels.
+
+    `augment=None` is the unjittered crop of evaluation. `mirrored`: KeypointSet.mirrored.
+    """
+    n, device = len(images), images.device
+    if augment is None:
+        to_source = box_affine(boxes, size)
+        return warp(images, to_source, size), apply(invert(to_source), points)
+
+    def uniform(*shape: int) -> Tensor:  # in [-1, 1)
+        return (torch.rand(*shape, generator=generator) * 2 - 1).to(device)
+
+    zoom, shift = 1 + augment.zoom * uniform(n), augment.shift * uniform(n, 2)
+    degrees = torch.randint(-augment.degrees, augment.degrees + 1, (n,), generator=generator).float().to(device)
+    to_source = box_affine(boxes, size, shift, zoom, degrees)
+    if augment.flip:
+        flipped = uniform(n) < 0
+        to_source = compose(to_source, flip_affine(size, flipped))
+        points = torch.where(flipped[:, None, None], points[:, mirrored], points)
+    pixels, points = warp(images, to_source, size), apply(invert(to_source), points)
+
+    def half(strength: Tensor) -> Tensor:  # zero for half of the samples
+        return (strength.clamp_min(0))[:, None, None, None]
+
+    if augment.gamma:
+        exponent = torch.exp2(augment.gamma * uniform(n))[:, None, None, None]
+        pixels = (pixels / 255).clamp(0, 1).pow(exponent) * 255
+    if augment.blur:
+        pixels = blurred(pixels, augment.blur * uniform(n).clamp_min(0))
+    if augment.noise:
+        noise = torch.randn(pixels.shape, generator=generator).to(device)
+        pixels = (pixels + half(augment.noise * uniform(n)) * noise).clamp(0, 255)
+    if augment.occlude[1]:
+        pixels = occluded(pixels, augment.occlude, generator)
+    return pixels, points
+
+
+def blurred(pixels: Tensor, sigma: Tensor) -> Tensor:
+    """Gaussian blur, one sigma in pixels for each image; 0 leaves it."""
+    n, c, h, w = pixels.shape
+    x = torch.arange(-4, 5, device=pixels.device)
+    taps = torch.exp(-(x**2) / (2 * sigma[:, None].clamp_min(0.05) ** 2))
+    taps = (taps / taps.sum(1, keepdim=True)).repeat_interleave(c, 0)[:, None, None]
+    flat = F.pad(pixels.reshape(1, n * c, h, w), (4, 4, 4, 4), mode="replicate")
+    flat = F.conv2d(F.conv2d(flat, taps, groups=n * c), taps.transpose(2, 3), groups=n * c)
+    return flat.reshape(n, c, h, w)
+
+
+def occluded(pixels: Tensor, sides: tuple[int, int], generator: Generator) -> Tensor:
+    """One black rectangle an image: height and width independent uniform whole numbers in `sides` (of an 80-pixel
+    input; scaled with the size), position uniform such that it lies inside (paper, footnote 9)."""
+    n, _, size, _ = pixels.shape
+    extent = torch.randint(sides[0], sides[1] + 1, (n, 2), generator=generator) * size // 80
+    start = (torch.rand(n, 2, generator=generator) * (size - extent + 1)).floor()
+    start, end = start.to(pixels.device), (start + extent).to(pixels.device)
+    cell = torch.arange(size, device=pixels.device)
+    inside = (cell >= start[..., None]) & (cell < end[..., None])  # (n, 2, size)
+    return pixels.masked_fill((inside[:, 1, :, None] & inside[:, 0, None, :])[:, None], 0.0)

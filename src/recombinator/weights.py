@@ -1,0 +1,103 @@
+"""Weights files: safetensors with everything needed to use them in the metadata. Nothing is ever unpickled."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from recombinator.errors import InputError
+from recombinator.files import write_atomically
+from recombinator.keypoints import KeypointSet
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from recombinator.models import ScoreMapNet
+
+FORMAT = "recombinator-1"
+
+
+@dataclass
+class Weights:
+    """A network in memory with what its file says of it: keypoint set, crop rule by name, how it was trained."""
+
+    net: ScoreMapNet
+    keypoints: KeypointSet
+    crop_rule: str
+    training: dict[str, Any]
+
+
+def shipped() -> dict[str, Path]:
+    """Weights inside the package, by name."""
+    folder = Path(str(resources.files("recombinator") / "weights_data"))
+    return {p.stem: p for p in sorted(folder.glob("*.safetensors"))}
+
+
+def resolve(name_or_path: str | os.PathLike[str]) -> Path:
+    """A shipped name, a weights file, or a run's folder (its best weights). Raises InputError if it is none."""
+    text = os.fspath(name_or_path)
+    path = Path(text)
+    if path.is_file():
+        return path
+    if path.is_dir():
+        if (path / "best.safetensors").is_file():
+            return path / "best.safetensors"
+        raise InputError(f"{text}: a folder without best.safetensors; has its training finished an epoch?")
+    known = shipped()
+    if text in known:
+        return known[text]
+    raise InputError(
+        f"{text}: neither a weights file, nor a run's folder, nor a name that ships ({', '.join(known) or 'none'})"
+    )
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
+    """One file, atomically: contiguous CPU tensors and JSON metadata."""
+    from safetensors.torch import save_file
+
+    plain = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
+    write_atomically(path, lambda p: save_file(plain, p, metadata={"recombinator": json.dumps(meta)}))
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Raises InputError if the file is not one of ours or is damaged."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as stream:
+            found = (stream.metadata() or {}).get("recombinator")
+            if found is None:
+                raise InputError(f"{path}: not written by recombinator (its metadata is missing)")
+            return {k: stream.get_tensor(k) for k in stream.keys()}, json.loads(found)
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path}: not a readable safetensors file ({error})") from None
+
+
+def save_weights(path: Path, weights: Weights) -> None:
+    meta = {
+        "format": FORMAT, "model": weights.net.config, "keypoints": weights.keypoints.to_dict(),
+        "crop_rule": weights.crop_rule, "training": weights.training,
+    }  # fmt: skip
+    write_tensors(path, dict(weights.net.state_dict()), meta)
+
+
+def load_weights(name_or_path: str | os.PathLike[str]) -> Weights:
+    """The network in evaluation mode, on the CPU. Raises InputError for anything that is not such a file."""
+    from recombinator.models import create_model
+
+    path = resolve(name_or_path)
+    tensors, meta = read_tensors(path)
+    if meta.get("format") != FORMAT:
+        raise InputError(f"{path}: format {meta.get('format')!r}, this version reads {FORMAT!r}")
+    config = dict(meta["model"])
+    net = create_model(config.pop("name"), config.pop("keypoints"), **config)
+    try:
+        net.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise InputError(f"{path}: the tensors do not fit the model it names ({error})") from None
+    keypoints = KeypointSet.from_dict(meta["keypoints"])
+    return Weights(net.eval(), keypoints, meta["crop_rule"], meta["training"])
