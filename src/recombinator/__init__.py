@@ -1,3 +1,32 @@
-"""Recombinator: keypoints found precisely by Recombinator Networks (Honari et al., CVPR 2016)."""
+"""Recombinator: keypoints found precisely by Recombinator Networks (Honari et al., CVPR 2016).
+
+    import recombinator
+    faces = recombinator.load("rcn-6-mtfl").predict("photo.jpg")
+
+Importing this costs nothing; torch is loaded when a name below is first used.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from recombinator.errors import InputError
+
+if TYPE_CHECKING:
+    from recombinator.evaluation import evaluate
+    from recombinator.models import create_model, model_names
+    from recombinator.predict.predictor import Face, Predictor, load
+    from recombinator.training.run import train
 
 __version__ = "0.1.0"
+__all__ = ["Face", "InputError", "Predictor", "create_model", "evaluate", "load", "model_names", "train"]
+
+_HOMES = {
+    "Face": "predict.predictor", "Predictor": "predict.predictor", "load": "predict.predictor",
+    "create_model": "models", "model_names": "models", "evaluate": "evaluation", "train": "training.run",
+}  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(f"recombinator.{_HOMES[name]}"), name)
+    raise AttributeError(f"module 'recombinator' has no attribute {name!r}")

@@ -23,11 +23,13 @@ FORMAT = "recombinator-1"
 
 @dataclass
 class Weights:
-    """A network in memory with what its file says of it: keypoint set, crop rule by name, how it was trained."""
+    """A network in memory with what its file says of it: keypoint set, crop rule by name, template (K mean
+    positions in the crop, as shares of its side), how it was trained."""
 
     net: ScoreMapNet
     keypoints: KeypointSet
     crop_rule: str
+    template: list[list[float]]
     training: dict[str, Any]
 
 
@@ -72,7 +74,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             found = (stream.metadata() or {}).get("recombinator")
             if found is None:
                 raise InputError(f"{path}: not written by recombinator (its metadata is missing)")
-            return {k: stream.get_tensor(k) for k in stream.keys()}, json.loads(found)
+            return {k: stream.get_tensor(k) for k in stream.keys()}, json.loads(found)  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path}: not a readable safetensors file ({error})") from None
 
@@ -80,7 +82,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 def save_weights(path: Path, weights: Weights) -> None:
     meta = {
         "format": FORMAT, "model": weights.net.config, "keypoints": weights.keypoints.to_dict(),
-        "crop_rule": weights.crop_rule, "training": weights.training,
+        "crop_rule": weights.crop_rule, "template": weights.template, "training": weights.training,
     }  # fmt: skip
     write_tensors(path, dict(weights.net.state_dict()), meta)
 
@@ -100,4 +102,4 @@ def load_weights(name_or_path: str | os.PathLike[str]) -> Weights:
     except RuntimeError as error:
         raise InputError(f"{path}: the tensors do not fit the model it names ({error})") from None
     keypoints = KeypointSet.from_dict(meta["keypoints"])
-    return Weights(net.eval(), keypoints, meta["crop_rule"], meta["training"])
+    return Weights(net.eval(), keypoints, meta["crop_rule"], meta["template"], meta["training"])

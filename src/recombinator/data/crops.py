@@ -42,7 +42,7 @@ def eye_mouth_box(points: np.ndarray, factor: float, width: int, height: int) ->
     int(factor * max(eye distance, eye centre to mouth centre)), shifted inside the image, shrunk where it
     still cannot fit."""
     eyes, mouth = points[[0, 1]], points[[3, 4]]
-    x0, y0, x1, y1 = _squared(points[[0, 1, 3, 4]], int, int)
+    x0, y0, x1, _ = _squared(points[[0, 1, 3, 4]], int, int)
     reach = max(np.linalg.norm(eyes[0] - eyes[1]), np.linalg.norm(eyes.mean(0) - mouth.mean(0)))
     out = int(factor * reach)
     side = min(x1 - x0 + 2 * out, width, height)
@@ -52,7 +52,7 @@ def eye_mouth_box(points: np.ndarray, factor: float, width: int, height: int) ->
 def scaled_box(points: np.ndarray, factor: float, width: int, height: int) -> Box:
     """300-W's rule: the squared bounding box of all points, enlarged about its centre; it may leave the
     image, which is then padded with zeros."""
-    x0, y0, x1, y1 = _squared(points, math.floor, math.ceil)
+    x0, y0, x1, _ = _squared(points, math.floor, math.ceil)
     out = (x1 - x0) * (factor - 1) / 2
     x0, y0 = math.floor(x0 - out), math.floor(y0 - out)
     return x0, y0, math.ceil(x1 + out) - x0

@@ -85,9 +85,7 @@ def _schema(info: TableInfo, attributes: tuple[str, ...]) -> Any:
     )
 
 
-def write_table(
-    path: Path, info: TableInfo, rows: Iterable[Row], attributes: tuple[str, ...] = ()
-) -> int:
+def write_table(path: Path, info: TableInfo, rows: Iterable[Row], attributes: tuple[str, ...] = ()) -> int:
     """Streams rows into `path` by way of a temporary name; returns how many were written."""
     import pyarrow as pa
     import pyarrow.parquet as pq

@@ -55,19 +55,19 @@ def tiled_kernel(weight: Tensor) -> Tensor:
     convolution whose (k+1)x(k+1) kernel is the flipped `weight` convolved with those ones.
     (out, in, k, k) -> (in, out, k+1, k+1).
     """
-    spread = sum(F.pad(weight.flip(-1, -2), (dx, 1 - dx, dy, 1 - dy)) for dx in (0, 1) for dy in (0, 1))
-    assert isinstance(spread, Tensor)
-    return spread.transpose(0, 1)
+    flipped = weight.flip(-1, -2)
+    rows = F.pad(flipped, (0, 0, 0, 1)) + F.pad(flipped, (0, 0, 1, 0))
+    return (F.pad(rows, (0, 1)) + F.pad(rows, (1, 0))).transpose(0, 1)
 
 
-def conv_over_concat(conv: nn.Conv2d, fine: Tensor, coarse: Tensor, mode: str = "tile") -> Tensor:
+def conv_over_concat(conv: nn.Conv2d, fine: Tensor, coarse: Tensor, mode: str = "tile", fused: bool = True) -> Tensor:
     """`conv(concat(fine, upsample(coarse)))`, without ever building the upsampled map where it is tiled by two.
 
     fine: (B, Cf, S, S); coarse: (B, Cc, s, s). For s = S / 2 the coarse half costs 4 products in place of 9
-    for a 3x3 kernel (9 in place of 25 for 5x5); otherwise the plain form is computed.
+    for a 3x3 kernel (9 in place of 25 for 5x5); otherwise, and without `fused`, the plain form is computed.
     """
     channels, size = fine.shape[1], fine.shape[-1]
-    if mode != "tile" or size != 2 * coarse.shape[-1]:
+    if not fused or mode != "tile" or size != 2 * coarse.shape[-1]:
         return conv(torch.cat([fine, upsample(coarse, size, mode)], dim=1))
     k = conv.kernel_size[0]
     if k == 1:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -87,7 +88,10 @@ class ScoreMapNet(nn.Module):
             )
         self.config: dict[str, object] = {}
         self.size, self.channels, self.keypoints, self.upsampling = size, channels, keypoints, upsampling
-        self.norm = NORMALISATIONS[norm]()
+        self.layout = torch.channels_last  # of the maps in memory: the fast one on CPUs and GPUs
+        self.fused = True  # tiled maps are never built; False computes the plain form, for comparison
+        self.branch = nn.ModuleDict()  # by level; filled by the subclasses
+        self.norm: nn.Module = NORMALISATIONS[norm]()
         widths = [channels] + [level.trunk for level in levels]
         self.trunk = nn.ModuleList(
             Conv(widths[i], widths[i + 1], levels[i].trunk_kernel) for i in range(self.included[-1] + 1)
@@ -112,11 +116,12 @@ class ScoreMapNet(nn.Module):
         """(B, channels, S, S) images, 0..255, any real dtype -> (B, K, S, S) pre-softmax scores."""
         with torch.autocast(x.device.type, enabled=False):
             x = self.norm(x.float())
-        return self.scores(self.features(x.contiguous(memory_format=torch.channels_last)))
+        return self.scores(self.features(x.contiguous(memory_format=self.layout)))
 
     def branches(self) -> Iterator[tuple[int, list[Conv]]]:
         """(level, convolutions) of every included branch, finest first."""
-        raise NotImplementedError
+        for i in self.included:
+            yield i, cast(list[Conv], list(cast(nn.ModuleList, self.branch[str(i)])))
 
     def layers(self) -> list[CountedConv]:
         """Every convolution with its map size, trunk first, in the paper's dense form."""
@@ -149,12 +154,9 @@ class SumNet(ScoreMapNet):
         self, levels: tuple[Level, ...], keypoints: int, *, alpha: str = "map", size: int = 80,
         channels: int = 1, mask: tuple[int, ...] | None = None, upsampling: str = "tile", norm: str = "image",
     ) -> None:  # fmt: skip
-        super().__init__(
-            levels, keypoints, size=size, channels=channels, mask=mask, upsampling=upsampling, norm=norm
-        )
-        self.branch = nn.ModuleDict()
+        super().__init__(levels, keypoints, size=size, channels=channels, mask=mask, upsampling=upsampling, norm=norm)
         for i in self.included:
-            width, kernel = levels[i].branch[-1]
+            kernel = levels[i].branch[-1][1]
             widths = [levels[i].trunk] + [w for w, _ in levels[i].branch[:-1]]
             kernels = [k for _, k in levels[i].branch]
             convs = [Conv(a, b, k) for a, b, k in zip(widths, widths[1:], kernels, strict=False)]
@@ -164,9 +166,8 @@ class SumNet(ScoreMapNet):
             raise InputError(f"alpha={alpha!r} is not known: use 'map' or 'pixel'")
         self.alpha = nn.Parameter(torch.rand(len(self.included), keypoints, *shapes[alpha]))
 
-    def branches(self) -> Iterator[tuple[int, list[Conv]]]:
-        for i in self.included:
-            yield i, list(self.branch[str(i)])  # type: ignore[arg-type]
+    def multiply_adds(self) -> int:
+        return super().multiply_adds() + len(self.included) * self.keypoints * self.size**2  # alpha
 
     def branch_maps(self, maps: list[Tensor]) -> list[Tensor]:
         """M^(r) of every included branch, finest first, each (B, K, S, S)."""
@@ -197,11 +198,8 @@ class RCN(ScoreMapNet):
         self, levels: tuple[Level, ...], keypoints: int, *, skip: bool = False, size: int = 80,
         channels: int = 1, mask: tuple[int, ...] | None = None, upsampling: str = "tile", norm: str = "image",
     ) -> None:  # fmt: skip
-        super().__init__(
-            levels, keypoints, size=size, channels=channels, mask=mask, upsampling=upsampling, norm=norm
-        )
+        super().__init__(levels, keypoints, size=size, channels=channels, mask=mask, upsampling=upsampling, norm=norm)
         self.skip = skip
-        self.branch = nn.ModuleDict()
         received = 0
         for i in reversed(self.included):
             spec = list(levels[i].branch)
@@ -213,14 +211,13 @@ class RCN(ScoreMapNet):
             )
             received = widths[-1] + (received if skip else 0)
 
-    def branches(self) -> Iterator[tuple[int, list[Conv]]]:
-        for i in self.included:
-            yield i, list(self.branch[str(i)])  # type: ignore[arg-type]
-
     def scores(self, maps: list[Tensor]) -> Tensor:
         coarse: Tensor | None = None
         for i, (first, *rest) in reversed(list(self.branches())):
-            x = first(maps[i]) if coarse is None else conv_over_concat(first, maps[i], coarse, self.upsampling)
+            if coarse is None:
+                x = first(maps[i])
+            else:
+                x = conv_over_concat(first, maps[i], coarse, self.upsampling, self.fused)
             for conv in rest:
                 x = conv(torch.relu_(x))
             if i == self.included[0]:

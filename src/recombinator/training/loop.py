@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -27,7 +28,7 @@ from recombinator.files import write_json, write_text
 from recombinator.models import ScoreMapNet, create_model
 from recombinator.training.loss import LOSSES, target_cells
 from recombinator.training.recipe import Recipe, bfloat16_is_fast, make_optimiser
-from recombinator.transforms.augment import draw_samples
+from recombinator.transforms.augment import Augment, draw_samples
 from recombinator.weights import Weights, read_tensors, save_weights, write_tensors
 
 
@@ -58,9 +59,7 @@ class Trainer:
         self.optimiser = make_optimiser(recipe, self.net)
         on_gpu = self.device.type == "cuda"
         self.forward: Callable[[Tensor], Tensor] = torch.compile(self.net) if on_gpu else self.net
-        self.bfloat16 = recipe.precision == "bfloat16" or (
-            recipe.precision == "auto" and bfloat16_is_fast(self.device)
-        )
+        self.bfloat16 = recipe.precision == "bfloat16" or (recipe.precision == "auto" and bfloat16_is_fast(self.device))
         self.steps = math.ceil(len(train) / recipe.batch)
         self.data = [torch.from_numpy(x).to(self.device) for x in (train.images, train.points, train.boxes, train.mask)]
         self.at = Position()
@@ -79,9 +78,7 @@ class Trainer:
             images, points, boxes, size, recipe.augment, self.train_table.info.keypoints.mirrored, generator
         )
         if recipe.outside == "clamp":
-            points = torch.where(
-                (points < 0) | (points >= size), target_cells(points, size) + 0.5, points
-            )
+            points = torch.where((points < 0) | (points >= size), target_cells(points, size) + 0.5, points)
         else:
             mask = mask & ((points >= 0) & (points < size)).all(dim=2)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
@@ -117,19 +114,23 @@ class Trainer:
 
     def validate(self) -> dict[str, float]:
         """Validation errors in percent on the set that is jittered once (SPEC 7 row 7), and without jitter."""
-        rough = evaluate_table(self.net, self.valid_table, self.recipe.augment)
+        rough = evaluate_table(self.net, self.valid_table, Augment())
         clean = evaluate_table(self.net, self.valid_table)
-        mean: Callable[[Any], float] = lambda e: 100 * float(e[~(e != e)].mean())  # noqa: E731
         return {
-            "valid": mean(rough.image_errors("paper")), "valid_nme": mean(rough.image_errors("continuous")),
-            "clean": mean(clean.image_errors("paper")), "clean_nme": mean(clean.image_errors("continuous")),
+            key: 100 * float(np.nanmean(result.image_errors(protocol)))
+            for key, result, protocol in (
+                ("valid", rough, "paper"), ("valid_nme", rough, "continuous"),
+                ("clean", clean, "paper"), ("clean_nme", clean, "continuous"),
+            )
         }  # fmt: skip
 
     # ---- state -----------------------------------------------------------------------------------------------
 
     def weights(self, training: dict[str, Any]) -> Weights:
-        info = self.train_table.info
-        return Weights(self.net, info.keypoints, info.crop_rule, training)
+        table = self.train_table
+        inside = (table.points - table.boxes[:, None, :2]) / table.boxes[:, None, 2:]
+        template = np.nanmean(np.where(table.mask[..., None], inside, np.nan), axis=0)
+        return Weights(self.net, table.info.keypoints, table.info.crop_rule, template.round(4).tolist(), training)
 
     def save(self, name: str) -> None:
         tensors = {f"net.{k}": v for k, v in self.net.state_dict().items()}
@@ -138,24 +139,29 @@ class Trainer:
         write_tensors(self.out / name, tensors, {**self.asked, "position": self.at.__dict__})
 
     def restore(self) -> None:
-        """Continues the run in `out`, from the latest state that this recipe would also have passed through."""
-        tensors: dict[str, Tensor] = {}
-        meta: dict[str, Any] = {}
+        """Continues the run in `out`, from the latest state that this recipe would also have passed through: the
+        last one; for another number of epochs, one before either learning rate fell, or the very start."""
+        if not (self.out / "last.safetensors").is_file():
+            raise InputError(f"{self.out}: nothing to resume (no last.safetensors); leave --resume out")
         for name in ("last.safetensors", "stable.safetensors"):
             if not (self.out / name).is_file():
                 continue
             tensors, meta = read_tensors(self.out / name)
             self._check_same(meta)
-            common = min(Recipe.stable_epochs.fget(_recipe_like(self.recipe, meta)), self.recipe.stable_epochs)  # type: ignore[attr-defined]
-            if meta["recipe"]["epochs"] == self.recipe.epochs or meta["position"]["epoch"] <= common:
+            before = replace(self.recipe, epochs=meta["recipe"]["epochs"])
+            shared = min(before.stable_epochs, self.recipe.stable_epochs)
+            if before.epochs == self.recipe.epochs or meta["position"]["epoch"] <= shared:
+                self._load_state(tensors, meta)
+                if name == "stable.safetensors":
+                    self.at.best = math.inf  # best.safetensors is of epochs that are run anew
                 break
-        else:
-            if meta:
-                raise InputError(
-                    f"{self.out}: cannot be continued to {self.recipe.epochs} epochs; its learning rate has "
-                    "already fallen and no earlier state was kept; start a new run with another --out"
-                )
-            raise InputError(f"{self.out}: nothing to resume (no last.safetensors); leave --resume out")
+        metrics = self.out / "metrics.jsonl"
+        lines = metrics.read_text().splitlines() if metrics.is_file() else []
+        kept = [x for x in lines if json.loads(x)["epoch"] <= self.at.epoch]
+        if kept != lines:
+            write_text(metrics, "".join(x + "\n" for x in kept))
+
+    def _load_state(self, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
         self.net.load_state_dict({k[4:]: v for k, v in tensors.items() if k.startswith("net.")})
         state = self.optimiser.state_dict()
         for key, value in tensors.items():
@@ -164,11 +170,6 @@ class Trainer:
                 state["state"].setdefault(int(i), {})[field] = value
         self.optimiser.load_state_dict(state)
         self.at = Position(**meta["position"])
-        metrics = self.out / "metrics.jsonl"
-        lines = metrics.read_text().splitlines() if metrics.is_file() else []
-        kept = [x for x in lines if json.loads(x)["epoch"] <= self.at.epoch]
-        if kept != lines:
-            write_text(metrics, "".join(x + "\n" for x in kept))
 
     def _check_same(self, meta: dict[str, Any]) -> None:
         now = json.loads(json.dumps(self.asked))
@@ -221,10 +222,6 @@ class Trainer:
         }  # fmt: skip
         write_json(self.out / "summary.json", summary)
         return summary
-
-
-def _recipe_like(recipe: Recipe, meta: dict[str, Any]) -> Recipe:
-    return replace(recipe, epochs=meta["recipe"]["epochs"])
 
 
 def copy_matching(tensors: dict[str, Tensor], net: nn.Module) -> list[str]:

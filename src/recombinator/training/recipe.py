@@ -121,9 +121,7 @@ def make_optimiser(recipe: Recipe, net: ScoreMapNet) -> torch.optim.Optimizer:
         decays = {k: 2 * recipe.regularise.get(k, 0.0) for k in groups}
     else:
         decays = {k: recipe.weight_decay if k in ("trunk", "branch") else 0.0 for k in groups}
-    parameters = [
-        {"params": ps, "weight_decay": decays[k]} for k, ps in groups.items() if ps
-    ]
+    parameters = [{"params": ps, "weight_decay": decays[k]} for k, ps in groups.items() if ps]
     if recipe.optimiser == "adadelta":
         return torch.optim.Adadelta(parameters, lr=1.0, rho=0.95, eps=1e-8)
     return torch.optim.AdamW(parameters, lr=recipe.learning_rate, fused=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -48,7 +50,7 @@ class GlobalNorm(nn.Module):
         return (x - mean) / std.clamp_min(1e-6)
 
 
-NORMALISATIONS = {
+NORMALISATIONS: dict[str, Callable[[], nn.Module]] = {
     "image": lambda: LocalContrastNorm("image"),
     "batch": lambda: LocalContrastNorm("batch"),
     "global": GlobalNorm,

@@ -1,0 +1,140 @@
+"""How fast training and prediction are, as ratios within one run: variants are timed in turn, round by round."""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from recombinator.data.crops import GRID, RULES
+from recombinator.data.table import FaceTable, TableInfo
+from recombinator.keypoints import FACE_5
+from recombinator.models import ScoreMapNet, create_model
+from recombinator.models.decode import subpixel
+from recombinator.training.loop import Trainer
+from recombinator.training.recipe import bfloat16_is_fast, get_recipe
+
+Timed = Callable[[], object]
+BATCH = 32
+# name -> (bfloat16, fused tiling, layout)
+VARIANTS = {
+    "ours": (True, True, torch.channels_last),
+    "ours, float32": (False, True, torch.channels_last),
+    "plain, channels-last": (False, False, torch.channels_last),
+    "plain": (False, False, torch.contiguous_format),
+}
+
+
+def random_table(n: int, seed: int = 0) -> FaceTable:
+    """Noise crops with points at plausible places: what speed needs to know of data."""
+    rng = np.random.default_rng(seed)
+    template = np.array([[56, 52], [104, 52], [80, 80], [60, 108], [100, 108]], np.float32)
+    points = template + rng.normal(0, 3, (n, 5, 2)).astype(np.float32)
+    return FaceTable(
+        info=TableInfo("noise", "train", FACE_5, "mtfl", GRID, True),
+        images=rng.integers(0, 256, (n, 1, GRID, GRID), dtype=np.uint8),
+        points=points,
+        mask=np.ones((n, 5), bool),
+        boxes=np.stack([RULES["mtfl"].inner_box(p, GRID) for p in points]),
+        to_file=np.zeros((n, 2, 3)),
+        files=["noise"] * n,
+        fingerprint="noise",
+    )
+
+
+def _trainer(model: str, table: FaceTable, variant: str, out: Path) -> Trainer:
+    bfloat16, fused, layout = VARIANTS[variant]
+    recipe = get_recipe("fast", model, epochs=1, batch=BATCH, precision="bfloat16" if bfloat16 else "float32")
+    trainer = Trainer(model, table, table, out, recipe)
+    trainer.net.fused, trainer.net.layout = fused, layout
+    trainer.net.to(memory_format=layout)  # type: ignore[call-overload]
+    return trainer
+
+
+def _prediction(net: ScoreMapNet, batch: int, bfloat16: bool) -> Timed:
+    images = torch.randint(0, 256, (batch, 1, net.size, net.size), dtype=torch.uint8)
+
+    @torch.inference_mode()
+    def call() -> object:
+        with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+            return subpixel(net(images))
+
+    return call
+
+
+def run(models: list[str], rounds: int, threads: int | None, advance: Callable[[int, int], None]) -> dict[str, Any]:
+    """Times every job once a round for `rounds` rounds; returns medians with lowest and highest, and ratios."""
+    if threads:
+        torch.set_num_threads(threads)
+    a = torch.randn(2048, 2048)
+    x = torch.randn(BATCH, 64, 80, 80).contiguous(memory_format=torch.channels_last)
+    w = torch.randn(64, 64, 3, 3).contiguous(memory_format=torch.channels_last)
+    # name -> (what to time, units of work in one call, unit)
+    jobs: dict[str, tuple[Timed, float, str]] = {
+        "matrix product 2048, float32": (lambda: a @ a, 2 * 2048**3 / 1e9, "GFLOP/s"),
+        "3x3 convolution 64-64 at 80x80, float32": (
+            lambda: F.conv2d(x, w, padding=1), 2 * 64 * 64 * 9 * 6400 * BATCH / 1e9, "GFLOP/s",
+        ),
+    }  # fmt: skip
+    fast = bfloat16_is_fast(torch.device("cpu"))
+    variants = [v for v, (bfloat16, _, _) in VARIANTS.items() if fast or not bfloat16]
+    table = random_table(8 * BATCH)
+    with tempfile.TemporaryDirectory() as folder:
+        for model in models:
+            for variant in variants:
+                trainer = _trainer(model, table, variant, Path(folder))
+                epoch: Timed = lambda t=trainer: t.run_epoch(lambda i, n: None)  # type: ignore[misc]  # noqa: E731
+                jobs[f"{model} training, {variant}"] = (epoch, len(table), "images/s")
+            net = create_model(model).eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            for batch in (1, 64):
+                for bfloat16 in (False, True) if fast else (False,):
+                    kind = "bfloat16" if bfloat16 else "float32"
+                    jobs[f"{model} prediction, batch {batch}, {kind}"] = (
+                        _prediction(net, batch, bfloat16),
+                        batch,
+                        "ms",
+                    )
+        times: dict[str, list[float]] = {name: [] for name in jobs}
+        for i in range(rounds + 1):  # the first round warms up
+            for name, (call, _, _) in jobs.items():
+                repeats = 20 if "batch 1," in name else 1
+                began = time.perf_counter()
+                for _ in range(repeats):
+                    call()
+                if i:
+                    times[name].append((time.perf_counter() - began) / repeats)
+            advance(i + 1, rounds + 1)
+    rows: dict[str, dict[str, Any]] = {}
+    for name, (_, work, unit) in jobs.items():
+        rates = [1000 * t / work if unit == "ms" else work / t for t in times[name]]
+        rows[name] = {"median": statistics.median(rates), "low": min(rates), "high": max(rates), "unit": unit}
+    for model in models:
+        gflop = 3 * 2 * create_model(model).multiply_adds() / 1e9  # forward, and twice that backward
+        plain = rows[f"{model} training, plain"]["median"]
+        channels_last = rows[f"{model} training, plain, channels-last"]["median"]
+        for variant in variants:
+            row = rows[f"{model} training, {variant}"]
+            row["ratio_to_plain"] = row["median"] / plain
+            row["ratio_to_plain_channels_last"] = row["median"] / channels_last
+            row["dense_gflops"] = row["median"] * gflop
+    return {"rounds": rounds, "threads": torch.get_num_threads(), "batch": BATCH, "rows": rows}
+
+
+def as_text(report: dict[str, Any]) -> str:
+    lines = [f"{report['threads']} threads, median of {report['rounds']} interleaved rounds [lowest, highest]"]
+    for name, row in report["rows"].items():
+        text = f"{name:48}{row['median']:9.2f} {row['unit']:9} [{row['low']:.2f}, {row['high']:.2f}]"
+        if "ratio_to_plain" in row:
+            text += (
+                f"  {row['ratio_to_plain']:.2f}x plain, {row['ratio_to_plain_channels_last']:.2f}x channels-last"
+                f", {row['dense_gflops']:.0f} GFLOP/s of dense arithmetic"
+            )
+        lines.append(text)
+    return "\n".join(lines)

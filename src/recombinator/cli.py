@@ -1,0 +1,392 @@
+"""The command line: parses, calls, prints. Heavy imports stay inside the commands."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from recombinator.console import progress, warn
+from recombinator.errors import InputError
+from recombinator.files import write_atomically, write_json, write_text
+
+if TYPE_CHECKING:
+    from recombinator.predict.predictor import Face
+
+DEFAULT_WEIGHTS = "rcn-6-mtfl"
+
+app = typer.Typer(
+    help="Recombinator Networks: train, compare and use small, precise keypoint localisers.",
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)  # fmt: skip
+prepare = typer.Typer(help="Turn a dataset into Parquet tables of crops and points.", no_args_is_help=True)
+study = typer.Typer(help="Tables from the files under results/.", no_args_is_help=True)
+app.add_typer(prepare, name="prepare")
+app.add_typer(study, name="study")
+
+Data = Annotated[Path, typer.Option("--data", help="folder that `prepare` wrote (evaluate: one table)")]
+Size = Annotated[int, typer.Option(min=16, max=1024, help="side of the stored crops in pixels")]
+Quality = Annotated[int, typer.Option(min=0, max=100, help="JPEG quality; 0 stores PNG, without loss")]
+
+
+def _counts(counts: dict[str, int], out: Path) -> None:
+    parts = [f"{out / split}.parquet: {n} faces" for split, n in counts.items() if split != "dropped" and n]
+    print("\n".join(parts))
+    if "dropped" in counts:
+        print(f"dropped: {counts['dropped']} lines")
+
+
+@prepare.command("mtfl")
+def prepare_mtfl(
+    source: Annotated[Path, typer.Argument(help="folder with training.txt and testing.txt")],
+    out: Annotated[Path, typer.Argument(help="folder to write train, valid and test.parquet to")],
+    size: Size = 160,
+    grey: Annotated[bool, typer.Option("--grey", help="store grey crops")] = False,
+    quality: Quality = 95,
+    strict: Annotated[bool, typer.Option("--strict", help="stop at the first bad line")] = False,
+) -> None:
+    """MTFL's training.txt (9,000 + 1,000, the authors' split) and its AFLW testing.txt."""
+    from recombinator.data import mtfl
+
+    with progress("preparing") as advance:
+        counts = mtfl.prepare_mtfl(
+            source, out, size=size, grey=grey, quality=quality, strict=strict, drop=warn, advance=advance
+        )
+    _counts(counts, out)
+
+
+@prepare.command("synthetic")
+def prepare_synthetic(
+    out: Annotated[Path, typer.Argument(help="folder to write train, valid and test.parquet to")],
+    faces: Annotated[int, typer.Option(help="faces in all; a tenth each for validation and test")] = 1000,
+    points: Annotated[int, typer.Option(help="keypoints a face: 5 or 68")] = 5,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    size: Size = 160,
+    grey: Annotated[bool, typer.Option("--grey/--colour")] = True,
+    quality: Quality = 95,
+) -> None:
+    """Drawn faces with known points: no download needed."""
+    from recombinator.data import synthetic
+
+    with progress("drawing") as advance:
+        counts = synthetic.prepare_synthetic(
+            out, faces=faces, keypoints=points, seed=seed, size=size, grey=grey, quality=quality, advance=advance
+        )
+    _counts(counts, out)
+
+
+@app.command()
+def models(
+    as_json: Annotated[bool, typer.Option("--json", help="a JSON list")] = False,
+    keypoints: Annotated[int, typer.Option(min=1)] = 5,
+    size: Annotated[int, typer.Option(help="input side in pixels")] = 80,
+) -> None:
+    """The networks, with parameters and multiply-adds an image."""
+    from recombinator.models import create_model, model_names
+
+    rows = []
+    for name in model_names():
+        net = create_model(name, keypoints, size=size)
+        rows.append({
+            "name": name, "parameters": sum(p.numel() for p in net.parameters()),
+            "multiply_adds": net.multiply_adds(), "input": size, "keypoints": keypoints,
+        })  # fmt: skip
+    if as_json:
+        print(json.dumps(rows, indent=2))
+        return
+    print(f"{'name':14}{'parameters':>12}{'multiply-adds':>16}{'input':>9}{'keypoints':>11}")
+    for r in rows:
+        side = f"{r['input']}x{r['input']}"
+        print(f"{r['name']:14}{r['parameters']:>12,}{r['multiply_adds']:>16,}{side:>9}{r['keypoints']:>11}")
+
+
+def _mask(text: str | None) -> tuple[int, ...] | None:
+    if text is None:
+        return None
+    parts = text.replace(" ", "").split(",")
+    if not set(parts) <= {"0", "1"}:
+        raise InputError(f"--mask {text}: wants zeros and ones, coarsest branch first, such as 1,0,0,1")
+    return tuple(int(p) for p in parts)
+
+
+@app.command()
+def train(
+    model: Annotated[str, typer.Argument(help="a name from `recombinator models`")],
+    data: Data,
+    out: Annotated[Path, typer.Option(help="folder of the run")],
+    recipe: Annotated[str, typer.Option(help="fast (ours) or paper (Adadelta, SPEC of the authors)")] = "fast",
+    epochs: Annotated[int | None, typer.Option(min=1)] = None,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    resume: Annotated[bool, typer.Option("--resume", help="go on where this run stopped")] = False,
+    occlusion: Annotated[bool | None, typer.Option("--occlusion/--no-occlusion", help="black rectangles")] = None,
+    rotation: Annotated[int | None, typer.Option(min=0, max=180, help="+- degrees of jitter")] = None,
+    flip: Annotated[bool | None, typer.Option("--flip/--no-flip")] = None,
+    batch: Annotated[int | None, typer.Option(min=1)] = None,
+    learning_rate: Annotated[float | None, typer.Option(min=0.0)] = None,
+    loss: Annotated[str | None, typer.Option(help="softmax (Eq. 2) or l2 (footnote 4)")] = None,
+    sigma: Annotated[float | None, typer.Option(min=0.0, help="spread of the target in cells")] = None,
+    outside: Annotated[str | None, typer.Option(help="points that leave the crop: ignore or clamp")] = None,
+    precision: Annotated[str | None, typer.Option(help="auto, bfloat16 or float32")] = None,
+    patience: Annotated[int | None, typer.Option(min=0, help="stop after so many epochs without gain")] = None,
+    mask: Annotated[str | None, typer.Option(help="branches to keep, coarsest first, such as 1,0,0,1")] = None,
+    alpha: Annotated[str | None, typer.Option(help="SumNet: a weight per map or per pixel")] = None,
+    upsampling: Annotated[str | None, typer.Option(help="tile or bilinear")] = None,
+    norm: Annotated[str | None, typer.Option(help="local contrast normalisation by image or batch; global")] = None,
+    size: Annotated[int | None, typer.Option(help="input side in pixels")] = None,
+    width: Annotated[float | None, typer.Option(help="factor on all widths")] = None,
+    channels: Annotated[int | None, typer.Option(help="1 for grey, 3 for RGB")] = None,
+    start: Annotated[str | None, typer.Option(help="weights to start from, where shapes agree")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="only the first images")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads")] = None,
+    tensorboard: Annotated[bool, typer.Option("--tensorboard")] = False,
+) -> None:
+    """Train a network; the epoch with the lowest validation error is kept."""
+    import torch
+
+    from recombinator.training import run
+
+    if threads:
+        torch.set_num_threads(threads)
+    changes: dict[str, Any] = {
+        "epochs": epochs, "batch": batch, "learning_rate": learning_rate, "loss": loss, "sigma": sigma,
+        "outside": outside, "precision": precision, "patience": patience, "degrees": rotation, "flip": flip,
+        "occlude": None if occlusion is None else ((20, 50) if occlusion else (0, 0)),
+    }  # fmt: skip
+    options: dict[str, Any] = {
+        "mask": _mask(mask), "alpha": alpha, "upsampling": upsampling, "norm": norm, "size": size, "width": width,
+        "channels": channels,
+    }  # fmt: skip
+    changes = {k: v for k, v in changes.items() if v is not None}
+    options = {k: v for k, v in options.items() if v is not None}
+    with progress(f"epoch of {model}") as advance:
+
+        def report(line: dict[str, Any]) -> None:
+            print(
+                f"epoch {line['epoch']:4d}  loss {line['loss']:8.3f}  validation {line['valid']:6.2f} % jittered "
+                f"{line['clean']:6.2f} % plain  {line['images_per_second']:5.0f} images/s  {line['seconds']:6.0f} s",
+                flush=True,
+            )
+
+        try:
+            summary = run.train(
+                model, data, out, recipe=recipe, seed=seed, resume=resume, device=device, start=start, limit=limit,
+                options=options, tensorboard=tensorboard, report=report, step_done=advance, **changes,
+            )  # fmt: skip
+        except KeyboardInterrupt:
+            warn(f"stopped; finished epochs are in {out}: the same command with --resume goes on")
+            raise typer.Exit(130) from None
+    print(
+        f"best epoch {summary['best_epoch']} of {summary['epochs']}: validation error {summary['best_valid']:.2f} %; "
+        f"{out / 'best.safetensors'}"
+    )
+
+
+@app.command()
+def evaluate(
+    weights: Annotated[str, typer.Argument(help="a shipped name, a weights file or a run's folder")],
+    data: Data,
+    json_out: Annotated[Path | None, typer.Option("--json", help="report; per-image Parquet beside it")] = None,
+    plots: Annotated[Path | None, typer.Option(help="folder for the error curve and the worst faces")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="only the first images")] = None,
+) -> None:
+    """Errors on a table, in the paper's protocol and in the continuous one."""
+    from recombinator import evaluation
+    from recombinator.provenance import provenance
+
+    result, report = evaluation.evaluate(weights, data, limit=limit)
+    names = report["keypoints"]
+    print(f"{weights} on {data}: {report['images']} images, errors in % of the {report['normaliser']}")
+    for protocol, key in (("paper", "nme_paper"), ("continuous", "nme")):
+        low, high = report[f"{key}_ci95"]
+        print(f"  {key:10} {report[key]:6.3f}  [{low:.3f}, {high:.3f}]  {protocol}: {report['protocols'][protocol]}")
+    print(
+        f"  failures over 10 %: {100 * report['failure_rate_10']:.2f} % of images; AUC to 10 %: {report['auc_10']:.4f}"
+    )
+    if len(names) <= 10:
+        print("  nme of " + ", ".join(f"{n} {e:.2f}" for n, e in zip(names, report["per_keypoint"], strict=True)))
+    if json_out:
+        evaluation.write_per_image(json_out.with_suffix(".parquet"), result)
+        write_json(json_out, {"kind": "evaluation", **report, "provenance": provenance()})
+        print(f"wrote {json_out} and {json_out.with_suffix('.parquet')}")
+    if plots:
+        from recombinator import plots as pictures
+
+        pictures.plot_cumulative(plots / "cumulative.png", result, f"{weights}, {report['data']['dataset']}")
+        inputs = evaluation.network_inputs(data, result.size, int(report["model"].get("channels", 1)), limit)
+        pictures.contact_sheet(plots / "worst.png", inputs, result)
+        print(f"wrote {plots / 'cumulative.png'} and {plots / 'worst.png'}")
+
+
+def _table(faces: list[Face]) -> str:
+    lines = [f"{'face':>4}  {'keypoint':14}{'x':>9}{'y':>9}{'confidence':>12}"]
+    lines += [
+        f"{number:>4}  {p['name']:14}{p['x']:>9.2f}{p['y']:>9.2f}{p['confidence']:>12.3f}"
+        for number, face in enumerate(faces, 1)
+        for p in face.to_dict()["keypoints"]
+    ]
+    return "\n".join(lines)
+
+
+def _csv(found: dict[str, list[Face]]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["file", "face", "keypoint", "x", "y", "confidence"])
+    for file, faces in found.items():
+        for number, face in enumerate(faces, 1):
+            for p in face.to_dict()["keypoints"]:
+                writer.writerow([file, number, p["name"], p["x"], p["y"], p["confidence"]])
+    return text.getvalue()
+
+
+def _save_picture(path: Path, image: Any) -> None:
+    from recombinator.data.images import encode_image
+
+    write_atomically(path, lambda p: p.write_bytes(encode_image(image, 0)))
+
+
+def _parse_boxes(texts: list[str] | None) -> list[list[float]] | None:
+    boxes = []
+    for text in texts or []:
+        try:
+            box = [float(v) for v in text.split(",")]
+        except ValueError:
+            box = []
+        if len(box) != 4:
+            raise InputError(f"--box {text}: wants four numbers, x,y,width,height in pixels")
+        boxes.append(box)
+    return boxes or None
+
+
+@app.command()
+def predict(
+    photos: Annotated[list[Path], typer.Argument(help="photographs")],
+    out: Annotated[Path, typer.Option(help="folder for points.json, points.csv and annotated pictures")],
+    weights: Annotated[str, typer.Option(help="a shipped name, a weights file or a run's folder")] = DEFAULT_WEIGHTS,
+    box: Annotated[list[str] | None, typer.Option(help="a face as x,y,width,height, in place of detection")] = None,
+    passes: Annotated[int, typer.Option(min=1, help="crops again from its own points after the first")] = 2,
+    pictures: Annotated[bool, typer.Option("--pictures/--no-pictures", help="write annotated PNGs")] = True,
+) -> None:
+    """Every face's keypoints, in pixels of the photograph. Exit status 1 if a photograph could not be read."""
+    from recombinator.predict import predictor
+    from recombinator.predict.draw import draw_faces
+
+    boxes = _parse_boxes(box)
+    if boxes and len(photos) > 1:
+        raise InputError("--box belongs to one photograph; give one photograph")
+    loaded = predictor.load(weights)
+    found: dict[str, list[Face]] = {}
+    failed = []
+    names: dict[str, int] = {}
+    with progress("photographs") as advance:
+        for i, photo in enumerate(photos, 1):
+            try:
+                image = predictor.as_image(photo)
+                faces = loaded.predict(image, boxes, passes)
+            except InputError as error:
+                failed.append(str(error))
+                continue
+            found[str(photo)] = faces
+            if pictures and faces:
+                # two folders may hold the same file name
+                names[photo.stem] = names.get(photo.stem, 0) + 1
+                number = names[photo.stem]
+                stem = photo.stem if number == 1 else f"{photo.stem}-{number}"
+                _save_picture(out / f"{stem}.keypoints.png", draw_faces(image, faces))
+            advance(i, len(photos))
+    if len(photos) == 1 and found:
+        print(_table(faces) if faces else f"{photos[0]}: no face found; give one with --box x,y,width,height")
+    plain = [{"file": file, "faces": [f.to_dict() for f in faces]} for file, faces in found.items()]
+    if found:
+        write_json(out / "points.json", {"weights": weights, "photographs": plain})
+        write_text(out / "points.csv", _csv(found))
+        total = sum(map(len, found.values()))
+        print(f"{total} faces in {len(found)} photographs: {out / 'points.json'}, {out / 'points.csv'}")
+    for sentence in failed:
+        warn(f"error: {sentence}")
+    if failed:
+        raise typer.Exit(1 if found else 2)
+
+
+@app.command()
+def demo(
+    photo: Annotated[Path | None, typer.Option(help="a photograph; Grace Hopper's without it")] = None,
+    out: Annotated[Path, typer.Option(help="folder to write to")] = Path("out/demo"),
+) -> None:
+    """Five keypoints on a photograph, with the weights inside the package."""
+    from recombinator.predict import predictor
+    from recombinator.predict.draw import draw_faces
+
+    if photo is None:
+        import matplotlib
+
+        photo = Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg"
+    image = predictor.as_image(photo)
+    faces = predictor.load(DEFAULT_WEIGHTS).predict(image)
+    if not faces:
+        raise InputError(f"{photo}: no face found; try a photograph with a larger, frontal face")
+    print(f"{photo}: {len(faces)} face{'s' * (len(faces) > 1)}, {image.shape[1]}x{image.shape[0]} pixels")
+    print(_table(faces))
+    picture, points = out / f"{photo.stem}.png", out / f"{photo.stem}.json"
+    _save_picture(picture, draw_faces(image, faces))
+    write_json(points, {"weights": DEFAULT_WEIGHTS, "file": str(photo), "faces": [f.to_dict() for f in faces]})
+    print(f"picture: {picture}\npoints:  {points}")
+
+
+@app.command()
+def bench(
+    model: Annotated[list[str] | None, typer.Option(help="networks to time (repeatable)")] = None,
+    json_out: Annotated[Path | None, typer.Option("--json", help="also write the figures to this file")] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="interleaved repetitions; medians are reported")] = 7,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads")] = None,
+) -> None:
+    """Training and prediction speed on this machine, beside its own multiply rate."""
+    from recombinator import bench as benchmark
+    from recombinator.provenance import provenance
+
+    with progress("timing") as advance:
+        report = benchmark.run(model or ["rcn-6", "sumnet-6"], rounds, threads, advance)
+    print(benchmark.as_text(report))
+    if json_out:
+        write_json(json_out, {"kind": "bench", **report, "provenance": provenance()})
+        print(f"wrote {json_out}")
+
+
+@study.command("render")
+def render(
+    root: Annotated[Path, typer.Option(help="the checkout: results/ and the documents in it")] = Path("."),
+    check: Annotated[bool, typer.Option("--check", help="change nothing; exit status 1 if a table is stale")] = False,
+) -> None:
+    """Writes the tables in README and docs from the files under results/."""
+    from recombinator.study.render import render_documents
+
+    changed = render_documents(root, write=not check)
+    for path in changed:
+        print(f"{'stale' if check else 'wrote'}: {path}")
+    if check and changed:
+        raise typer.Exit(1)
+
+
+def main() -> None:
+    """Entry point: an InputError is one sentence and exit status 2."""
+    try:
+        app()
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:  # `recombinator models | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,58 @@
+"""Pictures of an evaluation: the cumulative error curve and the worst faces."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from recombinator import metrics
+from recombinator.evaluation import Evaluation
+from recombinator.files import write_atomically
+
+
+def plot_cumulative(path: Path, result: Evaluation, title: str) -> None:
+    """Share of images at or below each error, both protocols."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5, 3.6), layout="constrained")
+    axes = figure.subplots()
+    thresholds = np.linspace(0, 0.2, 401)
+    for protocol, colour in (("continuous", "#0072b2"), ("paper", "#d55e00")):
+        errors = result.image_errors(protocol)
+        errors = errors[np.isfinite(errors)]
+        label = f"{protocol}: mean {100 * errors.mean():.2f} %"
+        axes.plot(100 * thresholds, 100 * metrics.cumulative(errors, thresholds), color=colour, label=label)
+    axes.axvline(10, color="grey", linewidth=0.8, linestyle=":")
+    axes.set(xlim=(0, 20), ylim=(0, 100), title=title)
+    axes.set_xlabel("error, % of the normalising distance")
+    axes.set_ylabel("images, %")
+    axes.grid(alpha=0.3)
+    axes.legend(loc="lower right")
+    write_atomically(path, lambda p: figure.savefig(p, dpi=160))
+
+
+def contact_sheet(path: Path, inputs: np.ndarray, result: Evaluation, count: int = 30) -> None:
+    """The `count` faces with the largest error. inputs: (N, C, S, S) network inputs, 0..255. Truth is a green
+    ring, the prediction a red cross, a line joins them."""
+    from matplotlib.figure import Figure
+
+    errors = result.image_errors("continuous")
+    worst = np.argsort(-np.nan_to_num(errors))[:count]
+    columns = 6
+    rows = -(-len(worst) // columns)
+    figure = Figure(figsize=(1.6 * columns, 1.85 * rows), layout="constrained")
+    for place, i in enumerate(worst):
+        axes = figure.add_subplot(rows, columns, place + 1)
+        image = inputs[i].transpose(1, 2, 0).astype(np.uint8)
+        size = result.size
+        axes.imshow(image.squeeze(), cmap="gray", extent=(0, size, size, 0), interpolation="bilinear")
+        true, found = result.true[i], result.predicted[i]
+        for t, f in zip(true, found, strict=True):
+            axes.plot(*zip(t, f, strict=True), color="#f0e442", linewidth=0.8)
+        axes.scatter(true[:, 0], true[:, 1], s=14, facecolors="none", edgecolors="#00c88c", linewidths=1)
+        axes.scatter(found[:, 0], found[:, 1], s=14, marker="+", c="#ff3b3b", linewidths=1)
+        axes.set_title(f"{100 * errors[i]:.0f} %", fontsize=8, pad=2)
+        axes.set(xlim=(0, size), ylim=(size, 0))
+        axes.axis("off")
+    write_atomically(path, lambda p: figure.savefig(p, dpi=130))

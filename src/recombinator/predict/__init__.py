@@ -1,0 +1,1 @@
+"""Photograph -> faces -> crops -> network -> keypoints in the photograph."""

@@ -1,0 +1,143 @@
+"""The predictor: images and coordinates outside, tensors inside."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from recombinator.data.crops import GRID, RULES
+from recombinator.data.images import read_image, to_grey
+from recombinator.errors import InputError
+from recombinator.keypoints import KeypointSet
+from recombinator.models.decode import subpixel
+from recombinator.predict.detect import Detector, HaarDetector
+from recombinator.transforms.affine import box_affine, warp
+from recombinator.weights import Weights, load_weights
+
+# Where the stage-2 box lies around a detector's box: its side in detector sides, and how far its centre lies
+# below, likewise. Medians over MTFL's training photographs (docs/log.md).
+_FROM_DETECTOR = (1.2, 0.086)
+SAME_FACE = 0.5  # two results nearer than this share of the face's spread are one face
+
+
+@dataclass(frozen=True)
+class Face:
+    """One face. points: (K, 2) x, y in image pixels, a pixel's centre at its integer + 0.5; confidence: (K,)
+    probability that the network puts within 3 cells of its answer; box: x, y, side of the square it looked at."""
+
+    points: np.ndarray
+    confidence: np.ndarray
+    box: np.ndarray
+    keypoints: KeypointSet
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers, ready for JSON."""
+        return {
+            "box": [round(float(v), 2) for v in self.box],
+            "confidence": round(float(self.confidence.mean()), 4),
+            "keypoints": [
+                {"name": n, "x": round(float(x), 2), "y": round(float(y), 2), "confidence": round(float(c), 4)}
+                for n, (x, y), c in zip(self.keypoints.names, self.points, self.confidence, strict=True)
+            ],
+        }
+
+
+def as_image(image: np.ndarray | str | os.PathLike[str]) -> np.ndarray:
+    """A path or an array -> (H, W) or (H, W, 3) uint8. Raises InputError saying what is wrong with the array."""
+    if not isinstance(image, np.ndarray):
+        return read_image(image)
+    if image.ndim == 3 and image.shape[2] == 1:
+        image = image[..., 0]
+    if image.ndim == 3 and image.shape[2] == 4:
+        image = image[..., :3]
+    if image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] != 3) or 0 in image.shape:
+        raise InputError(f"an image must be (H, W), (H, W, 3) RGB or (H, W, 4) RGBA, got shape {image.shape}")
+    if image.dtype == np.uint16:
+        image = (image >> 8).astype(np.uint8)
+    if image.dtype != np.uint8:
+        raise InputError(f"an image must be uint8 (or uint16) with values from 0, got {image.dtype}")
+    return np.ascontiguousarray(image)
+
+
+class Predictor:
+    """A network with the crop rule it was trained on. `recombinator.load` makes one."""
+
+    def __init__(self, weights: Weights, detector: Detector | None = None) -> None:
+        self.weights, self.net, self.keypoints = weights, weights.net, weights.keypoints
+        self.rule = RULES[weights.crop_rule]
+        self.detector: Detector = detector or HaarDetector()
+        self.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def predict(
+        self, image: np.ndarray | str | os.PathLike[str], boxes: Iterable[Iterable[float]] | None = None,
+        passes: int = 2,
+    ) -> list[Face]:  # fmt: skip
+        """Every face's keypoints, largest face first.
+
+        image: a path, or (H, W), (H, W, 3) RGB uint8. boxes: faces as (x, y, width, height) in pixels, in place
+        of the detector. passes: each pass after the first crops again from the last one's points by the training
+        rule, so that the box's habits do not matter. An image without a face gives an empty list.
+        """
+        pixels = as_image(image)
+        if passes < 1:
+            raise InputError(f"passes={passes} must be 1 or more")
+        found = self.detector.detect(pixels) if boxes is None else np.array([list(b) for b in boxes], np.float64)
+        if found.size == 0:
+            return []
+        if found.ndim != 2 or found.shape[1] != 4 or not np.isfinite(found).all() or (found[:, 2:] <= 0).any():
+            raise InputError("boxes must be (x, y, width, height) each, finite, with positive width and height")
+        source = to_grey(pixels) if self.net.channels == 1 else np.atleast_3d(pixels)
+        if self.net.channels == 3 and source.shape[2] == 1:
+            source = np.repeat(source, 3, axis=2)
+        points = self._from_boxes(found)
+        for _ in range(passes):
+            points, confidence, around = self._refine(source, points)
+        faces = [Face(*one, self.keypoints) for one in zip(points, confidence, around, strict=True)]
+        return distinct(faces) if boxes is None else faces
+
+    def _from_boxes(self, boxes: np.ndarray) -> np.ndarray:
+        """(N, 4) detector boxes -> (N, K, 2) typical points in them."""
+        scale, lower = _FROM_DETECTOR
+        side = boxes[:, 2:].max(axis=1)
+        centre = boxes[:, :2] + boxes[:, 2:] / 2 + np.stack([np.zeros_like(side), lower * side], axis=1)
+        template = np.array(self.weights.template) - 0.5
+        return centre[:, None] + scale * side[:, None, None] * template
+
+    @torch.no_grad()
+    def _refine(self, image: np.ndarray, points: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(N, K, 2) rough points -> points, (N, K) confidences, (N, 3) boxes looked at, in image pixels."""
+        crops, affines, boxes = [], [], []
+        for p in points:
+            crop, to_image = self.rule.crop(image, p, GRID)
+            crops.append(torch.from_numpy(np.atleast_3d(crop).transpose(2, 0, 1).copy()))
+            affines.append(to_image)
+            boxes.append(self.rule.inner_box((p - to_image[:, 2]) / to_image[0, 0], GRID))
+        box = torch.from_numpy(np.stack(boxes))
+        inputs = warp(torch.stack(crops), box_affine(box, self.net.size), self.net.size)
+        found, confidence = subpixel(self.net(inputs))
+        scale, corner = np.array([a[0, 0] for a in affines]), np.array([a[:, 2] for a in affines])
+        square = np.stack(boxes).astype(np.float64)
+        in_crop = found.double().numpy() * (square[:, 2] / self.net.size)[:, None, None] + square[:, None, :2]
+        in_image = in_crop * scale[:, None, None] + corner[:, None]
+        around = np.concatenate([square[:, :2] * scale[:, None] + corner, square[:, 2:] * scale[:, None]], axis=1)
+        return in_image, confidence.numpy(), around
+
+
+def distinct(faces: list[Face]) -> list[Face]:
+    """Drops a face that lies on a more confident one."""
+    kept: list[Face] = []
+    for face in sorted(faces, key=lambda f: -float(f.confidence.mean())):
+        spread = np.linalg.norm(np.ptp(face.points, axis=0))
+        if all(np.linalg.norm(face.points - k.points, axis=1).mean() > SAME_FACE * spread for k in kept):
+            kept.append(face)
+    return sorted(kept, key=lambda f: -f.box[2])
+
+
+def load(name_or_path: str | os.PathLike[str], detector: Detector | None = None) -> Predictor:
+    """Weights by name ("rcn-6-mtfl"), file or run folder -> a Predictor. Raises InputError if there are none."""
+    return Predictor(load_weights(name_or_path), detector)

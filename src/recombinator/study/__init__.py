@@ -1,0 +1,1 @@
+"""The paper's tables and ours, from the files under results/."""

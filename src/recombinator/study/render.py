@@ -1,0 +1,133 @@
+"""README's and docs' tables from results/*.json.
+
+A document marks a table's place with `<!-- results: NAME -->` and `<!-- end -->`; what stands between is
+written here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from recombinator.errors import InputError
+from recombinator.files import write_text
+
+DOCUMENTS = ("README.md", "docs/*.md")
+_BLOCK = re.compile(r"(<!-- results: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+# SPEC 8, Table 2: AFLW errors with occlusion, six branches.
+PAPER_AFLW = {"rcn-6": 5.60, "sumnet-6": 6.27}
+
+
+def load_results(root: Path) -> dict[str, dict[str, Any]]:
+    """results/NAME.json by name."""
+    found = {}
+    for path in sorted((root / "results").glob("*.json")):
+        try:
+            found[path.stem] = json.loads(path.read_text(encoding="utf-8"))
+        except json.JSONDecodeError as error:
+            raise InputError(f"{path}: not JSON ({error})") from None
+    return found
+
+
+def _markdown(header: list[str], rows: list[list[str]]) -> str:
+    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows]) + "\n"
+
+
+def evaluations(results: dict[str, dict[str, Any]], dataset: str, split: str) -> dict[str, dict[str, Any]]:
+    return {
+        name: r
+        for name, r in results.items()
+        if r.get("kind") == "evaluation" and (r["data"]["dataset"], r["data"]["split"]) == (dataset, split)
+    }
+
+
+def aflw_table(results: dict[str, dict[str, Any]]) -> str:
+    rows = []
+    for name, r in sorted(evaluations(results, "mtfl", "test").items(), key=lambda item: item[1]["nme_paper"]):
+        model, training = r["model"]["name"], r["training"]
+        low, high = r["nme_paper_ci95"]
+        c_low, c_high = r["nme_ci95"]
+        paper = PAPER_AFLW.get(model)
+        rows.append(
+            [
+                f"[{model}](results/{name}.json), {training['recipe']['name']} recipe",
+                f"{paper:.2f}" if paper else "-",
+                f"**{r['nme_paper']:.2f}** [{low:.2f}, {high:.2f}]",
+                f"{r['nme']:.2f} [{c_low:.2f}, {c_high:.2f}]",
+                f"{100 * r['failure_rate_10']:.1f} %",
+                f"{r['auc_10']:.3f}",
+                f"{training['epoch']} of {training['recipe']['epochs']}, {training['seconds'] / 60:.0f} min",
+            ]
+        )
+    header = [
+        "network",
+        "paper",
+        "ours, paper's protocol",
+        "ours, continuous",
+        "over 10 %",
+        "AUC to 10 %",
+        "epochs, time",
+    ]
+    return _markdown(header, rows)
+
+
+def speed_table(results: dict[str, dict[str, Any]]) -> str:
+    rows = []
+    for r in (r for r in results.values() if r.get("kind") == "bench"):
+        for name, row in r["rows"].items():
+            ratio = f"{row['ratio_to_plain']:.2f}" if "ratio_to_plain" in row else ""
+            other = f"{row['ratio_to_plain_channels_last']:.2f}" if ratio else ""
+            speed = f"{row['median']:.3g} {row['unit']} [{row['low']:.3g}, {row['high']:.3g}]"
+            rows.append([name, speed, ratio, other])
+    return _markdown(["what", "median [lowest, highest]", "× plain", "× plain channels-last"], rows)
+
+
+def machine_line(results: dict[str, dict[str, Any]]) -> str:
+    lines = []
+    for r in (r for r in results.values() if r.get("kind") == "bench"):
+        p = r["provenance"]
+        lines.append(
+            f"{p['machine']['processor']}, {r['threads']} threads, torch {p['versions']['torch']}, {p['date']}, "
+            f"median of {r['rounds']} interleaved rounds, training batch {r['batch']}.\n"
+        )
+    return "".join(lines)
+
+
+TABLES: dict[str, Callable[[dict[str, dict[str, Any]]], str]] = {
+    "aflw": aflw_table,
+    "speed": speed_table,
+    "machine": machine_line,
+}
+
+
+def render_text(text: str, results: dict[str, dict[str, Any]], where: str) -> str:
+    """The document with every marked table written anew. Raises InputError for an unknown table."""
+
+    def table(match: re.Match[str]) -> str:
+        name = match[2]
+        if name not in TABLES:
+            raise InputError(f"{where}: no table is called {name!r} (known: {', '.join(TABLES)})")
+        return f"{match[1]}{TABLES[name](results)}{match[3]}"
+
+    return _BLOCK.sub(table, text)
+
+
+def render_documents(root: Path, write: bool) -> list[Path]:
+    """Documents whose tables differ from results/, rewritten if `write`."""
+    results, changed = load_results(root), []
+    documents = [p for pattern in DOCUMENTS for p in sorted(root.glob(pattern))]
+    if not documents:
+        raise InputError(f"{root}: no README.md or docs/*.md here; run in the checkout or give --root")
+    for path in documents:
+        text = path.read_text(encoding="utf-8")
+        rendered = render_text(text, results, str(path))
+        if rendered != text:
+            changed.append(path)
+            if write:
+                write_text(path, rendered)
+    return changed

@@ -1,0 +1,71 @@
+"""`train`: from a folder of tables to a folder with a trained network."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from recombinator.data.table import load_table
+from recombinator.errors import InputError
+from recombinator.training.loop import Trainer
+from recombinator.training.recipe import Recipe, get_recipe
+from recombinator.weights import resolve
+
+
+def _pick_device(device: str) -> str:
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise InputError(f"device {device!r}: this machine has no CUDA GPU that torch can use; use cpu")
+    return device
+
+
+def train(
+    model: str, data: str | os.PathLike[str], out: str | os.PathLike[str], *, recipe: str | Recipe = "fast",
+    seed: int = 0, resume: bool = False, device: str = "auto", start: str | os.PathLike[str] | None = None,
+    limit: int | None = None, options: dict[str, Any] | None = None, tensorboard: bool = False,
+    report: Callable[[dict[str, Any]], None] = print, step_done: Callable[[int, int], None] = lambda i, n: None,
+    **changes: Any,
+) -> dict[str, Any]:  # fmt: skip
+    """Trains `model` on DATA/train.parquet, choosing the epoch on DATA/valid.parquet; writes everything to OUT.
+
+    recipe: a name or a Recipe; `changes` replace its fields (epochs=..., degrees=...). options: of
+    `create_model`. start: weights to begin from where shapes agree. limit: only the first images. resume: go on
+    where OUT stopped. report: called with each epoch's metrics. Returns the summary.
+
+    Raises InputError for unusable data or settings, an OUT that holds a run already, a loss that is not finite.
+    """
+    folder, target = Path(data), Path(out)
+    chosen = recipe if isinstance(recipe, Recipe) else get_recipe(recipe, model, **changes)
+    if (target / "last.safetensors").exists() and not resume:
+        raise InputError(f"{out}: already holds a run; continue it with --resume or choose another --out")
+    channels = (options or {}).get("channels", 1)
+    faces = load_table(folder / "train.parquet", channels, limit)
+    valid = load_table(folder / "valid.parquet", channels)
+    if faces.info.keypoints != valid.info.keypoints:
+        raise InputError(f"{data}: train.parquet and valid.parquet have different keypoints")
+    trainer = Trainer(
+        model, faces, valid, target, chosen, seed=seed, device=_pick_device(device), options=options,
+        start=resolve(start) if start else None,
+    )  # fmt: skip
+    if resume:
+        trainer.restore()
+    if not tensorboard:
+        return trainer.fit(report, step_done)
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise InputError("TensorBoard is not installed: pip install 'recombinator[tensorboard]'") from None
+    with SummaryWriter(str(target / "tensorboard")) as writer:
+
+        def both(line: dict[str, Any]) -> None:
+            for key, value in line.items():
+                if key != "epoch":
+                    writer.add_scalar(key, value, line["epoch"])
+            report(line)
+
+        return trainer.fit(both, step_done)

@@ -1,0 +1,208 @@
+"""The paper's facts about the networks, and one family test that every architecture passes by being named."""
+
+import itertools
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from recombinator.errors import InputError
+from recombinator.keypoints import FACE_5
+from recombinator.models import create_model, model_names
+from recombinator.models.layers import Conv, conv_over_concat, upsample
+from recombinator.weights import Weights, load_weights, save_weights
+
+PARAMETERS = {
+    "sumnet-4": 99_112, "sumnet-5": 142_850, "sumnet-6": 186_588,
+    "rcn-4": 164_837, "rcn-5": 227_141, "rcn-6": 310_229, "rcn-7": 338_021,
+    "rcn-5-skip": 293_957, "rcn-6-skip": 439_253, "rcn-7-skip": 549_989,
+}  # fmt: skip
+MILLION_MULTIPLY_ADDS = {
+    "sumnet-4": 63.88, "sumnet-5": 65.00, "sumnet-6": 65.21,
+    "rcn-4": 113.13, "rcn-5": 114.68, "rcn-6": 115.45, "rcn-7": 115.54,
+    "rcn-5-skip": 285.18, "rcn-6-skip": 362.67, "rcn-7-skip": 440.00,
+}  # fmt: skip
+# SPEC 1.1, rcn-6: (size, in, out, parameters), trunk first, then branches from the finest
+RCN_6 = [
+    (80, 1, 16, 160), (40, 16, 32, 4_640), (20, 32, 48, 13_872), (10, 48, 48, 20_784), (5, 48, 48, 20_784),
+    (2, 48, 48, 20_784),
+    (80, 32, 16, 4_624), (80, 16, 5, 725), (40, 64, 32, 18_464), (40, 32, 16, 4_624), (20, 96, 48, 41_520),
+    (20, 48, 32, 13_856), (10, 96, 48, 41_520), (5, 96, 48, 41_520), (5, 48, 48, 20_784), (2, 48, 48, 20_784),
+    (2, 48, 48, 20_784),
+]  # fmt: skip
+
+
+def count(net):
+    return sum(p.numel() for p in net.parameters())
+
+
+def images(n=2, channels=1, size=80, seed=0):
+    return torch.rand(n, channels, size, size, generator=torch.Generator().manual_seed(seed)) * 255
+
+
+def test_the_registry_is_what_the_paper_has():
+    assert set(model_names()) == set(PARAMETERS)
+
+
+@pytest.mark.parametrize("name", model_names())
+class TestFamily:
+    def test_parameters_and_multiply_adds(self, name):
+        net = create_model(name)
+        assert count(net) == PARAMETERS[name]
+        assert round(net.multiply_adds() / 1e6, 2) == MILLION_MULTIPLY_ADDS[name]
+        convolutions = sum(row.parameters for row in net.layers())
+        assert count(net) - convolutions == (net.alpha.numel() if hasattr(net, "alpha") else 0)
+
+    @pytest.mark.parametrize(("keypoints", "channels", "size"), [(1, 1, 80), (68, 3, 80), (5, 1, 96), (3, 1, 67)])
+    def test_any_keypoints_channels_and_size(self, name, keypoints, channels, size):
+        net = create_model(name, keypoints, channels=channels, size=size)
+        assert net(images(1, channels, size)).shape == (1, keypoints, size, size)
+
+    def test_every_parameter_gets_a_gradient(self, name):
+        net = create_model(name)
+        net(images()).logsumexp(dim=(2, 3)).sum().backward()
+        without = [n for n, p in net.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+        # a 1x1 map under ReLU can be dead at random initialisation, the rest cannot
+        assert not [n for n in without if not n.startswith(("branch.6", "trunk.6"))]
+
+    def test_fused_equals_plain(self, name):
+        net = create_model(name).double().eval()
+        x = images().double()
+        fused = net.scores(net.features(x))
+        net.fused = False
+        torch.testing.assert_close(fused, net.scores(net.features(x)), rtol=1e-9, atol=1e-9)
+
+    def test_batch_does_not_change_a_prediction(self, name):
+        net = create_model(name).eval()
+        x = images(3)
+        torch.testing.assert_close(net(x)[1:2], net(x[1:2]), rtol=1e-4, atol=1e-4)
+
+    def test_save_and_load(self, name, tmp_path):
+        net = create_model(name).eval()
+        template = [[0.5, 0.5]] * 5
+        save_weights(tmp_path / "w.safetensors", Weights(net, FACE_5, "mtfl", template, {"seed": 1}))
+        loaded = load_weights(tmp_path / "w.safetensors")
+        assert loaded.keypoints == FACE_5 and loaded.crop_rule == "mtfl" and loaded.training == {"seed": 1}
+        assert loaded.net.config == net.config and loaded.template == template
+        assert torch.equal(loaded.net(images()), net(images()))
+
+    def test_bilinear_and_other_normalisations(self, name):
+        for options in ({"upsampling": "bilinear"}, {"norm": "batch"}, {"norm": "global"}, {"width": 0.5}):
+            assert torch.isfinite(create_model(name, **options)(images())).all()
+
+
+def test_rcn_6_layer_by_layer():
+    rows = [(r.size, r.inputs, r.outputs, r.parameters) for r in create_model("rcn-6").layers()]
+    assert rows == RCN_6
+
+
+def test_skip_widths():
+    firsts = {r.size: r.inputs for r in create_model("rcn-6-skip").layers() if r.name.endswith(".1")}
+    assert firsts == {80: 208, 40: 208, 20: 192, 10: 144, 5: 96, 2: 48}
+
+
+def test_options_that_change_the_count():
+    assert [count(create_model(f"sumnet-{n}", alpha="pixel")) for n in (4, 5, 6)] == [227_092, 302_825, 378_558]
+    assert count(create_model("rcn-6", d_convs=2)) == 331_013
+    assert count(create_model("rcn-6-skip", d_convs=2)) == 460_037
+    assert count(create_model("rcn-7", d_convs=2)) == 358_805
+
+
+def test_initialisation_is_the_authors():
+    torch.manual_seed(0)
+    net = create_model("rcn-6")
+    for weight, bound in ((net.trunk[0].weight, 0.36515), (net.branch["0"][0].weight, 0.13608),
+                          (net.branch["0"][1].weight, 0.19675)):  # fmt: skip
+        assert 0.9 * bound < weight.abs().max() <= bound + 1e-5
+    assert all(not p.any() for n, p in net.named_parameters() if n.endswith("bias"))
+    alpha = create_model("sumnet-4").alpha
+    assert alpha.shape == (4, 5, 1, 1) and (alpha >= 0).all() and (alpha < 1).all()
+
+
+def test_upsampling_is_tiling():
+    x = torch.arange(4.0).reshape(1, 1, 2, 2)
+    by_hand = x.repeat_interleave(3, 2).repeat_interleave(3, 3)[:, :, :5, :5]  # by three, last row and column dropped
+    assert torch.equal(upsample(x, 5), by_hand)
+    assert torch.equal(upsample(x, 80), x.repeat_interleave(40, 2).repeat_interleave(40, 3))
+
+
+@pytest.mark.parametrize(("kernel", "coarse"), list(itertools.product((1, 3, 5), (5, 2, 10))))
+def test_convolution_over_a_tiled_map(kernel, coarse):
+    conv = Conv(7, 6, kernel).double()
+    torch.nn.init.normal_(conv.bias)
+    fine, low = torch.randn(2, 3, 10, 10).double(), torch.randn(2, 4, coarse, coarse).double()
+    plain = conv(torch.cat([fine, F.interpolate(low, size=(10, 10))], dim=1))
+    torch.testing.assert_close(conv_over_concat(conv, fine, low), plain)
+
+
+def test_sumnet_is_equation_1():
+    net = create_model("sumnet-4", alpha="pixel").double()
+    maps = net.features(images().double())
+    total = 0
+    for level in range(4):
+        first, last = net.branch[str(level)]
+        m = last(F.relu(first(maps[level])))
+        factor = 2**level
+        total = total + net.alpha[level] * m.repeat_interleave(factor, 2).repeat_interleave(factor, 3)
+    torch.testing.assert_close(net.scores(maps), total)
+
+
+def test_rcn_is_equation_3():
+    net = create_model("rcn-4").double()
+    maps = net.features(images().double())
+    m = None
+    for level in (3, 2, 1, 0):
+        x = maps[level] if m is None else torch.cat([maps[level], F.interpolate(m, scale_factor=2)], 1)
+        for i, conv in enumerate(net.branch[str(level)]):
+            x = conv(x)
+            x = x if (level, i) == (0, 1) else F.relu(x)
+        m = x
+    torch.testing.assert_close(net.scores(maps), m)
+
+
+@pytest.mark.parametrize("mask", [m for m in itertools.product((0, 1), repeat=4) if any(m)])
+def test_masks_keep_what_they_name(mask):
+    """Table 1: coarsest first; a branch that is off has no parameters, nor has a trunk that only it needs."""
+    included = [i for i, on in enumerate(reversed(mask)) if on]
+    for family in ("rcn-4", "sumnet-4"):
+        net = create_model(family, mask=mask)
+        assert sorted(net.branch) == [str(i) for i in included]
+        assert len(net.trunk) == included[-1] + 1
+        assert net(images()).shape == (2, 5, 80, 80)
+        assert (list(net.branch[str(included[0])])[-1]).out_channels == 5
+
+
+def test_a_masked_out_rcn_branch_is_bridged_by_tiling():
+    net = create_model("rcn-4", mask=(1, 0, 0, 1)).double()
+    maps = net.features(images().double())
+    low = maps[3]
+    for conv in net.branch["3"]:
+        low = F.relu(conv(low))
+    first, last = net.branch["0"]
+    x = torch.cat([maps[0], low.repeat_interleave(8, 2).repeat_interleave(8, 3)], 1)
+    torch.testing.assert_close(net.scores(maps), last(F.relu(first(x))))
+
+
+def test_one_branch_nets_of_both_families_have_one_form():
+    for mask in ((1, 0, 0, 0), (0, 0, 0, 1)):
+        a, b = (create_model(f, mask=mask).layers() for f in ("rcn-4", "sumnet-4"))
+        assert [(r.inputs, r.outputs, r.size) for r in a] == [(r.inputs, r.outputs, r.size) for r in b]
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: create_model("rcn6"), "did you mean rcn-6"),
+        (lambda: create_model("rcn-7", size=20), "too small for 7 branches"),
+        (lambda: create_model("rcn-4", mask=(1, 1, 1)), "must have 4 entries"),
+        (lambda: create_model("rcn-4", mask=(0, 0, 0, 0)), "at least one"),
+        (lambda: create_model("rcn-4", upsampling="cubic"), "tile, bilinear"),
+        (lambda: create_model("rcn-4", alpha="map"), "alpha"),
+        (lambda: create_model("sumnet-4", alpha="row"), "'map' or 'pixel'"),
+        (lambda: create_model("rcn-4", keypoints=0), "must be 1 or more"),
+        (lambda: create_model("rcn-4")(torch.zeros(1, 1, 64, 64)), "expected images of shape"),
+    ],
+)
+def test_errors_say_what_to_do(call, words):
+    with pytest.raises(InputError, match=words):
+        call()
