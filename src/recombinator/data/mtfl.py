@@ -34,10 +34,18 @@ class Line:
     attributes: dict[str, int]
 
 
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
 def parse_line(text: str, where: str) -> Line:
     """Raises InputError naming `where` for a wrong number of fields, text or NaN among the numbers."""
     fields = text.split()
-    if len(fields) > 15:  # blanks in the path
+    if len(fields) > 15 and not _is_number(fields[1]):  # blanks in the path
         fields = text.strip().rsplit(None, 14)
     if len(fields) != 15:
         raise InputError(f"{where}: has {len(fields)} fields, wants 15 (path, 5 x, 5 y, 4 attributes)")

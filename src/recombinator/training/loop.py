@@ -1,8 +1,9 @@
 """The training loop, from top to bottom.
 
 A run's folder holds `run.json` (what was asked), `metrics.jsonl` (a line an epoch), `last.safetensors` (all
-state after the last finished epoch), `stable.safetensors` (the same where the learning rate began to fall, so
-that a run can be lengthened exactly), `best.safetensors` (the weights with the lowest validation error).
+state after the last finished epoch), `best.safetensors` (the weights with the lowest validation error), and
+`stable.safetensors` with `stable-best.safetensors` (both as they were when the learning rate began to fall, so
+that a run can be lengthened exactly).
 Random numbers of epoch e come from (seed, e) alone, so no generator state has to be kept.
 """
 
@@ -24,7 +25,7 @@ from recombinator import __version__
 from recombinator.data.table import FaceTable
 from recombinator.errors import InputError
 from recombinator.evaluation import evaluate_table
-from recombinator.files import write_json, write_text
+from recombinator.files import copy_file, write_json, write_text
 from recombinator.models import ScoreMapNet, create_model
 from recombinator.training.loss import LOSSES, target_cells
 from recombinator.training.recipe import Recipe, bfloat16_is_fast, make_optimiser
@@ -153,7 +154,7 @@ class Trainer:
             if before.epochs == self.recipe.epochs or meta["position"]["epoch"] <= shared:
                 self._load_state(tensors, meta)
                 if name == "stable.safetensors":
-                    self.at.best = math.inf  # best.safetensors is of epochs that are run anew
+                    copy_file(self.out / "stable-best.safetensors", self.out / "best.safetensors")
                 break
         metrics = self.out / "metrics.jsonl"
         lines = metrics.read_text().splitlines() if metrics.is_file() else []
@@ -169,6 +170,10 @@ class Trainer:
                 _, i, field = key.split(".", 2)
                 state["state"].setdefault(int(i), {})[field] = value
         self.optimiser.load_state_dict(state)
+        for parameter, kept in self.optimiser.state.items():
+            for field, value in kept.items():
+                if value.shape == parameter.shape:  # in the parameter's memory layout, which fused steps rely on
+                    kept[field] = torch.empty_like(parameter).copy_(value)
         self.at = Position(**meta["position"])
 
     def _check_same(self, meta: dict[str, Any]) -> None:
@@ -211,6 +216,7 @@ class Trainer:
             with open(self.out / "metrics.jsonl", "a", encoding="utf-8") as stream:
                 stream.write(json.dumps(line) + "\n")
             if self.at.epoch == self.recipe.stable_epochs:
+                copy_file(self.out / "best.safetensors", self.out / "stable-best.safetensors")
                 self.save("stable.safetensors")
             self.save("last.safetensors")
             report(line)

@@ -1,0 +1,136 @@
+"""The program as a user meets it."""
+
+import csv
+import json
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+from conftest import ROOT
+from test_predict import HOPPER
+
+from recombinator.models import model_names
+from recombinator.study.render import load_results, render_documents, render_text
+
+
+def run(*arguments, cwd=None):
+    return subprocess.run(
+        [sys.executable, "-m", "recombinator.cli", *map(str, arguments)], capture_output=True, text=True, cwd=cwd
+    )
+
+
+def test_importing_is_light():
+    code = "import sys, recombinator, recombinator.cli; print({'torch', 'cv2', 'pyarrow'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "set()"
+
+
+@pytest.mark.parametrize(
+    "command",
+    [(), ("prepare", "mtfl"), ("prepare", "synthetic"), ("models",), ("train",), ("evaluate",), ("predict",),
+     ("demo",), ("bench",), ("study", "render")],
+)  # fmt: skip
+def test_every_help(command):
+    done = run(*command, "--help")
+    assert done.returncode == 0 and "Usage" in done.stdout and not done.stderr
+
+
+def test_models_json():
+    rows = json.loads(run("models", "--json").stdout)
+    assert [r["name"] for r in rows] == model_names()
+    assert next(r for r in rows if r["name"] == "rcn-6") == {
+        "name": "rcn-6", "parameters": 310_229, "multiply_adds": 115_448_832, "input": 80, "keypoints": 5,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["train", "rcn-6", "--data", "nowhere", "--out", "x"], "nowhere/train.parquet: no such file"),
+        (["train", "rcn6", "--data", "{faces}", "--out", "x"], "did you mean rcn-6"),
+        (["train", "rcn-4", "--data", "{faces}", "--out", "x", "--mask", "1,2"], "--mask 1,2"),
+        (["train", "rcn-4", "--data", "{faces}", "--out", "x", "--recipe", "no"], "use one of fast, paper"),
+        (["train", "rcn-4", "--data", "{faces}", "--out", "x", "--epochs", "0"], "--epochs"),
+        (["evaluate", "nothing", "--data", "{faces}/test.parquet"], "neither a weights file"),
+        (["evaluate", "{faces}/test.parquet", "--data", "{faces}/test.parquet"], "not a readable safetensors file"),
+        (["evaluate", "rcn-6-mtfl", "--data", "{faces}"], "no such file"),
+        (["prepare", "mtfl", "nowhere", "x"], "no such folder"),
+        (["prepare", "synthetic", "x", "--points", "7"], "use 5 or 68"),
+        (["predict", "nowhere.jpg", "--out", "x"], "nowhere.jpg: cannot be read"),
+        (["predict", "a.jpg", "--out", "x", "--box", "1,2"], "--box 1,2"),
+        (["demo", "--photo", "nowhere.jpg"], "nowhere.jpg: cannot be read"),
+        (["study", "render", "--root", "nowhere"], "no README.md"),
+        (["fly"], "fly"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_status_2(arguments, words, faces5, tmp_path):
+    done = run(*(a.format(faces=faces5) for a in arguments), cwd=tmp_path)
+    assert done.returncode == 2 and words in done.stderr
+    assert "Traceback" not in done.stderr and not (tmp_path / "x").exists()
+
+
+def test_the_whole_chain(tmp_path):
+    """prepare, train, resume, evaluate, predict: what README types, on drawn faces."""
+    assert "train.parquet: 48 faces" in run("prepare", "synthetic", "faces", "--faces", 60, cwd=tmp_path).stdout
+    kind = ["train", "rcn-4", "--data", "faces", "--out", "runs/a", "--size", 40, "--width", 0.25]
+    first = run(*kind, "--epochs", 2, cwd=tmp_path)
+    assert first.returncode == 0 and first.stdout.count("\n") == 3 and "best epoch" in first.stdout
+    again = run(*kind, "--epochs", 2, cwd=tmp_path)
+    assert again.returncode == 2 and "--resume" in again.stderr
+    assert run(*kind, "--epochs", 3, "--resume", cwd=tmp_path).returncode == 0
+    done = run(
+        "evaluate", "runs/a", "--data", "faces/test.parquet", "--json", "r/a.json", "--plots", "plots", cwd=tmp_path
+    )
+    assert done.returncode == 0 and "paper" in done.stdout and "continuous" in done.stdout
+    report = json.loads((tmp_path / "r/a.json").read_text())
+    for key in ("images", "nme_paper", "nme", "nme_ci95", "per_keypoint", "failure_rate_10", "auc_10", "protocols",
+                "normaliser", "crop", "decoder", "grid", "provenance", "training"):  # fmt: skip
+        assert key in report
+    per_image = pd.read_parquet(tmp_path / "r/a.parquet")
+    assert len(per_image) == 6 and 100 * per_image["error"].mean() == pytest.approx(report["nme"])
+    assert {p.name for p in (tmp_path / "plots").iterdir()} == {"cumulative.png", "worst.png"}
+    predicted = run("predict", HOPPER, "--weights", "runs/a", "--out", "points", cwd=tmp_path)
+    assert predicted.returncode == 0 and "left_eye" in predicted.stdout
+
+
+def test_predict_writes_json_csv_and_pictures(tmp_path):
+    (tmp_path / "bad.jpg").write_text("no")
+    (tmp_path / "again").mkdir()
+    (tmp_path / "again" / HOPPER.name).write_bytes(HOPPER.read_bytes())
+    done = run("predict", HOPPER, "bad.jpg", f"again/{HOPPER.name}", "--out", "out", cwd=tmp_path)
+    assert done.returncode == 1 and "bad.jpg: not an image" in done.stderr
+    found = json.loads((tmp_path / "out/points.json").read_text())["photographs"]
+    assert [len(p["faces"]) for p in found] == [1, 1]
+    rows = list(csv.DictReader((tmp_path / "out/points.csv").open()))
+    assert len(rows) == 10 and float(rows[0]["x"]) == found[0]["faces"][0]["keypoints"][0]["x"]
+    assert {p.name for p in (tmp_path / "out").glob("*.png")} == {
+        "grace_hopper.keypoints.png", "grace_hopper-2.keypoints.png",
+    }  # fmt: skip
+
+
+def test_demo(tmp_path):
+    done = run("demo", cwd=tmp_path)
+    assert done.returncode == 0 and done.stdout.count("_eye") == 2
+    assert (tmp_path / "out/demo/grace_hopper.png").is_file()
+    assert len(json.loads((tmp_path / "out/demo/grace_hopper.json").read_text())["faces"]) == 1
+
+
+def test_bench_reports_ratios(tmp_path):
+    done = run("bench", "--model", "sumnet-4", "--rounds", 1, "--json", "b.json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((tmp_path / "b.json").read_text())["rows"]
+    assert rows["sumnet-4 training, plain"]["ratio_to_plain"] == 1
+    assert all(r["low"] <= r["median"] <= r["high"] for r in rows.values())
+
+
+def test_documents_agree_with_results():
+    assert load_results(ROOT), "results/ is empty"
+    assert render_documents(ROOT, write=False) == [], "run `recombinator study render`"
+
+
+def test_a_changed_figure_is_noticed():
+    results = load_results(ROOT)
+    text = render_text("<!-- results: aflw -->\n<!-- end -->", results, "x")
+    name = next(n for n, r in results.items() if r.get("kind") == "evaluation")
+    results[name]["nme_paper"] += 1
+    assert render_text(text, results, "x") != text

@@ -1,0 +1,139 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from recombinator import metrics
+from recombinator.evaluation import Evaluation
+from recombinator.keypoints import FACE_5, FACE_68, KeypointSet
+from recombinator.training.loss import l2_loss, softmax_loss
+
+
+def slow_softmax_loss(scores, points, mask):
+    """Eq. 2 by loops, the authors' masking: K * sum / count."""
+    total, count = 0.0, 0
+    b, k, size, _ = scores.shape
+    for n in range(b):
+        for i in range(k):
+            if not mask[n, i]:
+                continue
+            x, y = (min(max(math.floor(v), 0), size - 1) for v in points[n, i].tolist())
+            p = scores[n, i].flatten().softmax(0)[y * size + x]
+            total, count = total - math.log(p), count + 1
+    return k * total / count
+
+
+@pytest.fixture
+def problem():
+    g = torch.Generator().manual_seed(0)
+    scores = torch.randn(3, 4, 20, 20, generator=g).double()
+    points = torch.rand(3, 4, 2, generator=g).double() * 24 - 2
+    mask = torch.rand(3, 4, generator=g) < 0.7
+    return scores, points, mask
+
+
+def test_softmax_loss_is_equation_2(problem):
+    scores, points, mask = problem
+    assert softmax_loss(scores, points, mask).item() == pytest.approx(slow_softmax_loss(scores, points, mask), rel=1e-6)
+
+
+def test_masked_points_do_not_matter(problem):
+    scores, points, mask = problem
+    other = torch.where(mask[..., None], points, points + 5)
+    for sigma in (0.0, 1.0):
+        assert softmax_loss(scores, points, mask, sigma) == softmax_loss(scores, other, mask, sigma)
+    assert softmax_loss(scores, points, torch.zeros_like(mask)).item() == 0
+
+
+def test_soft_target_is_the_cross_entropy_with_a_gaussian(problem):
+    scores, points, mask = problem
+    centres = torch.arange(20).double() + 0.5
+    g = (-((centres - points[..., None]) ** 2) / (2 * 0.9**2)).exp()
+    target = g[:, :, 1, :, None] * g[:, :, 0, None, :]
+    target = target / target.sum((2, 3), keepdim=True)
+    terms = -(target * scores.flatten(2).log_softmax(2).unflatten(2, (20, 20))).sum((2, 3))
+    expected = 4 * (terms * mask).sum() / mask.sum()
+    torch.testing.assert_close(softmax_loss(scores, points, mask, 0.9), expected)
+    narrow = softmax_loss(scores, points.floor().clamp(0, 19) + 0.5, mask, 0.05)
+    torch.testing.assert_close(narrow, softmax_loss(scores, points, mask))
+
+
+@pytest.mark.parametrize("loss", [lambda s, p, m: softmax_loss(s, p, m, 1.0), softmax_loss, l2_loss])
+def test_gradients(problem, loss):
+    scores, points, mask = problem
+    small = scores[:1, :2, :6, :6].clone().requires_grad_()
+    assert torch.autograd.gradcheck(lambda s: loss(s, points[:1, :2].clamp(0, 5), mask[:1, :2]), small)
+
+
+def test_l2_loss_of_a_peak_is_its_squared_distance():
+    scores = torch.full((1, 1, 20, 20), -60.0)
+    scores[0, 0, 5, 8] = 60.0
+    loss = l2_loss(scores, torch.tensor([[[11.5, 9.5]]]), torch.ones(1, 1))
+    assert loss.item() == pytest.approx(3**2 + 4**2, rel=1e-5)
+
+
+def test_point_errors_and_image_means():
+    true = np.zeros((2, 3, 2))
+    found = np.array([[[3, 4], [0, 0], [0, 0]], [[0, 1], [0, 2], [0, 3]]], float)
+    errors = metrics.point_errors(found, true, np.array([10.0, 2.0]))
+    np.testing.assert_allclose(errors, [[0.5, 0, 0], [0.5, 1, 1.5]])
+    np.testing.assert_allclose(metrics.image_errors(errors), [0.5 / 3, 1])
+    mask = np.array([[True, False, False], [False, False, False]])
+    np.testing.assert_allclose(metrics.image_errors(errors, mask), [0.5, np.nan])
+
+
+def test_rates_and_areas():
+    errors = np.array([0.02, 0.05, 0.09, 0.3])
+    assert metrics.failure_rate(errors) == 0.25
+    np.testing.assert_allclose(metrics.cumulative(errors, np.array([0.01, 0.05, 0.5])), [0, 0.5, 1])
+    grid = np.linspace(0, 0.1, 200_001)
+    slow = np.trapezoid(metrics.cumulative(errors, grid), grid) / 0.1
+    assert metrics.auc(errors) == pytest.approx(slow, abs=1e-4)
+    assert metrics.auc(np.zeros(3)) == pytest.approx(1) and metrics.auc(np.ones(3)) == 0
+
+
+def test_bootstrap_interval_covers_the_standard_error():
+    errors = np.random.default_rng(0).gamma(2, 0.03, 3000)
+    low, high = metrics.bootstrap_ci(errors)
+    assert low < errors.mean() < high
+    assert (high - low) / 2 == pytest.approx(1.96 * errors.std() / math.sqrt(3000), rel=0.1)
+    assert (low, high) == metrics.bootstrap_ci(errors)
+
+
+def make_evaluation(found, true):
+    true = np.asarray(true, float)
+    return Evaluation(
+        80, ["x"] * len(true), true, np.ones(true.shape[:2], bool), np.asarray(found, float),
+        np.floor(found) + 0.5, np.ones(true.shape[:2]), FACE_5.scale(true),
+    )  # fmt: skip
+
+
+def test_the_papers_protocol_counts_whole_cells():
+    true = np.array([[[20.9, 30.1], [45.9, 30.1], [33.5, 42.0], [24.0, 55.0], [42.0, 55.0]]])
+    result = make_evaluation(true + [[0.0, 0.0], [0.3, 0.0], [0.0, 0.0], [0.0, -0.2], [0.0, 0.0]], true)
+    # 45.9 + 0.3 falls into the next cell, 55.0 - 0.2 into the one before; the rest hit
+    np.testing.assert_allclose(result.errors_paper[0], [0, 1 / 25, 0, 1 / 25, 0])
+    np.testing.assert_allclose(result.errors[0], [0, 0.3 / 25, 0, 0.2 / 25, 0], atol=1e-12)
+    assert result.summary()["nme_paper"] == pytest.approx(100 * 2 / 25 / 5)
+
+
+def test_truth_outside_the_crop_is_clamped_in_the_papers_protocol():
+    true = np.array([[[-3.0, 30.0], [22.0, 30.0], [10, 42], [2, 55], [20, 55]]])
+    result = make_evaluation(np.maximum(true, 0.5), true)
+    assert result.errors_paper[0, 0] == 0 and result.errors[0, 0] == pytest.approx(3.5 / 25)
+
+
+def test_normalisers():
+    points = np.zeros((2, 68, 2))
+    points[:, 36:42] = [[30, 10], [32, 8], [34, 8], [36, 10], [34, 12], [32, 12]]
+    points[:, 42:48] = points[:, 36:42] + [40, 0]
+    np.testing.assert_allclose(FACE_68.scale(points), 40)  # mean of the two corners of each eye
+    bare = KeypointSet("mine", ("a", "b"))
+    np.testing.assert_allclose(bare.scale(np.array([[[0, 0], [4, 9.0]]])), 6)
+
+
+def test_keypoint_set_round_trip():
+    for s in (FACE_5, FACE_68):
+        assert KeypointSet.from_dict(s.to_dict()) == s
+    assert len(FACE_68.names) == len(set(FACE_68.names)) == 68

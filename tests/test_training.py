@@ -1,0 +1,232 @@
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from recombinator.data.table import load_table
+from recombinator.errors import InputError
+from recombinator.evaluation import evaluate
+from recombinator.training.loop import Trainer, copy_matching
+from recombinator.training.recipe import FAST, PAPER, get_recipe, make_optimiser
+from recombinator.training.run import train
+from recombinator.weights import load_weights, read_tensors
+
+SMALL = {"options": {"size": 40, "width": 0.25}, "report": lambda line: None}
+
+
+def weights_of(run, name="last.safetensors"):
+    return read_tensors(run / name)[0]
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+class Stop(Exception):
+    pass
+
+
+def stop_after(epoch):
+    def report(line):
+        if line["epoch"] == epoch:
+            raise Stop
+
+    return report
+
+
+@pytest.mark.parametrize("recipe", ["fast", "paper"])
+def test_resuming_is_as_if_never_stopped(faces5, tmp_path, recipe):
+    kind = dict(SMALL, recipe=recipe, batch=16)
+    train("rcn-4", faces5, tmp_path / "whole", epochs=5, **kind)
+    with pytest.raises(Stop):
+        train("rcn-4", faces5, tmp_path / "cut", epochs=5, **dict(kind, report=stop_after(3)))
+    train("rcn-4", faces5, tmp_path / "cut", epochs=5, resume=True, **kind)
+    train("rcn-4", faces5, tmp_path / "longer", epochs=3, **kind)
+    train("rcn-4", faces5, tmp_path / "longer", epochs=5, resume=True, **kind)
+    for other in ("cut", "longer"):
+        assert same(weights_of(tmp_path / "whole"), weights_of(tmp_path / other))
+        assert same(
+            weights_of(tmp_path / "whole", "best.safetensors"), weights_of(tmp_path / other, "best.safetensors")
+        )
+        errors = [
+            [json.loads(x)["valid"] for x in (tmp_path / run / "metrics.jsonl").read_text().splitlines()]
+            for run in ("whole", other)
+        ]
+        assert errors[0] == errors[1] and len(errors[0]) == 5
+
+
+def test_shuffled_order_and_jitter_differ_between_epochs_and_seeds(faces5, tmp_path):
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        train("sumnet-4", faces5, tmp_path / name, epochs=1, seed=seed, **SMALL)
+    assert same(weights_of(tmp_path / "a"), weights_of(tmp_path / "b"))
+    assert not same(weights_of(tmp_path / "a"), weights_of(tmp_path / "c"))
+
+
+def long_run(data, folder):
+    return [
+        sys.executable, "-m", "recombinator.cli", "train", "rcn-4", "--data", str(data), "--out", str(folder / "run"),
+        "--size", "40", "--width", "0.25", "--epochs", "400",
+    ]  # fmt: skip
+
+
+def test_a_kill_loses_at_most_the_running_epoch(faces5, tmp_path):
+    command = long_run(faces5, tmp_path)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    for line in process.stdout:
+        if line.startswith("epoch    3"):
+            break
+    time.sleep(0.05)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    _, meta = read_tensors(tmp_path / "run" / "last.safetensors")
+    assert meta["position"]["epoch"] >= 3
+    load_weights(tmp_path / "run")
+    done = subprocess.run([*command[:-1], "5", "--resume"], capture_output=True, text=True)
+    assert done.returncode == 0 and "of 5" in done.stdout
+    assert [json.loads(x)["epoch"] for x in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()] == [
+        1,
+        2,
+        3,
+        4,
+        5,
+    ]
+
+
+def test_interrupt_is_clean(faces5, tmp_path):
+    command = long_run(faces5, tmp_path)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    for line in process.stdout:
+        if line.startswith("epoch    1"):
+            break
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 130 and "--resume" in error and "Traceback" not in error
+
+
+def test_training_learns(faces5, tmp_path):
+    train(
+        "rcn-4",
+        faces5,
+        tmp_path / "run",
+        epochs=25,
+        batch=8,
+        learning_rate=4e-3,
+        **dict(SMALL, options={"size": 40, "width": 0.5}),
+    )
+    lines = [json.loads(x) for x in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert lines[-1]["clean"] < lines[0]["clean"] / 2 and lines[-1]["loss"] < lines[0]["loss"]
+    result, report = evaluate(tmp_path / "run", faces5 / "test.parquet")
+    assert report["images"] == 6 and report["nme"] == pytest.approx(100 * result.image_errors("continuous").mean())
+    assert report["nme_ci95"][0] <= report["nme"] <= report["nme_ci95"][1]
+    assert len(report["per_keypoint"]) == 5 and np.mean(report["per_keypoint"]) == pytest.approx(report["nme"])
+
+
+def test_the_best_epoch_is_kept(faces5, tmp_path):
+    summary = train("rcn-4", faces5, tmp_path / "run", epochs=6, **SMALL)
+    lines = [json.loads(x) for x in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    best = min(lines, key=lambda x: x["valid"])
+    assert summary["best_epoch"] == best["epoch"] and summary["best_valid"] == best["valid"]
+    assert load_weights(tmp_path / "run").training["epoch"] == best["epoch"]
+
+
+def test_patience_stops_early(faces5, tmp_path):
+    summary = train("rcn-4", faces5, tmp_path / "run", epochs=50, patience=2, learning_rate=1e-9, **SMALL)
+    assert summary["epochs"] - summary["best_epoch"] == 2 and summary["epochs"] < 50
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_place(faces5, tmp_path):
+    with pytest.raises(InputError, match=r"epoch \d+, batch \d+ .*last good state is .*last\.safetensors"):
+        train("rcn-4", faces5, tmp_path / "run", epochs=30, learning_rate=1e12, **SMALL)
+
+
+def test_68_points_colour_and_l2(faces68, tmp_path):
+    train("sumnet-4", faces68, tmp_path / "a", epochs=1, loss="l2", **SMALL)
+    assert load_weights(tmp_path / "a").keypoints.name == "face-68"
+
+
+def test_start_from_other_weights(faces5, tmp_path):
+    train("rcn-4", faces5, tmp_path / "a", epochs=1, **SMALL)
+    tensors = weights_of(tmp_path / "a", "best.safetensors")
+    net = load_weights(tmp_path / "a").net
+    tensors["trunk.0.bias"] = torch.ones(9)
+    copied = copy_matching(tensors, net)
+    assert "trunk.1.weight" in copied and "trunk.0.bias" not in copied
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"recipe": "slow"}, "no recipe is called"),
+        ({"loss": "hinge"}, "loss='hinge'"),
+        ({"device": "cuda"}, "no CUDA"),
+        ({"resume": True}, "nothing to resume"),
+        ({"start": "nowhere"}, "neither a weights file"),
+    ],
+)
+def test_settings_that_cannot_be(faces5, tmp_path, changes, words):
+    if changes.get("device") == "cuda" and torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    with pytest.raises(InputError, match=words):
+        train("rcn-4", faces5, tmp_path / "run", **{**SMALL, **changes})
+
+
+def test_a_run_is_not_overwritten_or_mixed(faces5, tmp_path):
+    train("rcn-4", faces5, tmp_path / "run", epochs=2, **SMALL)
+    with pytest.raises(InputError, match="already holds a run"):
+        train("rcn-4", faces5, tmp_path / "run", epochs=2, **SMALL)
+    for changes, words in (
+        ({"seed": 3}, "seed 0, not 3"), ({"batch": 7}, "another recipe .*batch"), ({"degrees": 7}, "augment"),
+    ):  # fmt: skip
+        with pytest.raises(InputError, match=words):
+            train("rcn-4", faces5, tmp_path / "run", **{**SMALL, "epochs": 2, "resume": True, **changes})
+    with pytest.raises(InputError, match="model"):
+        train("rcn-5", faces5, tmp_path / "run", epochs=2, resume=True, **SMALL)
+
+
+def test_paper_recipe_is_the_papers():
+    recipe = get_recipe("paper", "rcn-6")
+    assert (recipe.optimiser, recipe.batch, recipe.augment.degrees, recipe.augment.occlude) == (
+        "adadelta",
+        64,
+        40,
+        (20, 50),
+    )
+    assert not recipe.augment.flip and recipe.sigma == 0 and recipe.outside == "clamp" and recipe.decay == 0
+    assert recipe.regularise == {"trunk": 1e-6, "branch": 1e-12}
+    assert get_recipe("paper", "sumnet-6").regularise["alpha"] == 1e-14
+    assert get_recipe("paper", "rcn-6-skip").regularise == {"trunk": 1e-4, "branch": 1e-4}
+
+
+def test_weight_decay_spares_biases(faces5):
+    table = load_table(faces5 / "train.parquet", limit=4)
+    for recipe, trunk in ((PAPER, 0.0), (get_recipe("paper", "sumnet-4"), 2e-10), (FAST, FAST.weight_decay)):
+        net = Trainer("sumnet-4", table, table, None, recipe).net
+        groups = make_optimiser(recipe, net).param_groups
+        decay = {id(p): g["weight_decay"] for g in groups for p in g["params"]}
+        assert sum(len(g["params"]) for g in groups) == len(list(net.parameters()))
+        for name, p in net.named_parameters():
+            if name.endswith("bias"):
+                assert decay[id(p)] == 0
+        assert decay[id(net.trunk[0].weight)] == trunk
+
+
+def test_learning_rate_schedule():
+    recipe = get_recipe("fast", "rcn-6", epochs=10, decay=0.5, warmup_steps=4, learning_rate=1.0)
+    rates = [recipe.learning_rate_at(s, 10) for s in range(100)]
+    assert rates[:4] == [0.25, 0.5, 0.75, 1.0] and rates[49] == 1.0 and recipe.stable_epochs == 5
+    assert all(a > b for a, b in itertools.pairwise(rates[50:])) and 0 < rates[-1] < 0.01
+
+
+def test_float32_and_bfloat16_agree_roughly(faces5, tmp_path):
+    losses = []
+    for precision in ("float32", "bfloat16"):
+        train("rcn-4", faces5, tmp_path / precision, epochs=1, precision=precision, **SMALL)
+        losses.append(json.loads((tmp_path / precision / "metrics.jsonl").read_text())["loss"])
+    assert losses[0] == pytest.approx(losses[1], rel=0.01) and losses[0] != losses[1]
