@@ -21,12 +21,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from recombinator import __version__
 from recombinator.data.table import FaceTable
 from recombinator.errors import InputError
 from recombinator.evaluation import evaluate_table
 from recombinator.files import copy_file, write_json, write_text
 from recombinator.models import ScoreMapNet, create_model
+from recombinator.provenance import provenance
 from recombinator.training.loss import LOSSES, target_cells
 from recombinator.training.recipe import Recipe, bfloat16_is_fast, make_optimiser
 from recombinator.transforms.augment import Augment, draw_samples
@@ -195,7 +195,8 @@ class Trainer:
     ) -> dict[str, Any]:
         """Trains to the end; `report` gets each epoch's metrics. Returns the summary, also in summary.json."""
         self.out.mkdir(parents=True, exist_ok=True)
-        write_json(self.out / "run.json", {**self.asked, "code": __version__, "bfloat16": self.bfloat16})
+        made_by = {k: v for k, v in provenance().items() if k != "date"} | {"bfloat16": self.bfloat16}
+        write_json(self.out / "run.json", {**self.asked, **made_by})
         while self.at.epoch < self.recipe.epochs:
             began = time.perf_counter()
             loss = self.run_epoch(step_done)
@@ -211,7 +212,7 @@ class Trainer:
                 self.at.best, self.at.best_epoch = errors["valid"], self.at.epoch
                 save_weights(self.out / "best.safetensors", self.weights({
                     **self.asked, "epoch": self.at.epoch, "validation_nme_paper": errors["valid"],
-                    "seconds": self.at.seconds, "code": __version__, "torch": torch.__version__,
+                    "seconds": self.at.seconds, **made_by,
                 }))  # fmt: skip
             with open(self.out / "metrics.jsonl", "a", encoding="utf-8") as stream:
                 stream.write(json.dumps(line) + "\n")

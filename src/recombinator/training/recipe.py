@@ -69,12 +69,12 @@ FAST = Recipe(
     epochs=120,
     batch=32,
     optimiser="adamw",
-    learning_rate=2e-3,
+    learning_rate=4e-3,
     weight_decay=0.02,
     warmup_steps=300,
     decay=0.7,
-    sigma=1.0,
-    augment=Augment(flip=True, gamma=1.0, blur=1.5, noise=12.0),
+    sigma=0.5,
+    augment=Augment(flip=True),
 )
 PAPER = Recipe(
     name="paper",
