@@ -166,7 +166,7 @@ def train(
     }  # fmt: skip
     changes = {k: v for k, v in changes.items() if v is not None}
     options = {k: v for k, v in options.items() if v is not None}
-    with progress(f"epoch of {model}") as advance:
+    with progress(f"{model}, steps") as advance:
 
         def report(line: dict[str, Any]) -> None:
             print(

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-LINE_EVERY = 15.0  # seconds between plain lines
+LINE_EVERY = 60.0  # seconds between plain lines
 
 
 @contextmanager
@@ -23,14 +23,16 @@ def progress(label: str) -> Iterator[Callable[[int, int], None]]:
             yield lambda done, total: bar.update(task, completed=done, total=total)
         return
     began = last = time.monotonic()
+    first: int | None = None  # a resumed run does not start at zero
 
     def advance(done: int, total: int) -> None:
-        nonlocal last
+        nonlocal last, first
+        first = done - 1 if first is None else first
         now = time.monotonic()
-        if now - last >= LINE_EVERY and done:
+        if now - last >= LINE_EVERY:
             last = now
-            left = (now - began) / done * (total - done)
-            print(f"{label}: {done} of {total}, {left:.0f} s left", file=sys.stderr, flush=True)
+            left = (now - began) / (done - first) * (total - done)
+            print(f"{label}: {done} of {total}, {left / 60:.1f} min left", file=sys.stderr, flush=True)
 
     yield advance
 

@@ -76,6 +76,32 @@ def aflw_table(results: dict[str, dict[str, Any]]) -> str:
     return _markdown(header, rows)
 
 
+def card_table(results: dict[str, dict[str, Any]]) -> str:
+    """The shipped network: what it is, how it was trained, what it reaches."""
+    r = results.get("rcn-6-mtfl")
+    if r is None:
+        return ""
+    training = r["training"]
+    recipe = training["recipe"]
+    per_point = ", ".join(f"{n} {e:.2f}" for n, e in zip(r["keypoints"], r["per_keypoint"], strict=True))
+    rows = [
+        ["AFLW, paper's protocol", "{:.2f} % [{:.2f}, {:.2f}]".format(r["nme_paper"], *r["nme_paper_ci95"])],
+        ["AFLW, continuous", "{:.2f} % [{:.2f}, {:.2f}]".format(r["nme"], *r["nme_ci95"])],
+        ["by keypoint, continuous, %", per_point],
+        ["images over 10 %", f"{100 * r['failure_rate_10']:.1f} %"],
+        ["AUC to 10 %", f"{r['auc_10']:.3f}"],
+        ["validation, jittered and occluded, paper's protocol", f"{training['validation_nme_paper']:.2f} %"],
+        [
+            "training",
+            f"recipe {recipe['name']}, seed {training['seed']}, epoch {training['epoch']} of {recipe['epochs']}, "
+            f"{training['seconds'] / 60:.0f} minutes on {training['machine']['threads']} thread of "
+            f"{training['machine']['processor']}, commit {training['commit']}",
+        ],
+        ["data", f"{training['dataset']}, {training['images']} images, fingerprint {training['data']}"],
+    ]
+    return _markdown(["rcn-6-mtfl", ""], rows)
+
+
 def speed_table(results: dict[str, dict[str, Any]]) -> str:
     rows = []
     for r in (r for r in results.values() if r.get("kind") == "bench"):
@@ -98,8 +124,22 @@ def machine_line(results: dict[str, dict[str, Any]]) -> str:
     return "".join(lines)
 
 
+def explorations_table(results: dict[str, dict[str, Any]]) -> str:
+    """Short runs that chose the recipe, one source after the other, best first."""
+    rows = []
+    for r in sorted(results.get("explorations", {}).get("rows", []), key=lambda r: (-r["images"], r["final"]["clean"])):
+        photometric = "/".join(f"{r[k]:g}" for k in ("gamma", "blur", "noise"))
+        settings = [f"{r[k]:g}" for k in ("learning_rate", "weight_decay", "sigma", "zoom")]
+        final = [f"{r['final'][k]:.2f}" for k in ("valid", "clean")]
+        rows.append([r["data"], str(r["epochs"]), *settings, photometric, *final])
+    header = ["data", "epochs", "rate", "decay", "spread", "zoom", "gamma/blur/noise", "jittered", "plain"]
+    return _markdown(header, rows)
+
+
 TABLES: dict[str, Callable[[dict[str, dict[str, Any]]], str]] = {
     "aflw": aflw_table,
+    "card": card_table,
+    "explorations": explorations_table,
     "speed": speed_table,
     "machine": machine_line,
 }

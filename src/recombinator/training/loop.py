@@ -110,7 +110,7 @@ class Trainer:
             loss.backward()
             self.optimiser.step()
             total += value * len(index)
-            step_done(i + 1, self.steps)
+            step_done(self.at.epoch * self.steps + i + 1, self.recipe.epochs * self.steps)
         return total / n
 
     def validate(self) -> dict[str, float]:
