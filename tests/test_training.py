@@ -142,8 +142,18 @@ def test_patience_stops_early(faces5, tmp_path):
 
 
 def test_a_loss_that_is_not_finite_stops_with_the_place(faces5, tmp_path):
-    with pytest.raises(InputError, match=r"epoch \d+, batch \d+ .*last good state is .*last\.safetensors"):
-        train("rcn-4", faces5, tmp_path / "run", epochs=30, learning_rate=1e12, **SMALL)
+    with pytest.raises(InputError, match=r"epoch 1, batch \d+ .*no epoch was finished before"):
+        train("rcn-4", faces5, tmp_path / "wild", epochs=3, warmup_steps=0, learning_rate=1e30, **SMALL)
+    table = load_table(faces5 / "train.parquet")
+    trainer = Trainer("rcn-4", table, table, tmp_path / "run", FAST, options=SMALL["options"])
+
+    def poison(line):
+        if line["epoch"] == 2:
+            trainer.net.trunk[0].weight.data[0] = torch.nan
+
+    with pytest.raises(InputError, match=r"epoch 3, batch 1 .*last good state is .*last\.safetensors \(epoch 2\)"):
+        trainer.fit(poison)
+    assert torch.isfinite(weights_of(tmp_path / "run")["net.trunk.0.weight"]).all()
 
 
 def test_68_points_colour_and_l2(faces68, tmp_path):

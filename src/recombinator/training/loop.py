@@ -101,10 +101,10 @@ class Trainer:
             value = loss.item()
             if not math.isfinite(value):
                 files = ", ".join(self.train_table.files[j] for j in index[:3].tolist())
+                good = f"the last good state is {self.out / 'last.safetensors'} (epoch {self.at.epoch})"
                 raise InputError(
                     f"{self.out}: the loss became {value} in epoch {self.at.epoch + 1}, batch {i + 1} ({files}, ...); "
-                    f"the last good state is {self.out / 'last.safetensors'} (epoch {self.at.epoch}): "
-                    "try a lower learning rate"
+                    f"{good if self.at.epoch else 'no epoch was finished before'}; try a lower learning rate"
                 )
             self.optimiser.zero_grad(set_to_none=True)
             loss.backward()
