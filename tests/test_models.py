@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from recombinator.errors import InputError
-from recombinator.keypoints import FACE_5
+from recombinator.keypoints import FACE_5, FACE_68
 from recombinator.models import create_model, model_names
 from recombinator.models.layers import Conv, conv_over_concat, upsample
 from recombinator.weights import Weights, load_weights, save_weights
@@ -16,11 +16,13 @@ PARAMETERS = {
     "sumnet-4": 99_112, "sumnet-5": 142_850, "sumnet-6": 186_588,
     "rcn-4": 164_837, "rcn-5": 227_141, "rcn-6": 310_229, "rcn-7": 338_021,
     "rcn-5-skip": 293_957, "rcn-6-skip": 439_253, "rcn-7-skip": 549_989,
+    "sumnet-68": 603_368, "rcn-68": 1_095_492, "rcn-68-skip": 1_709_892,
 }  # fmt: skip
 MILLION_MULTIPLY_ADDS = {
     "sumnet-4": 63.88, "sumnet-5": 65.00, "sumnet-6": 65.21,
     "rcn-4": 113.13, "rcn-5": 114.68, "rcn-6": 115.45, "rcn-7": 115.54,
     "rcn-5-skip": 285.18, "rcn-6-skip": 362.67, "rcn-7-skip": 440.00,
+    "sumnet-68": 1204.23, "rcn-68": 1913.96, "rcn-68-skip": 4248.68,
 }  # fmt: skip
 # SPEC 1.1, rcn-6: (size, in, out, parameters), trunk first, then branches from the finest
 RCN_6 = [
@@ -79,10 +81,11 @@ class TestFamily:
 
     def test_save_and_load(self, name, tmp_path):
         net = create_model(name).eval()
-        template = [[0.5, 0.5]] * 5
-        save_weights(tmp_path / "w.safetensors", Weights(net, FACE_5, "mtfl", template, {"seed": 1}))
+        keypoint_set = FACE_5 if net.keypoints == 5 else FACE_68
+        template = [[0.5, 0.5]]
+        save_weights(tmp_path / "w.safetensors", Weights(net, keypoint_set, "mtfl", template, {"seed": 1}))
         loaded = load_weights(tmp_path / "w.safetensors")
-        assert loaded.keypoints == FACE_5 and loaded.crop_rule == "mtfl" and loaded.training == {"seed": 1}
+        assert loaded.keypoints == keypoint_set and loaded.crop_rule == "mtfl" and loaded.training == {"seed": 1}
         assert loaded.net.config == net.config and loaded.template == template
         assert torch.equal(loaded.net(images()), net(images()))
 
@@ -103,9 +106,11 @@ def test_skip_widths():
 
 def test_options_that_change_the_count():
     assert [count(create_model(f"sumnet-{n}", alpha="pixel")) for n in (4, 5, 6)] == [227_092, 302_825, 378_558]
-    assert count(create_model("rcn-6", d_convs=2)) == 331_013
-    assert count(create_model("rcn-6-skip", d_convs=2)) == 460_037
-    assert count(create_model("rcn-7", d_convs=2)) == 358_805
+    assert count(create_model("rcn-6", form="twice")) == 331_013
+    assert count(create_model("rcn-6-skip", form="twice")) == 460_037
+    assert count(create_model("rcn-7", form="twice")) == 358_805
+    text = create_model("rcn-68", form="text")
+    assert count(text) == 640_900 and round(text.multiply_adds() / 1e6, 2) == 868.25
 
 
 def test_initialisation_is_the_authors():
@@ -198,6 +203,7 @@ def test_one_branch_nets_of_both_families_have_one_form():
         (lambda: create_model("rcn-4", mask=(0, 0, 0, 0)), "at least one"),
         (lambda: create_model("rcn-4", upsampling="cubic"), "tile, bilinear"),
         (lambda: create_model("rcn-4", alpha="map"), "alpha"),
+        (lambda: create_model("rcn-4", form="new"), "use one of twice, code"),
         (lambda: create_model("sumnet-4", alpha="row"), "'map' or 'pixel'"),
         (lambda: create_model("rcn-4", keypoints=0), "must be 1 or more"),
         (lambda: create_model("rcn-4")(torch.zeros(1, 1, 64, 64)), "expected images of shape"),

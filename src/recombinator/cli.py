@@ -85,7 +85,7 @@ def prepare_synthetic(
 @app.command()
 def models(
     as_json: Annotated[bool, typer.Option("--json", help="a JSON list")] = False,
-    keypoints: Annotated[int, typer.Option(min=1)] = 5,
+    keypoints: Annotated[int | None, typer.Option(min=1, help="5 or 68 by network without it")] = None,
     size: Annotated[int, typer.Option(help="input side in pixels")] = 80,
 ) -> None:
     """The networks, with parameters and multiply-adds an image."""
@@ -96,7 +96,7 @@ def models(
         net = create_model(name, keypoints, size=size)
         rows.append({
             "name": name, "parameters": sum(p.numel() for p in net.parameters()),
-            "multiply_adds": net.multiply_adds(), "input": size, "keypoints": keypoints,
+            "multiply_adds": net.multiply_adds(), "input": size, "keypoints": net.keypoints,
         })  # fmt: skip
     if as_json:
         print(json.dumps(rows, indent=2))
@@ -140,6 +140,7 @@ def train(
     upsampling: Annotated[str | None, typer.Option(help="tile or bilinear")] = None,
     norm: Annotated[str | None, typer.Option(help="local contrast normalisation by image or batch; global")] = None,
     size: Annotated[int | None, typer.Option(help="input side in pixels")] = None,
+    form: Annotated[str | None, typer.Option(help="RCN: code or twice; with 68 keypoints code or text")] = None,
     width: Annotated[float | None, typer.Option(help="factor on all widths")] = None,
     channels: Annotated[int | None, typer.Option(help="1 for grey, 3 for RGB")] = None,
     start: Annotated[str | None, typer.Option(help="weights to start from, where shapes agree")] = None,
@@ -161,8 +162,8 @@ def train(
         "occlude": None if occlusion is None else ((20, 50) if occlusion else (0, 0)),
     }  # fmt: skip
     options: dict[str, Any] = {
-        "mask": _mask(mask), "alpha": alpha, "upsampling": upsampling, "norm": norm, "size": size, "width": width,
-        "channels": channels,
+        "mask": _mask(mask), "alpha": alpha, "upsampling": upsampling, "norm": norm, "size": size, "form": form,
+        "width": width, "channels": channels,
     }  # fmt: skip
     changes = {k: v for k, v in changes.items() if v is not None}
     options = {k: v for k, v in options.items() if v is not None}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 from recombinator.errors import InputError
@@ -11,43 +11,55 @@ from recombinator.models.networks import RCN, Level, ScoreMapNet, SumNet
 
 __all__ = ["MODELS", "RCN", "Level", "ScoreMapNet", "SumNet", "create_model", "model_names"]
 
+
+@dataclass(frozen=True)
+class Architecture:
+    """A named network: its class, its levels (finest first) by form, and the keypoints it was made for."""
+
+    network: type[ScoreMapNet]
+    forms: dict[str, tuple[Level, ...]]  # the first one is the default
+    keypoints: int = 5
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+def _level(trunk: int, *branch: int, kernels: tuple[int, ...] | None = None, trunk_kernel: int = 3) -> Level:
+    return Level(trunk, tuple(zip(branch, kernels or (3,) * len(branch), strict=True)), trunk_kernel)
+
+
 # SPEC 1.1, finest first. A branch's list is its convolutions; the finest included branch ends in K maps.
-_FACE = (
-    Level(16, ((16, 3), (16, 3))),
-    Level(32, ((32, 3), (16, 3))),
-    Level(48, ((48, 3), (32, 3))),
-    Level(48, ((48, 3),)),  # one convolution in the authors' 5 to 7 branch code
-    Level(48, ((48, 3), (48, 3))),
-    Level(48, ((48, 3), (48, 3))),
-    Level(48, ((48, 1), (48, 1)), trunk_kernel=1),
-)
-_TEN_TWICE = Level(48, ((48, 3), (48, 3)))  # Fig. 1: the coarsest, 10x10 branch of the 4-branch net has two
-
+_FACE_5 = (
+    _level(16, 16, 16), _level(32, 32, 16), _level(48, 48, 32), _level(48, 48), _level(48, 48, 48), _level(48, 48, 48),
+    _level(48, 48, 48, kernels=(1, 1), trunk_kernel=1),
+)  # fmt: skip
+_TEN_TWICE = _level(48, 48, 48)
 # SPEC 1.3: a branch of SumNet is one convolution as wide as its trunk, then one to K maps.
-_SUM = tuple(Level(w, ((w, 3), (w, 3))) for w in (16, 32, 48, 48, 48, 48))
+_SUM_5 = tuple(_level(w, w, w) for w in (16, 32, 48, 48, 48, 48))
 
 
-def _rcn(branches: int, skip: bool = False) -> Callable[..., ScoreMapNet]:
-    def build(keypoints: int, *, d_convs: int | None = None, width: float = 1.0, **options: Any) -> ScoreMapNet:
-        levels = list(_FACE[:branches])
-        if (d_convs or (2 if branches == 4 else 1)) == 2:
-            levels[3] = _TEN_TWICE
-        return RCN(tuple(x.scaled(width) for x in levels), keypoints, skip=skip, **options)
-
-    return build
+def _rcn_5(branches: int) -> dict[str, tuple[Level, ...]]:
+    """The 10x10 branch has one convolution in the authors' 5 to 7 branch code ("code"), two in Fig. 1, which draws
+    4 branches ("twice")."""
+    once, twice = _FACE_5[:branches], (*_FACE_5[:3], _TEN_TWICE, *_FACE_5[4:branches])
+    return {"twice": twice, "code": once} if branches == 4 else {"code": once, "twice": twice}
 
 
-def _sumnet(branches: int) -> Callable[..., ScoreMapNet]:
-    def build(keypoints: int, *, width: float = 1.0, **options: Any) -> ScoreMapNet:
-        return SumNet(tuple(x.scaled(width) for x in _SUM[:branches]), keypoints, **options)
+# SPEC 1.4: the authors' code (5x5, then 1x1; one convolution at 10x10) and the paper's text (3x3, two 1x1 more).
+_FACE_68: dict[str, tuple[Level, ...]] = {
+    "code": (
+        _level(64, 64, 64, 64, 64, kernels=(5, 1, 1, 1)), *(_level(64, 64, 64, kernels=(5, 1)),) * 2,
+        _level(64, 64, kernels=(5,)), _level(64, 64, 64, kernels=(5, 1)),
+    ),
+    "text": (_level(64, 64, 64, 64, 64, kernels=(3, 1, 1, 1)), *(_level(64, 64, 64),) * 4),
+}  # fmt: skip
+_SUM_68 = (_level(64, 64, 64, 64, 64), *(_level(64, 64, 64),) * 4)  # SPEC 1.5
 
-    return build
-
-
-MODELS: dict[str, Callable[..., ScoreMapNet]] = {
-    **{f"sumnet-{n}": _sumnet(n) for n in (4, 5, 6)},
-    **{f"rcn-{n}": _rcn(n) for n in (4, 5, 6, 7)},
-    **{f"rcn-{n}-skip": _rcn(n, skip=True) for n in (5, 6, 7)},
+MODELS: dict[str, Architecture] = {
+    **{f"sumnet-{n}": Architecture(SumNet, {"code": _SUM_5[:n]}) for n in (4, 5, 6)},
+    **{f"rcn-{n}": Architecture(RCN, _rcn_5(n)) for n in (4, 5, 6, 7)},
+    **{f"rcn-{n}-skip": Architecture(RCN, _rcn_5(n), options={"skip": True}) for n in (5, 6, 7)},
+    "sumnet-68": Architecture(SumNet, {"code": _SUM_68}, 68),
+    "rcn-68": Architecture(RCN, _FACE_68, 68),
+    "rcn-68-skip": Architecture(RCN, _FACE_68, 68, options={"skip": True}),
 }
 
 
@@ -55,13 +67,14 @@ def model_names() -> list[str]:
     return list(MODELS)
 
 
-def create_model(name: str, keypoints: int = 5, **options: Any) -> ScoreMapNet:
+def create_model(name: str, keypoints: int | None = None, **options: Any) -> ScoreMapNet:
     """A freshly initialised network.
 
-    name: one of `model_names()`. keypoints: K. Options: `size` (input side in pixels, 80), `channels` (1),
-    `mask` (branches to keep, coarsest first), `upsampling` ("tile" | "bilinear"), `norm` (local contrast
-    normalisation with its floor per "image" or "batch", or "global"), `width` (factor on all widths), for
-    SumNet `alpha` ("map" | "pixel"), for RCN `d_convs` (1 | 2 convolutions in the 10x10 branch).
+    name: one of `model_names()`. keypoints: K, by default what the network was made for. Options: `size` (input
+    side in pixels, 80), `channels` (1), `mask` (branches to keep, coarsest first), `upsampling` ("tile" |
+    "bilinear"), `norm` (local contrast normalisation with its floor per "image" or "batch", or "global"), `width`
+    (factor on all widths), for SumNet `alpha` ("map" | "pixel"), for RCN `form`: with five keypoints "code" or
+    "twice" (two convolutions in the 10x10 branch), with 68 "code" (5x5, then 1x1) or "text" (3x3).
 
     Raises InputError for an unknown name or option and for sizes that the poolings do not allow.
     """
@@ -69,8 +82,15 @@ def create_model(name: str, keypoints: int = 5, **options: Any) -> ScoreMapNet:
         near = difflib.get_close_matches(name, MODELS, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
         raise InputError(f"no model is called {name!r}{hint} (known: {', '.join(MODELS)})")
+    architecture = MODELS[name]
+    keypoints = architecture.keypoints if keypoints is None else keypoints
+    rest = dict(options)
+    form, width = rest.pop("form", next(iter(architecture.forms))), rest.pop("width", 1.0)
+    if form not in architecture.forms:
+        raise InputError(f"model {name}: form={form!r} is not known: use one of {', '.join(architecture.forms)}")
+    levels = tuple(level.scaled(width) for level in architecture.forms[form])
     try:
-        net = MODELS[name](keypoints, **options)
+        net = architecture.network(levels, keypoints, **architecture.options, **rest)
     except TypeError as error:
         raise InputError(f"model {name}: {str(error).split('() ')[-1]}") from None
     net.config = {"name": name, "keypoints": keypoints, **options}
