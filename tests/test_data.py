@@ -206,7 +206,13 @@ def test_what_is_not_a_table_is_refused(tmp_path, faces5):
 
 def test_fingerprint_and_limit(faces5):
     a, b = (load_table(faces5 / "train.parquet", limit=n) for n in (None, 7))
-    assert a.fingerprint == b.fingerprint and len(b) == 7 and np.array_equal(a.points[:7], b.points)
+    assert a.fingerprint != b.fingerprint and len(b) == 7 and np.array_equal(a.points[:7], b.points)
+
+
+def test_fingerprint_is_of_the_content(faces5, tmp_path):
+    frame = pq.read_table(faces5 / "train.parquet")
+    pq.write_table(frame, tmp_path / "again.parquet", compression="none", row_group_size=5)
+    assert load_table(tmp_path / "again.parquet").fingerprint == load_table(faces5 / "train.parquet").fingerprint
 
 
 # ---- drawn faces ---------------------------------------------------------------------------------------------

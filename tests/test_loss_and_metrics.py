@@ -101,11 +101,14 @@ def test_bootstrap_interval_covers_the_standard_error():
     assert (low, high) == metrics.bootstrap_ci(errors)
 
 
-def make_evaluation(found, true):
+def make_evaluation(found, true, keypoints=FACE_5, limits=None, at_border=None, subsets=None):
     true = np.asarray(true, float)
+    n, k = true.shape[:2]
+    limits = np.tile([-50.0, -50.0, 130.0, 130.0], (n, 1)) if limits is None else np.array(limits, float)
+    flags = np.zeros((n, k, 4), bool) if at_border is None else at_border
     return Evaluation(
-        80, ["x"] * len(true), true, np.ones(true.shape[:2], bool), np.asarray(found, float),
-        np.floor(found) + 0.5, np.ones(true.shape[:2]), FACE_5.scale(true),
+        80, keypoints, ["x"] * n, list(subsets or [""] * n), true, np.ones((n, k), bool), np.asarray(found, float),
+        np.floor(found) + 0.5, np.ones((n, k)), limits, flags,
     )  # fmt: skip
 
 
@@ -113,15 +116,47 @@ def test_the_papers_protocol_counts_whole_cells():
     true = np.array([[[20.9, 30.1], [45.9, 30.1], [33.5, 42.0], [24.0, 55.0], [42.0, 55.0]]])
     result = make_evaluation(true + [[0.0, 0.0], [0.3, 0.0], [0.0, 0.0], [0.0, -0.2], [0.0, 0.0]], true)
     # 45.9 + 0.3 falls into the next cell, 55.0 - 0.2 into the one before; the rest hit
-    np.testing.assert_allclose(result.errors_paper[0], [0, 1 / 25, 0, 1 / 25, 0])
-    np.testing.assert_allclose(result.errors[0], [0, 0.3 / 25, 0, 0.2 / 25, 0], atol=1e-12)
+    np.testing.assert_allclose(result.errors("paper")[0], [0, 1 / 25, 0, 1 / 25, 0])
+    np.testing.assert_allclose(result.errors("continuous")[0], [0, 0.3 / 25, 0, 0.2 / 25, 0], atol=1e-12)
     assert result.summary()["nme_paper"] == pytest.approx(100 * 2 / 25 / 5)
 
 
 def test_truth_outside_the_crop_is_clamped_in_the_papers_protocol():
     true = np.array([[[-3.0, 30.0], [22.0, 30.0], [10, 42], [2, 55], [20, 55]]])
     result = make_evaluation(np.maximum(true, 0.5), true)
-    assert result.errors_paper[0, 0] == 0 and result.errors[0, 0] == pytest.approx(3.5 / 25)
+    assert result.errors("paper")[0, 0] == 0 and result.errors("continuous")[0, 0] == pytest.approx(3.5 / 25)
+
+
+def test_predictions_are_clamped_to_the_photograph_and_the_oracle_moves_border_points():
+    true = np.array([[[8.0, 30.0], [48.0, 30.0], [30, 42], [20, 55], [40, 55]]])
+    found = true + np.array([[-6.0, 0.0], [0, 0], [0, 0], [0, 0], [0, 0]])
+    limits = [[6.2, -20, 100, 100]]
+    flags = np.zeros((1, 5, 4), bool)
+    flags[0, 0, 0] = True
+    result = make_evaluation(found, true, limits=limits, at_border=flags)
+    assert result.errors("continuous")[0, 0] == pytest.approx(1.8 / 40)
+    assert result.errors("paper")[0, 0] == pytest.approx(2 / 40)
+    far = make_evaluation(true + [[[9.0, 0], [0, 0], [0, 0], [0, 0], [0, 0]]], true, limits=limits, at_border=flags)
+    assert far.errors("paper")[0, 0] == pytest.approx(9 / 40)
+    assert far.errors("paper", oracle=True)[0, 0] == pytest.approx(2 / 40)
+    assert far.summary()["nme_paper_oracle"] == pytest.approx(100 * 2 / 40 / 5)
+
+
+def test_subsets_parts_and_normalisers_are_reported():
+    rng = np.random.default_rng(0)
+    true = rng.uniform(10, 70, (6, 68, 2))
+    true[:, 36:42], true[:, 42:48] = [25, 30], [55, 30]
+    found = true + rng.normal(0, 1, true.shape)
+    found[:, :17] += 5  # the jaw, which the 49 points leave out
+    report = make_evaluation(found, true, FACE_68, subsets=["common"] * 4 + ["challenging"] * 2).summary()
+    assert report["images"] == 6 and {k: v["images"] for k, v in report["subsets"].items()} == {
+        "common": 4, "challenging": 2,
+    }  # fmt: skip
+    both = (4 * report["subsets"]["common"]["nme"] + 2 * report["subsets"]["challenging"]["nme"]) / 6
+    assert both == pytest.approx(report["nme"])
+    assert report["nme_49"] < report["nme"] and report["nme_paper_49"] < report["nme_paper"]
+    assert report["nme_outer"] == pytest.approx(report["nme"])  # the eyes were put on single points
+    assert "nme_paper_oracle" not in report
 
 
 def test_normalisers():
@@ -129,6 +164,7 @@ def test_normalisers():
     points[:, 36:42] = [[30, 10], [32, 8], [34, 8], [36, 10], [34, 12], [32, 12]]
     points[:, 42:48] = points[:, 36:42] + [40, 0]
     np.testing.assert_allclose(FACE_68.scale(points), 40)  # mean of the two corners of each eye
+    np.testing.assert_allclose(FACE_68.scale(points, "outer"), 46)
     bare = KeypointSet("mine", ("a", "b"))
     np.testing.assert_allclose(bare.scale(np.array([[[0, 0], [4, 9.0]]])), 6)
 

@@ -44,7 +44,9 @@ def random_table(n: int, seed: int = 0) -> FaceTable:
         mask=np.ones((n, 5), bool),
         boxes=np.stack([RULES["mtfl"].inner_box(p, GRID) for p in points]),
         to_file=np.zeros((n, 2, 3)),
+        limits=np.zeros((n, 4)),
         files=["noise"] * n,
+        subsets=[""] * n,
         fingerprint="noise",
     )
 

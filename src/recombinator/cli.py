@@ -7,6 +7,7 @@ import io
 import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -36,11 +37,16 @@ Size = Annotated[int, typer.Option(min=16, max=1024, help="side of the stored cr
 Quality = Annotated[int, typer.Option(min=0, max=100, help="JPEG quality; 0 stores PNG, without loss")]
 
 
+def _prepare(reader: Callable[..., dict[str, int]], source: Path, out: Path, **options: Any) -> None:
+    with progress("preparing") as advance:
+        _counts(reader(source, out, drop=warn, advance=advance, **options), out)
+
+
 def _counts(counts: dict[str, int], out: Path) -> None:
     parts = [f"{out / split}.parquet: {n} faces" for split, n in counts.items() if split != "dropped" and n]
     print("\n".join(parts))
     if "dropped" in counts:
-        print(f"dropped: {counts['dropped']} lines")
+        print(f"dropped: {counts['dropped']} faces")
 
 
 @prepare.command("mtfl")
@@ -55,11 +61,22 @@ def prepare_mtfl(
     """MTFL's training.txt (9,000 + 1,000, the authors' split) and its AFLW testing.txt."""
     from recombinator.data import mtfl
 
-    with progress("preparing") as advance:
-        counts = mtfl.prepare_mtfl(
-            source, out, size=size, grey=grey, quality=quality, strict=strict, drop=warn, advance=advance
-        )
-    _counts(counts, out)
+    _prepare(mtfl.prepare_mtfl, source, out, size=size, grey=grey, quality=quality, strict=strict)
+
+
+@prepare.command("300w")
+def prepare_300w(
+    source: Annotated[Path, typer.Argument(help="folder above 300-W's folders: images beside .pts files")],
+    out: Annotated[Path, typer.Argument(help="folder to write train, valid and test.parquet to")],
+    size: Size = 160,
+    grey: Annotated[bool, typer.Option("--grey", help="store grey crops")] = False,
+    quality: Quality = 95,
+    strict: Annotated[bool, typer.Option("--strict", help="stop at the first bad file")] = False,
+) -> None:
+    """300-W's 68 points: testset and ibug folders to the test table, a tenth of the rest to validation."""
+    from recombinator.data import w300
+
+    _prepare(w300.prepare_300w, source, out, size=size, grey=grey, quality=quality, strict=strict)
 
 
 @prepare.command("synthetic")

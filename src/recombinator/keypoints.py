@@ -15,7 +15,8 @@ class KeypointSet:
     `mirror` holds the index pairs that change places when an image is flipped left to right.
     `normaliser` holds two groups of indices: errors are divided by the distance between the
     groups' mean positions (one index a group: the distance of two points). Empty groups mean
-    "no pair": the side of the points' bounding box is used.
+    "no pair": the side of the points' bounding box is used. `normalisers` are further ones by name, `parts`
+    named subsets of the points that are reported apart.
     """
 
     name: str
@@ -23,6 +24,8 @@ class KeypointSet:
     mirror: tuple[tuple[int, int], ...] = ()
     normaliser: tuple[tuple[int, ...], tuple[int, ...]] = ((), ())
     lines: tuple[tuple[int, ...], ...] = ()
+    normalisers: tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...] = ()
+    parts: tuple[tuple[str, tuple[int, ...]], ...] = ()
 
     def __len__(self) -> int:
         return len(self.names)
@@ -35,9 +38,10 @@ class KeypointSet:
             order[a], order[b] = b, a
         return order
 
-    def scale(self, points: np.ndarray) -> np.ndarray:
-        """Normalising distance of (..., K, 2) points, shape (...): D of the paper's Eq. 4."""
-        a, b = self.normaliser
+    def scale(self, points: np.ndarray, normaliser: str | None = None) -> np.ndarray:
+        """Normalising distance of (..., K, 2) points, shape (...): D of the paper's Eq. 4; by name one of
+        `normalisers`."""
+        a, b = self.normaliser if normaliser is None else {n: (a, b) for n, a, b in self.normalisers}[normaliser]
         if not a or not b:
             extent = points.max(axis=-2) - points.min(axis=-2)
             return np.sqrt(extent[..., 0] * extent[..., 1])
@@ -83,6 +87,8 @@ FACE_68 = KeypointSet(
         tuple(range(31, 36)), (*range(36, 42), 36), (*range(42, 48), 42), (*range(48, 60), 48),
         (*range(60, 68), 60),
     ),
+    normalisers=(("outer", (36,), (45,)),),
+    parts=(("49", tuple(i for i in range(17, 68) if i not in (60, 64))),),  # no jaw, no inner mouth corners
 )  # fmt: skip
 
 KEYPOINT_SETS = {s.name: s for s in (FACE_5, FACE_68)}

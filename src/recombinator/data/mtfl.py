@@ -5,17 +5,15 @@ A line is `path x1..x5 y1..y5 gender smile glasses pose`, the path with / or \\,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 
 import numpy as np
 
 from recombinator.data.crops import GRID, RULES
 from recombinator.data.images import encode_image, read_image, to_grey
-from recombinator.data.table import ROWS_AT_ONCE, Row, TableInfo, batched, write_table
+from recombinator.data.table import Row, TableInfo, write_splits
 from recombinator.errors import InputError
 from recombinator.keypoints import FACE_5
 
@@ -68,10 +66,10 @@ def split_indices(n: int) -> tuple[np.ndarray, np.ndarray]:
     return order[: n - n // 10], order[n - n // 10 :]
 
 
-def _lines(path: Path) -> list[tuple[int, str]]:
-    """(line number, text) of the lines that are not blank."""
+def _lines(path: Path) -> list[tuple[str, int, str]]:
+    """(list's name, line number, text) of the lines that are not blank."""
     text = path.read_text(encoding="utf-8", errors="replace")
-    return [(i, t) for i, t in enumerate(text.splitlines(), 1) if t.strip()]
+    return [(path.name, i, t) for i, t in enumerate(text.splitlines(), 1) if t.strip()]
 
 
 def prepare_mtfl(
@@ -85,60 +83,35 @@ def prepare_mtfl(
     """
     if not source.is_dir():
         raise InputError(f"{source}: no such folder; give the one that holds training.txt and testing.txt")
-    jobs: list[tuple[str, str, list[tuple[int, str]]]] = []
+    jobs: dict[str, list[tuple[str, int, str]]] = {}
     if (source / "training.txt").is_file():
         lines = _lines(source / "training.txt")
         train, valid = split_indices(len(lines))
-        jobs += [("train", "training.txt", [lines[i] for i in train])]
-        jobs += [("valid", "training.txt", [lines[i] for i in valid])]
+        jobs |= {"train": [lines[i] for i in train], "valid": [lines[i] for i in valid]}
     if (source / "testing.txt").is_file():
-        jobs += [("test", "testing.txt", _lines(source / "testing.txt"))]
-    total = sum(len(lines) for _, _, lines in jobs)
-    if not total:
+        jobs["test"] = _lines(source / "testing.txt")
+    if not any(jobs.values()):
         raise InputError(f"{source}: neither training.txt nor testing.txt with any line in it; is this MTFL?")
-    rule, counts, done = RULES["mtfl"], {"dropped": 0}, 0
+    rule = RULES["mtfl"]
 
-    def make(job: tuple[str, int, str]) -> Row | InputError:
+    def make(job: tuple[str, int, str]) -> Row:
         listing, number, text = job
+        where = f"{source / listing}:{number}"
+        line = parse_line(text, where)
         try:
-            line = parse_line(text, f"{source / listing}:{number}")
-            try:
-                image = read_image(source / line.file)
-            except InputError as error:
-                raise InputError(f"{line.where}: {error}") from None
+            image = read_image(source / line.file)
             height, width = image.shape[:2]
             margin = FAR_OUTSIDE * max(height, width)
             if (line.points < -margin).any() or (line.points > np.array([width, height]) + margin).any():
-                raise InputError(f"{line.where}: a point lies far outside the {width}x{height} image")
+                raise InputError(f"a point lies far outside the {width}x{height} image")
             crop, to_file = rule.crop(to_grey(image) if grey else image, line.points, size)
-            points = (line.points - to_file[:, 2]) / to_file[0, 0]
-            return Row(encode_image(crop, quality), points, to_file, line.file, attributes=line.attributes)
         except InputError as error:
-            return error if str(error).startswith(str(source)) else InputError(f"{source / listing}:{number}: {error}")
+            raise InputError(f"{where}: {error}") from None
+        points = (line.points - to_file[:, 2]) / to_file[0, 0]
+        data = encode_image(crop, quality)
+        return Row(data, points, to_file, line.file, (width, height), attributes=line.attributes)
 
-    def rows(listing: str, lines: list[tuple[int, str]]) -> Iterator[Row]:
-        nonlocal done
-        for group in batched(((listing, n, t) for n, t in lines), ROWS_AT_ONCE):
-            for made in pool.map(make, group):
-                if isinstance(made, Row):
-                    yield made
-                elif strict:
-                    raise made
-                else:
-                    counts["dropped"] += 1
-                    drop(str(made))
-            done += len(group)
-            advance(done, total)
-
-    with ThreadPoolExecutor() as pool:
-        for split, listing, lines in jobs:
-            made = rows(listing, lines)
-            first = next(made, None)
-            if first is None:  # nothing usable (or nothing at all): an empty table would only fail later
-                counts[split] = 0
-                continue
-            info = TableInfo("mtfl", split, FACE_5, rule.name, size, grey)
-            counts[split] = write_table(out / f"{split}.parquet", info, chain([first], made), ATTRIBUTES)
-    if not sum(counts[s] for s, _, _ in jobs):
-        raise InputError(f"{source}: no line could be used; {counts['dropped']} dropped, see above")
-    return counts
+    return write_splits(
+        out, jobs, make, lambda split: TableInfo("mtfl", split, FACE_5, rule.name, size, grey),
+        attributes=ATTRIBUTES, strict=strict, drop=drop, advance=advance,
+    )  # fmt: skip

@@ -6,14 +6,14 @@ blur, glasses-like bars and occluding patches vary. Everything follows from the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
 from recombinator.data.crops import GRID, RULES
 from recombinator.data.images import encode_image, to_grey
-from recombinator.data.table import Row, TableInfo, write_table
+from recombinator.data.table import Row, TableInfo, write_splits
 from recombinator.errors import InputError
 from recombinator.keypoints import FACE_5, FACE_68, KeypointSet
 
@@ -128,7 +128,7 @@ def synthetic_row(index: int, seed: int, keypoints: int, size: int, grey: bool, 
     points = five_of(points) if keypoints == 5 else points
     crop, to_file = RULES[_SETS[keypoints][1]].crop(to_grey(image) if grey else image, points, size)
     inside = (points - to_file[:, 2]) / to_file[0, 0]
-    return Row(encode_image(crop, quality), inside, to_file, f"synthetic/{index:06d}")
+    return Row(encode_image(crop, quality), inside, to_file, f"synthetic/{index:06d}", (CANVAS, CANVAS))
 
 
 def prepare_synthetic(
@@ -148,14 +148,10 @@ def prepare_synthetic(
         "test": (faces - tenth, faces),
     }
 
-    def rows(first: int, last: int) -> Iterator[Row]:
-        for i in range(first, last):
-            yield synthetic_row(i, seed, keypoints, size, grey, quality)
-            advance(i + 1, faces)
-
-    return {
-        split: write_table(
-            out / f"{split}.parquet", TableInfo("synthetic", split, keypoint_set, rule, size, grey), rows(*bound)
-        )
-        for split, bound in bounds.items()
-    }
+    counts = write_splits(
+        out, {split: range(*bound) for split, bound in bounds.items()},
+        lambda i: synthetic_row(i, seed, keypoints, size, grey, quality),
+        lambda split: TableInfo("synthetic", split, keypoint_set, rule, size, grey), strict=True, advance=advance,
+    )  # fmt: skip
+    counts.pop("dropped")
+    return counts

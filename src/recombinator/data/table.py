@@ -9,11 +9,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -27,12 +28,15 @@ ROWS_AT_ONCE = 256  # a row group: what memory holds while writing
 
 @dataclass
 class Row:
-    """One face: encoded crop; points (K, 2) and mask (K,) in it; affine (2, 3) from crop to file."""
+    """One face: encoded crop; points (K, 2) and mask (K,) in it; affine (2, 3) from crop to file; the file's
+    (width, height); the part of the dataset it belongs to, where that has a name."""
 
     image: bytes
     points: np.ndarray
     to_file: np.ndarray
     file: str
+    file_size: tuple[int, int]
+    subset: str = ""
     mask: np.ndarray | None = None
     attributes: dict[str, int] = field(default_factory=dict)
 
@@ -64,6 +68,8 @@ def _schema(info: TableInfo, attributes: tuple[str, ...]) -> Any:
         "mask": sequence(feature("bool")),
         "to_file": sequence(feature("float64")),
         "file": feature("string"),
+        "file_size": sequence(feature("int32")),
+        "subset": feature("string"),
         "split": feature("string"),
         **{a: feature("int8") for a in attributes},
     }
@@ -75,6 +81,8 @@ def _schema(info: TableInfo, attributes: tuple[str, ...]) -> Any:
             ("mask", pa.list_(pa.bool_())),
             ("to_file", pa.list_(pa.float64())),
             ("file", pa.string()),
+            ("file_size", pa.list_(pa.int32())),
+            ("subset", pa.string()),
             ("split", pa.string()),
             *((a, pa.int8()) for a in attributes),
         ],
@@ -104,6 +112,8 @@ def write_table(path: Path, info: TableInfo, rows: Iterable[Row], attributes: tu
                     columns["mask"].append(keep.tolist())
                     columns["to_file"].append(row.to_file.reshape(-1).tolist())
                     columns["file"].append(row.file)
+                    columns["file_size"].append(list(row.file_size))
+                    columns["subset"].append(row.subset)
                     columns["split"].append(info.split)
                     for a in attributes:
                         columns[a].append(row.attributes[a])
@@ -113,6 +123,54 @@ def write_table(path: Path, info: TableInfo, rows: Iterable[Row], attributes: tu
     finally:
         temporary.unlink(missing_ok=True)
     return count
+
+
+T = TypeVar("T")
+
+
+def write_splits(
+    out: Path, jobs: Mapping[str, Sequence[T]], make: Callable[[T], Row], info: Callable[[str], TableInfo], *,
+    attributes: tuple[str, ...] = (), strict: bool = False, drop: Callable[[str], None] = print,
+    advance: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[str, int]:  # fmt: skip
+    """Makes the rows of every split, in threads, and writes out/SPLIT.parquet; memory holds one group of rows.
+
+    `make` raises InputError, naming file and line, for an item that cannot be used: `drop` is called with the
+    sentence and the item left out (`strict`: the error is raised). A split without a usable row is not written.
+    Returns rows written a split, and "dropped".
+    """
+    total, done, counts = sum(map(len, jobs.values())), 0, {"dropped": 0}
+
+    def attempt(item: T) -> Row | InputError:
+        try:
+            return make(item)
+        except InputError as error:
+            return error
+
+    def rows(items: Sequence[T]) -> Iterator[Row]:
+        nonlocal done
+        for group in batched(items, ROWS_AT_ONCE):
+            for made in pool.map(attempt, group):
+                if isinstance(made, Row):
+                    yield made
+                elif strict:
+                    raise made
+                else:
+                    counts["dropped"] += 1
+                    drop(str(made))
+            done += len(group)
+            advance(done, total)
+
+    with ThreadPoolExecutor() as pool:
+        for split, items in jobs.items():
+            made = rows(items)
+            first = next(made, None)
+            counts[split] = 0
+            if first is not None:
+                counts[split] = write_table(out / f"{split}.parquet", info(split), chain([first], made), attributes)
+    if not sum(counts[s] for s in jobs):
+        raise InputError(f"nothing could be used: all {counts['dropped']} faces were dropped, each for a reason above")
+    return counts
 
 
 def batched(items: Iterable[Any], n: int) -> Iterator[list[Any]]:
@@ -131,7 +189,8 @@ def batched(items: Iterable[Any], n: int) -> Iterator[list[Any]]:
 class FaceTable:
     """A table in memory. images: (N, C, S, S) uint8 crops; points: (N, K, 2) float32 in crop pixels;
     mask: (N, K), False where a point must not be used; boxes: (N, 3) stage-2 (x, y, side) in crop pixels;
-    to_file: (N, 2, 3) crop -> file."""
+    to_file: (N, 2, 3) crop -> file; limits: (N, 4) the file's left, top, right and bottom edge in crop pixels
+    (beyond them a crop is black); subsets: the part of the dataset each row belongs to."""
 
     info: TableInfo
     images: np.ndarray
@@ -139,11 +198,23 @@ class FaceTable:
     mask: np.ndarray
     boxes: np.ndarray
     to_file: np.ndarray
+    limits: np.ndarray
     files: list[str]
+    subsets: list[str]
     fingerprint: str
 
     def __len__(self) -> int:
         return len(self.files)
+
+    @property
+    def at_border(self) -> np.ndarray:
+        """(N, K, 4) bools, left, top, right, bottom: the point lies within 10 (left, top) or 3 pixels of that edge
+        of its file, and the network's crop reaches beyond it (SPEC 2.3, 2.5). Where crops are not padded: none."""
+        margin = np.array([10, 10, 3, 3]) / self.to_file[:, 0, :1]
+        gap = np.concatenate([self.points - self.limits[:, None, :2], self.limits[:, None, 2:] - self.points], axis=2)
+        corner, side = self.boxes[:, :2], self.boxes[:, 2:]
+        beyond = np.concatenate([corner < self.limits[:, :2], corner + side > self.limits[:, 2:]], axis=1)
+        return (gap <= margin[:, None]) & beyond[:, None]
 
     @property
     def rule(self) -> CropRule:
@@ -175,7 +246,7 @@ def load_table(path: str | os.PathLike[str], channels: int = 1, limit: int | Non
     import pyarrow.parquet as pq
 
     info = read_info(path)
-    columns = ["image", "points", "mask", "to_file", "file"]
+    columns = ["image", "points", "mask", "to_file", "file", "file_size", "subset"]
     table = pq.read_table(path, columns=columns)
     table = table.slice(0, limit) if limit else table
     if not len(table):
@@ -192,16 +263,21 @@ def load_table(path: str | os.PathLike[str], channels: int = 1, limit: int | Non
     with ThreadPoolExecutor() as pool:
         images = np.stack(list(pool.map(decode, range(len(raw)))))
     points = np.array(table["points"].to_pylist(), np.float32)
+    to_file = np.array(table["to_file"].to_pylist()).reshape(-1, 2, 3)
+    scale, corner = to_file[:, 0, :1], to_file[:, :, 2]
+    sizes = np.array(table["file_size"].to_pylist(), np.float64)
     rule = RULES[info.crop_rule]
-    with open(path, "rb") as stream:
-        fingerprint = hashlib.file_digest(stream, "sha256").hexdigest()[:16]
+    # of what a network learns from, whatever the file's layout
+    fingerprint = hashlib.sha256(b"".join([*raw, points.tobytes()])).hexdigest()[:16]
     return FaceTable(
         info=info,
         images=images,
         points=points,
         mask=np.array(table["mask"].to_pylist(), bool),
         boxes=np.stack([rule.inner_box(p.astype(np.float64), info.size) for p in points]),
-        to_file=np.array(table["to_file"].to_pylist()).reshape(-1, 2, 3),
+        to_file=to_file,
+        limits=np.concatenate([-corner / scale, (sizes - corner) / scale], axis=1),
         files=files,
+        subsets=table["subset"].to_pylist(),
         fingerprint=fingerprint,
     )

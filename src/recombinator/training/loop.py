@@ -62,7 +62,8 @@ class Trainer:
         self.forward: Callable[[Tensor], Tensor] = torch.compile(self.net) if on_gpu else self.net
         self.bfloat16 = recipe.precision == "bfloat16" or (recipe.precision == "auto" and bfloat16_is_fast(self.device))
         self.steps = math.ceil(len(train) / recipe.batch)
-        self.data = [torch.from_numpy(x).to(self.device) for x in (train.images, train.points, train.boxes, train.mask)]
+        learnt = train.mask & ~train.at_border.any(axis=2)
+        self.data = [torch.from_numpy(x).to(self.device) for x in (train.images, train.points, train.boxes, learnt)]
         self.at = Position()
         self.asked = {
             "model": self.net.config, "recipe": recipe.to_dict(), "seed": seed, "data": train.fingerprint,

@@ -1,0 +1,100 @@
+"""300-W: folders of photographs, each beside a .pts file of 68 points (SPEC 2.3, 2.5)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from recombinator.data.crops import GRID, RULES
+from recombinator.data.images import encode_image, read_image, to_grey
+from recombinator.data.mtfl import FAR_OUTSIDE, SPLIT_SEED
+from recombinator.data.table import Row, TableInfo, write_splits
+from recombinator.errors import InputError
+from recombinator.keypoints import FACE_68
+
+IMAGES = (".jpg", ".png", ".jpeg")
+TEST_FOLDERS = {"testset": "common", "ibug": "challenging"}
+POINTS = len(FACE_68)
+
+
+def read_pts(path: Path) -> np.ndarray:
+    """(68, 2) points, a pixel's centre at its integer + 0.5 (the file counts the first pixel's centre as 1).
+
+    With or without the header lines. Raises InputError naming the file and line.
+    """
+    points = []
+    for number, text in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+        if not text.strip() or text.strip() in "{}" or re.match(r"\s*(version|n_points)\s*:", text):
+            continue
+        try:
+            x, y = (float(v) for v in text.split())
+        except ValueError:
+            raise InputError(f"{path}:{number}: wants two numbers, x y, got {text.strip()!r}") from None
+        points.append((x - 0.5, y - 0.5))
+    found = np.array(points)
+    if len(found) != POINTS:
+        raise InputError(f"{path}: has {len(found)} points, wants {POINTS}")
+    if not np.isfinite(found).all():
+        raise InputError(f"{path}: a coordinate is not a finite number")
+    if FACE_68.scale(found) < 1:
+        raise InputError(f"{path}: the eyes are less than a pixel apart")
+    return found
+
+
+def split_files(source: Path, files: list[Path]) -> dict[str, list[Path]]:
+    """Test by folder name; of the rest, a seeded tenth for validation, faces of one photograph (NAME_1, NAME_2)
+    together. The order of names decides, not the file system's."""
+    test = [f for f in files if _subset(source, f)]
+    photographs: dict[str, list[Path]] = {}
+    for f in files:
+        if not _subset(source, f):
+            photographs.setdefault(str(f.parent / re.sub(r"_\d+$", "", f.stem)), []).append(f)
+    keys = sorted(photographs)
+    valid: list[Path] = []
+    wanted = sum(map(len, photographs.values())) // 10
+    for i in np.random.RandomState(SPLIT_SEED).permutation(len(keys)):
+        if len(valid) < wanted:
+            valid += photographs.pop(keys[i])
+    return {"train": sorted(f for group in photographs.values() for f in group), "valid": sorted(valid), "test": test}
+
+
+def _subset(source: Path, file: Path) -> str:
+    """ "common" or "challenging" for a test image, nothing for a training image."""
+    return next((TEST_FOLDERS[p.lower()] for p in file.relative_to(source).parts if p.lower() in TEST_FOLDERS), "")
+
+
+def prepare_300w(
+    source: Path, out: Path, *, size: int = GRID, grey: bool = False, quality: int = 95, strict: bool = False,
+    drop: Callable[[str], None] = print, advance: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[str, int]:  # fmt: skip
+    """Writes out/{train,valid,test}.parquet from every .pts file below `source` (AFW, HELEN, LFPW, iBUG, whichever
+    are there); arguments and result as `prepare_mtfl`."""
+    if not source.is_dir():
+        raise InputError(f"{source}: no such folder; give the one that holds 300-W's folders")
+    jobs = split_files(source, sorted(source.rglob("*.pts")))
+    if not any(jobs.values()):
+        raise InputError(f"{source}: no .pts file below it; is this 300-W?")
+    rule = RULES["300w"]
+
+    def make(file: Path) -> Row:
+        points = read_pts(file)
+        beside = [p for p in (file.with_suffix(s) for e in IMAGES for s in (e, e.upper())) if p.is_file()]
+        if not beside:
+            raise InputError(f"{file}: no image of that name beside it ({', '.join(IMAGES)})")
+        image = read_image(beside[0])
+        height, width = image.shape[:2]
+        margin = FAR_OUTSIDE * max(height, width)
+        if (points < -margin).any() or (points > np.array([width, height]) + margin).any():
+            raise InputError(f"{file}: a point lies far outside the {width}x{height} image")
+        crop, to_file = rule.crop(to_grey(image) if grey else image, points, size)
+        inside = (points - to_file[:, 2]) / to_file[0, 0]
+        name = beside[0].relative_to(source).as_posix()
+        return Row(encode_image(crop, quality), inside, to_file, name, (width, height), _subset(source, file))
+
+    return write_splits(
+        out, jobs, make, lambda split: TableInfo("300w", split, FACE_68, rule.name, size, grey),
+        strict=strict, drop=drop, advance=advance,
+    )  # fmt: skip
