@@ -94,11 +94,8 @@ def test_padding_is_black_and_border_points_are_known(tmp_path):
     table = load_table(tmp_path / "out/test.parquet")
     cut = table.files.index("ibug/cut.jpg")
     edge = table.limits[cut, 0]
-    assert (
-        edge > 3
-        and not table.images[cut, 0, :, : int(edge) - 1].any()
-        and table.images[cut, 0, :, int(edge) + 2 :].any()
-    )
+    assert edge > 9 and not table.images[cut, 0, :, : int(edge) - 6].any()  # the resampling filter rings a little
+    assert table.images[cut, 0, :, int(edge) + 2 :].mean() > 20
     assert table.limits[cut, 0] > table.boxes[cut, 0]
     flagged = table.at_border[cut]
     assert flagged[points[:, 0] < 9.5, 0].all() and not flagged[points[:, 0] > 10.5].any() and not flagged[:, 1:].any()
