@@ -188,8 +188,8 @@ def train(
 
         def report(line: dict[str, Any]) -> None:
             print(
-                f"epoch {line['epoch']:4d}  loss {line['loss']:8.3f}  validation {line['valid']:6.2f} % jittered "
-                f"{line['clean']:6.2f} % plain  {line['images_per_second']:5.0f} images/s  {line['seconds']:6.0f} s",
+                f"epoch {line['epoch']:4d}  loss {line['loss']:8.3f}  valid {line['valid']:6.2f} %  "
+                f"plain {line['clean']:6.2f} %  {line['images_per_second']:4.0f} img/s {line['seconds']:6.0f} s",
                 flush=True,
             )
 
@@ -356,6 +356,22 @@ def demo(
     _save_picture(picture, draw_faces(image, faces))
     write_json(points, {"weights": DEFAULT_WEIGHTS, "file": str(photo), "faces": [f.to_dict() for f in faces]})
     print(f"picture: {picture}\npoints:  {points}")
+
+
+@app.command()
+def convert(
+    parameters: Annotated[Path, typer.Argument(help="the authors' shared_conv_params_*.pickle")],
+    out: Annotated[Path, typer.Option(help="weights file to write (.safetensors)")],
+    model: Annotated[str, typer.Option(help="the RCN that the file is of")] = "rcn-68",
+    released: Annotated[bool, typer.Option(help="learned upsampling and max-kept trunk, as released")] = True,
+) -> None:
+    """The authors' released parameters as weights of ours; nothing in the file is executed."""
+    from recombinator import convert as converter
+    from recombinator.weights import save_weights
+
+    options: dict[str, Any] = {"upsampling": "learned", "keep_maxima": True} if released else {}
+    save_weights(out, converter.convert(parameters, model, **options))
+    print(f"wrote {out}")
 
 
 @app.command()

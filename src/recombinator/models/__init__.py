@@ -74,7 +74,8 @@ def create_model(name: str, keypoints: int | None = None, **options: Any) -> Sco
     side in pixels, 80), `channels` (1), `mask` (branches to keep, coarsest first), `upsampling` ("tile" |
     "bilinear"), `norm` (local contrast normalisation with its floor per "image" or "batch", or "global"), `width`
     (factor on all widths), for SumNet `alpha` ("map" | "pixel"), for RCN `form`: with five keypoints "code" or
-    "twice" (two convolutions in the 10x10 branch), with 68 "code" (5x5, then 1x1) or "text" (3x3).
+    "twice" (two convolutions in the 10x10 branch), with 68 "code" (5x5, then 1x1) or "text" (3x3), and the released
+    variant's `upsampling="learned"` and `keep_maxima` (see RCN).
 
     Raises InputError for an unknown name or option and for sizes that the poolings do not allow.
     """

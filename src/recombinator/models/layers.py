@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from recombinator.errors import InputError
+
 
 class Conv(nn.Conv2d):
     """Stride-1 convolution, zero-padded to keep the size, one bias a map.
@@ -46,6 +48,29 @@ def upsample(x: Tensor, size: int, mode: str = "tile") -> Tensor:
     if mode == "bilinear":
         return F.interpolate(x, size=(size, size), mode="bilinear", align_corners=False)
     return F.interpolate(x, size=(size, size), mode="nearest")
+
+
+class LearnedUpsampling(nn.Module):
+    """Doubles (B, C, S, S) by a stride-2 transposed convolution; one 3x3 kernel shared by all maps, no bias."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        bound = math.sqrt(6 / (2 * 9))
+        self.weight = nn.Parameter(torch.empty(1, 1, 3, 3).uniform_(-bound, bound))
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, c, h, w = x.shape
+        one_map = x.reshape(b * c, 1, h, w)
+        return F.conv_transpose2d(one_map, self.weight, stride=2, padding=1, output_padding=1).reshape(
+            b, c, 2 * h, 2 * w
+        )
+
+
+def only_maxima(x: Tensor) -> Tensor:
+    """(B, C, S, S) with every cell that is not the maximum of its pooling window zero; ties keep all."""
+    if x.shape[-1] % 2:
+        raise InputError(f"keep_maxima wants maps of even size, got {x.shape[-1]}x{x.shape[-1]}")
+    return torch.where(x == upsample(pool(x), x.shape[-1]), x, 0.0)
 
 
 def tiled_kernel(weight: Tensor) -> Tensor:

@@ -8,13 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import cast
+from itertools import pairwise
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from recombinator.errors import InputError
-from recombinator.models.layers import Conv, conv_over_concat, pool, pooled, upsample
+from recombinator.models.layers import (
+    Conv,
+    LearnedUpsampling,
+    conv_over_concat,
+    only_maxima,
+    pool,
+    pooled,
+    upsample,
+)  # fmt: skip
 from recombinator.transforms.lcn import NORMALISATIONS
 
 
@@ -65,7 +74,7 @@ class ScoreMapNet(nn.Module):
     ) -> None:  # fmt: skip
         super().__init__()
         for label, value, known in (
-            ("upsampling", upsampling, ("tile", "bilinear")), ("norm", norm, tuple(NORMALISATIONS)),
+            ("upsampling", upsampling, ("tile", "bilinear", "learned")), ("norm", norm, tuple(NORMALISATIONS)),
         ):  # fmt: skip
             if value not in known:
                 raise InputError(f"{label}={value!r} is not known: use one of {', '.join(known)}")
@@ -150,18 +159,17 @@ class SumNet(ScoreMapNet):
     keypoint and pixel, as the text under Eq. 1 has it. Drawn from U[0, 1).
     """
 
-    def __init__(
-        self, levels: tuple[Level, ...], keypoints: int, *, alpha: str = "map", size: int = 80,
-        channels: int = 1, mask: tuple[int, ...] | None = None, upsampling: str = "tile", norm: str = "image",
-    ) -> None:  # fmt: skip
-        super().__init__(levels, keypoints, size=size, channels=channels, mask=mask, upsampling=upsampling, norm=norm)
+    def __init__(self, levels: tuple[Level, ...], keypoints: int, *, alpha: str = "map", **shared: Any) -> None:
+        super().__init__(levels, keypoints, **shared)
+        if self.upsampling == "learned":
+            raise InputError("upsampling='learned' belongs to RCN: use tile or bilinear")
         for i in self.included:
             kernel = levels[i].branch[-1][1]
             widths = [levels[i].trunk] + [w for w, _ in levels[i].branch[:-1]]
             kernels = [k for _, k in levels[i].branch]
             convs = [Conv(a, b, k) for a, b, k in zip(widths, widths[1:], kernels, strict=False)]
             self.branch[str(i)] = nn.ModuleList([*convs, Conv(widths[-1], keypoints, kernel)])
-        shapes = {"map": (1, 1), "pixel": (size, size)}
+        shapes = {"map": (1, 1), "pixel": (self.size, self.size)}
         if alpha not in shapes:
             raise InputError(f"alpha={alpha!r} is not known: use 'map' or 'pixel'")
         self.alpha = nn.Parameter(torch.rand(len(self.included), keypoints, *shapes[alpha]))
@@ -192,14 +200,26 @@ class RCN(ScoreMapNet):
     With `skip`, what a branch passes on is concat(its own output, all that it received), newest first, so the
     finest branch sees every coarser one. A masked-out branch is left out: the coarser output is enlarged by the
     combined factor. Where the finest branch is masked out, the finest included one ends in K maps.
+
+    The authors' released 300-W weights are of a variant that the paper does not describe (SPEC 9):
+    `upsampling="learned"`, and `keep_maxima`: in the concatenation a trunk map keeps only the maximum of each 2x2
+    window, zero elsewhere.
     """
 
     def __init__(
-        self, levels: tuple[Level, ...], keypoints: int, *, skip: bool = False, size: int = 80,
-        channels: int = 1, mask: tuple[int, ...] | None = None, upsampling: str = "tile", norm: str = "image",
-    ) -> None:  # fmt: skip
-        super().__init__(levels, keypoints, size=size, channels=channels, mask=mask, upsampling=upsampling, norm=norm)
-        self.skip = skip
+        self, levels: tuple[Level, ...], keypoints: int, *, skip: bool = False, keep_maxima: bool = False, **shared: Any
+    ) -> None:
+        super().__init__(levels, keypoints, **shared)
+        self.skip, self.keep_maxima = skip, keep_maxima
+        self.up = nn.ModuleDict()  # by the level that is enlarged
+        if self.upsampling == "learned":
+            for fine, coarse in pairwise(self.included):
+                if self.sizes[fine] != 2 * self.sizes[coarse] or self.included[0] != 0 or skip:
+                    raise InputError(
+                        "upsampling='learned' wants every included branch twice as fine as the one before, the finest "
+                        f"at {self.sizes[0]}x{self.sizes[0]}, and no skips; use five branches or upsampling='tile'"
+                    )
+                self.up[str(coarse)] = LearnedUpsampling()
         received = 0
         for i in reversed(self.included):
             spec = list(levels[i].branch)
@@ -217,7 +237,8 @@ class RCN(ScoreMapNet):
             if coarse is None:
                 x = first(maps[i])
             else:
-                x = conv_over_concat(first, maps[i], coarse, self.upsampling, self.fused)
+                fine = only_maxima(maps[i]) if self.keep_maxima else maps[i]
+                x = conv_over_concat(first, fine, coarse, self.upsampling, self.fused)
             for conv in rest:
                 x = conv(torch.relu_(x))
             if i == self.included[0]:
@@ -225,5 +246,5 @@ class RCN(ScoreMapNet):
             x = torch.relu_(x)
             if self.skip and coarse is not None:
                 x = torch.cat([x, upsample(coarse, self.sizes[i], self.upsampling)], dim=1)
-            coarse = x
+            coarse = self.up[str(i)](x) if self.up else x
         raise AssertionError("a network has at least one branch")

@@ -116,7 +116,7 @@ def make_optimiser(recipe: Recipe, net: ScoreMapNet) -> torch.optim.Optimizer:
     groups: dict[str, list[nn.Parameter]] = {"trunk": [], "branch": [], "alpha": [], "bias": []}
     for name, parameter in net.named_parameters():
         part = name.split(".")[0] if name.endswith(".weight") or name == "alpha" else "bias"
-        groups[part if part in groups else "branch"].append(parameter)
+        groups[part if part in groups else "bias"].append(parameter)
     if recipe.optimiser == "adadelta":
         decays = {k: 2 * recipe.regularise.get(k, 0.0) for k in groups}
     else:
