@@ -55,5 +55,5 @@ def mtfl_layout(tmp_path):
             (source / folder / f"{i}.jpg").write_bytes(encode_image(image, 95))
             lines[listing].append(" " + mtfl_line(f"{folder}{slash}{i}.jpg", five_of(points)))
     (source / "training.txt").write_bytes(("\r\n".join(lines["training.txt"]) + "\r\n\r\n \r\n").encode())
-    (source / "testing.txt").write_text("\n".join(lines["testing.txt"]))
+    (source / "testing.txt").write_text("\n".join(lines["testing.txt"]), encoding="utf-8-sig")  # as Notepad saves
     return source

@@ -28,7 +28,7 @@ def test_importing_is_light():
 @pytest.mark.parametrize(
     "command",
     [(), ("prepare", "mtfl"), ("prepare", "synthetic"), ("models",), ("train",), ("evaluate",), ("predict",),
-     ("demo",), ("bench",), ("study", "render")],
+     ("demo",), ("bench",), ("convert",), ("prepare", "300w"), ("study", "render")],
 )  # fmt: skip
 def test_every_help(command):
     done = run(*command, "--help")
@@ -53,7 +53,13 @@ def test_models_json():
         (["train", "rcn-4", "--data", "{faces}", "--out", "x", "--epochs", "0"], "--epochs"),
         (["evaluate", "nothing", "--data", "{faces}/test.parquet"], "neither a weights file"),
         (["evaluate", "{faces}/test.parquet", "--data", "{faces}/test.parquet"], "not a readable safetensors file"),
-        (["evaluate", "rcn-6-mtfl", "--data", "{faces}"], "no such file"),
+        (["evaluate", "rcn-6-mtfl", "--data", "{faces}"], "a folder; give one of its tables"),
+        (["train", "rcn-4", "--data", "{faces}/train.parquet", "--out", "x"], "a file; give the folder"),
+        (
+            ["evaluate", "rcn-6-mtfl", "--data", "{faces}/test.parquet", "--json", "{faces}/test.images.parquet"],
+            "would",
+        ),
+        (["convert", "nowhere", "--out", "x"], "nowhere: cannot be read"),
         (["prepare", "mtfl", "nowhere", "x"], "no such folder"),
         (["prepare", "synthetic", "x", "--points", "7"], "use 5 or 68"),
         (["predict", "nowhere.jpg", "--out", "x"], "nowhere.jpg: cannot be read"),
@@ -86,7 +92,7 @@ def test_the_whole_chain(tmp_path):
     for key in ("images", "nme_paper", "nme", "nme_ci95", "per_keypoint", "failure_rate_10", "auc_10", "protocols",
                 "normaliser", "crop", "decoder", "grid", "provenance", "training"):  # fmt: skip
         assert key in report
-    per_image = pd.read_parquet(tmp_path / "r/a.parquet")
+    per_image = pd.read_parquet(tmp_path / "r/a.images.parquet")
     assert len(per_image) == 6 and 100 * per_image["error"].mean() == pytest.approx(report["nme"])
     assert {p.name for p in (tmp_path / "plots").iterdir()} == {"cumulative.png", "worst.png"}
     predicted = run("predict", HOPPER, "--weights", "runs/a", "--out", "points", cwd=tmp_path)
@@ -108,11 +114,27 @@ def test_predict_writes_json_csv_and_pictures(tmp_path):
     }  # fmt: skip
 
 
+def test_outputs_that_cannot_be_written_are_a_sentence(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    for arguments in (["demo", "--out", "file"], ["prepare", "synthetic", "file", "--faces", "10"]):
+        done = run(*arguments, cwd=tmp_path)
+        assert done.returncode == 2 and "file" in done.stderr and "Traceback" not in done.stderr
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_photograph_is_never_overwritten(tmp_path):
+    photo = tmp_path / "me.jpg"
+    photo.write_bytes(HOPPER.read_bytes())
+    assert run("demo", "--photo", "me.jpg", "--out", ".", cwd=tmp_path).returncode == 0
+    assert run("predict", "me.jpg", "--out", ".", cwd=tmp_path).returncode == 0
+    assert photo.read_bytes() == HOPPER.read_bytes()
+
+
 def test_demo(tmp_path):
     done = run("demo", cwd=tmp_path)
     assert done.returncode == 0 and done.stdout.count("_eye") == 2
-    assert (tmp_path / "out/demo/grace_hopper.png").is_file()
-    assert len(json.loads((tmp_path / "out/demo/grace_hopper.json").read_text())["faces"]) == 1
+    assert (tmp_path / "out/demo/grace_hopper.keypoints.png").is_file()
+    assert len(json.loads((tmp_path / "out/demo/grace_hopper.keypoints.json").read_text())["faces"]) == 1
 
 
 def test_bench_reports_ratios(tmp_path):

@@ -29,6 +29,16 @@ def test_eye_mouth_box_is_square_and_inside(size):
         assert x >= 0 and y >= 0 and x + side <= size[0] and y + side <= size[1] and side <= min(size)
 
 
+def test_a_box_that_cannot_fit_is_trimmed_evenly():
+    """SPEC 2.2's square is kept by cutting the long axis on both sides."""
+    points = FACE + [0, 60]
+    x, y, side = crops.eye_mouth_box(points, 1.25, 90, 400)
+    full = crops.eye_mouth_box(points + 1000, 1.25, 9000, 9000)[2]
+    assert side == 90 < full and x == 0
+    top = max(0, int(points[:, 1].min()) - int(1.25 * np.linalg.norm(points[:2].mean(0) - points[3:].mean(0))))
+    assert y == top + -(-(full - 90) // 2)
+
+
 def test_eye_mouth_box_reaches_as_far_as_the_rule_says():
     points = FACE + 500
     x, y, side = crops.eye_mouth_box(points, 1.25, 2000, 2000)
@@ -141,6 +151,9 @@ def bad_lines():
         (mtfl_line("AFLW/0.jpg", face * 0), "less than a pixel apart"),
         (mtfl_line("AFLW/0.jpg", face) + " 7 8 9 1 2 3 4 5", "has 23 fields, wants 15"),
         ("AFLW/0.jpg 1 2 3", "has 4 fields, wants 15"),
+        (mtfl_line("AFLW/0.jpg", face, (1, 300, 1, 1)), "attributes must be whole numbers"),
+        (mtfl_line("AFLW/0.jpg", face, (1, 1.7, 1, 1)), "attributes must be whole numbers"),
+        (mtfl_line("AFLW/\0.jpg", face), "cannot be read"),
         (mtfl_line("AFLW/0.jpg", face).replace("45.0", "x45"), "could not convert"),
     ]
 

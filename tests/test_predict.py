@@ -61,6 +61,13 @@ def test_grey_alpha_16_bit_and_huge(predictor, hopper):
     np.testing.assert_allclose(only(predictor.predict(huge)).points / 10, face.points, atol=3)
 
 
+def test_odd_shapes_and_pil(predictor, hopper):
+    from PIL import Image
+
+    assert predictor.predict(np.zeros((1, 5000), np.uint8)) == []
+    assert len(predictor.predict(Image.fromarray(hopper))) == 1
+
+
 def test_given_boxes_and_passes(predictor, hopper):
     face = only(predictor.predict(hopper))
     x, y, side = face.box
@@ -99,8 +106,15 @@ def test_bad_boxes_and_passes(predictor, hopper):
             predictor.predict(hopper, boxes)
     with pytest.raises(InputError, match="passes=0"):
         predictor.predict(hopper, passes=0)
-    outside = only(predictor.predict(hopper, [[5000, 5000, 80, 80]]))
-    assert np.isfinite(outside.points).all()
+    for boxes in (
+        [[5000, 5000, 80, 80]],
+        [[-90, 10, 80, 80]],
+        [[0, 0, 1e300, 5]],
+        [100, 100, 80, 80],
+        [[1, 2, 3, "x"]],
+    ):
+        with pytest.raises(InputError, match="does not lie on|must be a list"):
+            predictor.predict(hopper, boxes)
 
 
 def test_a_detector_is_anything_with_detect(hopper):

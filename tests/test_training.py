@@ -14,7 +14,7 @@ from recombinator.data.table import load_table
 from recombinator.errors import InputError
 from recombinator.evaluation import evaluate
 from recombinator.training.loop import Trainer, copy_matching
-from recombinator.training.recipe import FAST, PAPER, get_recipe, make_optimiser
+from recombinator.training.recipe import FAST, PAPER, Recipe, get_recipe, make_optimiser
 from recombinator.training.run import train
 from recombinator.weights import load_weights, read_tensors
 
@@ -69,15 +69,15 @@ def test_shuffled_order_and_jitter_differ_between_epochs_and_seeds(faces5, tmp_p
     assert not same(weights_of(tmp_path / "a"), weights_of(tmp_path / "c"))
 
 
-def long_run(data, folder):
+def long_run(data, folder, epochs=400):
     return [
         sys.executable, "-m", "recombinator.cli", "train", "rcn-4", "--data", str(data), "--out", str(folder / "run"),
-        "--size", "40", "--width", "0.25", "--epochs", "400",
+        "--size", "40", "--width", "0.25", "--epochs", str(epochs),
     ]  # fmt: skip
 
 
 def test_a_kill_loses_at_most_the_running_epoch(faces5, tmp_path):
-    command = long_run(faces5, tmp_path)
+    command = long_run(faces5, tmp_path, 12)
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     for line in process.stdout:
         if line.startswith("epoch    3"):
@@ -88,15 +88,11 @@ def test_a_kill_loses_at_most_the_running_epoch(faces5, tmp_path):
     _, meta = read_tensors(tmp_path / "run" / "last.safetensors")
     assert meta["position"]["epoch"] >= 3
     load_weights(tmp_path / "run")
-    done = subprocess.run([*command[:-1], "5", "--resume"], capture_output=True, text=True)
-    assert done.returncode == 0 and "of 5" in done.stdout
-    assert [json.loads(x)["epoch"] for x in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()] == [
-        1,
-        2,
-        3,
-        4,
-        5,
-    ]
+    done = subprocess.run([*command[:-2], "--resume"], capture_output=True, text=True)  # its epochs are remembered
+    assert done.returncode == 0 and "of 12" in done.stdout
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(x)["epoch"] for x in lines] == list(range(1, 13))
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["sittings"][1]["from_epoch"] >= 3
 
 
 def test_interrupt_is_clean(faces5, tmp_path):
@@ -176,6 +172,7 @@ def test_start_from_other_weights(faces5, tmp_path):
         ({"recipe": "slow"}, "no recipe is called"),
         ({"loss": "hinge"}, "loss='hinge'"),
         ({"device": "cuda"}, "no CUDA"),
+        ({"device": "gpu"}, "use auto, cpu or cuda"),
         ({"resume": True}, "nothing to resume"),
         ({"start": "nowhere"}, "neither a weights file"),
     ],
@@ -200,6 +197,58 @@ def test_a_run_is_not_overwritten_or_mixed(faces5, tmp_path):
         train("rcn-5", faces5, tmp_path / "run", epochs=2, resume=True, **SMALL)
 
 
+def test_resume_says_what_it_discards_and_keeps_the_old_best(faces5, tmp_path):
+    run, said = tmp_path / "run", []
+    train("rcn-4", faces5, run, epochs=6, **SMALL)
+    with pytest.raises(InputError, match="has 6 epochs already"):
+        train("rcn-4", faces5, run, epochs=3, resume=True, **SMALL)
+    assert len((run / "metrics.jsonl").read_text().splitlines()) == 6
+    best = weights_of(run, "best.safetensors")
+    train("rcn-4", faces5, run, epochs=8, resume=True, notice=said.append, **SMALL)
+    assert len(said) == 1 and "epochs 3 to 6 are run anew" in said[0]
+    assert same(weights_of(run, "best-6.safetensors"), best)
+    assert len((run / "metrics.jsonl").read_text().splitlines()) == 8
+
+
+def test_settings_are_remembered_on_resume(faces5, tmp_path):
+    with pytest.raises(Stop):
+        train("rcn-4", faces5, tmp_path / "run", epochs=3, batch=7, seed=5, **dict(SMALL, report=stop_after(1)))
+    summary = train("rcn-4", faces5, tmp_path / "run", resume=True, report=lambda line: None)
+    assert summary["epochs"] == 3
+
+
+@pytest.mark.parametrize("damage", ["truncated", "weights", "stable lost", "half a line"])
+def test_damaged_runs(faces5, tmp_path, damage):
+    run = tmp_path / "run"
+    train("rcn-4", faces5, run, epochs=6, **SMALL)
+    last = run / "last.safetensors"
+    if damage == "truncated":
+        last.write_bytes(last.read_bytes()[:1000])
+    elif damage == "weights":
+        last.write_bytes((run / "best.safetensors").read_bytes())
+    elif damage == "stable lost":
+        (run / "stable-best.safetensors").unlink()
+        train("rcn-4", faces5, run, epochs=7, resume=True, notice=lambda s: None, **SMALL)
+        return
+    else:
+        with open(run / "metrics.jsonl", "a") as stream:
+            stream.write('{"epoch": 7, "lo')
+        train("rcn-4", faces5, run, epochs=6, resume=True, **SMALL)
+        assert len((run / "metrics.jsonl").read_text().splitlines()) == 6
+        return
+    with pytest.raises(InputError, match="remove it"):
+        train("rcn-4", faces5, run, epochs=6, resume=True, **SMALL)
+    last.unlink()
+    assert train("rcn-4", faces5, run, epochs=6, resume=True, **SMALL)["epochs"] == 6
+
+
+def test_validation_is_jittered_by_the_runs_own_ranges(faces5, tmp_path):
+    for name, changes in (("plain", {"shift": 0.0, "zoom": 0.0, "degrees": 0, "occlude": (0, 0)}), ("rough", {})):
+        train("rcn-4", faces5, tmp_path / name, epochs=1, **changes, **SMALL)
+    lines = [json.loads((tmp_path / n / "metrics.jsonl").read_text()) for n in ("plain", "rough")]
+    assert lines[0]["valid"] == lines[0]["clean"] and lines[1]["valid"] != lines[1]["clean"]
+
+
 def test_paper_recipe_is_the_papers():
     recipe = get_recipe("paper", "rcn-6")
     assert (recipe.optimiser, recipe.batch, recipe.augment.degrees, recipe.augment.occlude) == (
@@ -212,6 +261,11 @@ def test_paper_recipe_is_the_papers():
     assert recipe.regularise == {"trunk": 1e-6, "branch": 1e-12}
     assert get_recipe("paper", "sumnet-6").regularise["alpha"] == 1e-14
     assert get_recipe("paper", "rcn-6-skip").regularise == {"trunk": 1e-4, "branch": 1e-4}
+    assert get_recipe("paper", "rcn-68").regularise == {"trunk": 1e-12, "branch": 1e-8}
+    assert get_recipe("paper", "rcn-68-skip").regularise == {"trunk": 0.1, "branch": 0.1}
+    assert get_recipe("paper", "sumnet-68").regularise == {"trunk": 1e-14, "branch": 1e-6}
+    for recipe in (PAPER, FAST):
+        assert Recipe.from_dict(json.loads(json.dumps(recipe.to_dict()))) == recipe
 
 
 def test_weight_decay_spares_biases(faces5):

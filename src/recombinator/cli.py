@@ -8,6 +8,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -32,7 +33,8 @@ study = typer.Typer(help="Tables from the files under results/.", no_args_is_hel
 app.add_typer(prepare, name="prepare")
 app.add_typer(study, name="study")
 
-Data = Annotated[Path, typer.Option("--data", help="folder that `prepare` wrote (evaluate: one table)")]
+Data = Annotated[Path, typer.Option("--data", help="folder that `prepare` wrote")]
+Table = Annotated[Path, typer.Option("--data", help="one table that `prepare` wrote, such as OUT/test.parquet")]
 Size = Annotated[int, typer.Option(min=16, max=1024, help="side of the stored crops in pixels")]
 Quality = Annotated[int, typer.Option(min=0, max=100, help="JPEG quality; 0 stores PNG, without loss")]
 
@@ -138,10 +140,10 @@ def train(
     model: Annotated[str, typer.Argument(help="a name from `recombinator models`")],
     data: Data,
     out: Annotated[Path, typer.Option(help="folder of the run")],
-    recipe: Annotated[str, typer.Option(help="fast (ours) or paper (Adadelta, SPEC of the authors)")] = "fast",
+    recipe: Annotated[str | None, typer.Option(help="fast (ours; the default) or paper (the authors')")] = None,
     epochs: Annotated[int | None, typer.Option(min=1)] = None,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
-    resume: Annotated[bool, typer.Option("--resume", help="go on where this run stopped")] = False,
+    seed: Annotated[int | None, typer.Option(min=0, max=2**31 - 1)] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="go on where OUT stopped, with its settings")] = False,
     occlusion: Annotated[bool | None, typer.Option("--occlusion/--no-occlusion", help="black rectangles")] = None,
     rotation: Annotated[int | None, typer.Option(min=0, max=180, help="+- degrees of jitter")] = None,
     flip: Annotated[bool | None, typer.Option("--flip/--no-flip")] = None,
@@ -158,7 +160,7 @@ def train(
     norm: Annotated[str | None, typer.Option(help="local contrast normalisation by image or batch; global")] = None,
     size: Annotated[int | None, typer.Option(help="input side in pixels")] = None,
     form: Annotated[str | None, typer.Option(help="RCN: code or twice; with 68 keypoints code or text")] = None,
-    width: Annotated[float | None, typer.Option(help="factor on all widths")] = None,
+    width: Annotated[float | None, typer.Option(min=0.01, max=100, help="factor on all widths")] = None,
     channels: Annotated[int | None, typer.Option(help="1 for grey, 3 for RGB")] = None,
     start: Annotated[str | None, typer.Option(help="weights to start from, where shapes agree")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="only the first images")] = None,
@@ -196,7 +198,7 @@ def train(
         try:
             summary = run.train(
                 model, data, out, recipe=recipe, seed=seed, resume=resume, device=device, start=start, limit=limit,
-                options=options, tensorboard=tensorboard, report=report, step_done=advance, **changes,
+                options=options, tensorboard=tensorboard, notice=warn, report=report, step_done=advance, **changes,
             )  # fmt: skip
         except KeyboardInterrupt:
             warn(f"stopped; finished epochs are in {out}: the same command with --resume goes on")
@@ -210,7 +212,7 @@ def train(
 @app.command()
 def evaluate(
     weights: Annotated[str, typer.Argument(help="a shipped name, a weights file or a run's folder")],
-    data: Data,
+    data: Table,
     json_out: Annotated[Path | None, typer.Option("--json", help="report; per-image Parquet beside it")] = None,
     plots: Annotated[Path | None, typer.Option(help="folder for the error curve and the worst faces")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="only the first images")] = None,
@@ -219,6 +221,9 @@ def evaluate(
     from recombinator import evaluation
     from recombinator.provenance import provenance
 
+    per_image = json_out and json_out.with_name(f"{json_out.stem}.images.parquet")
+    if data.resolve() in (p.resolve() for p in (json_out, per_image) if p):
+        raise InputError(f"--json {json_out}: would overwrite the table {data}; choose another name")
     result, report = evaluation.evaluate(weights, data, limit=limit)
     names = report["keypoints"]
     print(f"{weights} on {data}: {report['images']} images, errors in % of the {report['normaliser']}")
@@ -230,10 +235,10 @@ def evaluate(
     )
     if len(names) <= 10:
         print("  nme of " + ", ".join(f"{n} {e:.2f}" for n, e in zip(names, report["per_keypoint"], strict=True)))
-    if json_out:
-        evaluation.write_per_image(json_out.with_suffix(".parquet"), result)
+    if json_out and per_image:
+        evaluation.write_per_image(per_image, result)
         write_json(json_out, {"kind": "evaluation", **report, "provenance": provenance()})
-        print(f"wrote {json_out} and {json_out.with_suffix('.parquet')}")
+        print(f"wrote {json_out} and {per_image}")
     if plots:
         from recombinator import plots as pictures
 
@@ -290,6 +295,7 @@ def predict(
     weights: Annotated[str, typer.Option(help="a shipped name, a weights file or a run's folder")] = DEFAULT_WEIGHTS,
     box: Annotated[list[str] | None, typer.Option(help="a face as x,y,width,height, in place of detection")] = None,
     passes: Annotated[int, typer.Option(min=1, help="crops again from its own points after the first")] = 2,
+    min_confidence: Annotated[float, typer.Option(help="detections below it are dropped; 0 keeps all")] = 0.75,
     pictures: Annotated[bool, typer.Option("--pictures/--no-pictures", help="write annotated PNGs")] = True,
 ) -> None:
     """Every face's keypoints, in pixels of the photograph. Exit status 1 if a photograph could not be read."""
@@ -302,25 +308,29 @@ def predict(
     loaded = predictor.load(weights)
     found: dict[str, list[Face]] = {}
     failed = []
-    names: dict[str, int] = {}
+    taken: set[str] = set()
     with progress("photographs") as advance:
         for i, photo in enumerate(photos, 1):
             try:
                 image = predictor.as_image(photo)
-                faces = loaded.predict(image, boxes, passes)
+                faces = loaded.predict(image, boxes, passes, min_confidence)
             except InputError as error:
                 failed.append(str(error))
                 continue
             found[str(photo)] = faces
             if pictures and faces:
                 # two folders may hold the same file name
-                names[photo.stem] = names.get(photo.stem, 0) + 1
-                number = names[photo.stem]
-                stem = photo.stem if number == 1 else f"{photo.stem}-{number}"
+                stems = chain([photo.stem], (f"{photo.stem}-{n}" for n in count(2)))
+                stem = next(s for s in stems if s not in taken)
+                taken.add(stem)
                 _save_picture(out / f"{stem}.keypoints.png", draw_faces(image, faces))
+            if not faces:
+                warn(
+                    f"{photo}: no face found; --min-confidence 0 keeps doubtful ones, --box x,y,width,height gives one"
+                )
             advance(i, len(photos))
-    if len(photos) == 1 and found:
-        print(_table(faces) if faces else f"{photos[0]}: no face found; give one with --box x,y,width,height")
+    if len(photos) == 1 and any(found.values()):
+        print(_table(faces))
     plain = [{"file": file, "faces": [f.to_dict() for f in faces]} for file, faces in found.items()]
     if found:
         write_json(out / "points.json", {"weights": weights, "photographs": plain})
@@ -352,7 +362,7 @@ def demo(
         raise InputError(f"{photo}: no face found; try a photograph with a larger, frontal face")
     print(f"{photo}: {len(faces)} face{'s' * (len(faces) > 1)}, {image.shape[1]}x{image.shape[0]} pixels")
     print(_table(faces))
-    picture, points = out / f"{photo.stem}.png", out / f"{photo.stem}.json"
+    picture, points = out / f"{photo.stem}.keypoints.png", out / f"{photo.stem}.keypoints.json"
     _save_picture(picture, draw_faces(image, faces))
     write_json(points, {"weights": DEFAULT_WEIGHTS, "file": str(photo), "faces": [f.to_dict() for f in faces]})
     print(f"picture: {picture}\npoints:  {points}")
@@ -420,6 +430,9 @@ def main() -> None:
     except BrokenPipeError:  # `recombinator models | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except OSError as error:  # a folder that cannot be written, a full disk
+        print(f"error: {error.filename or 'file system'}: {error.strerror or error}", file=sys.stderr)
+        sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -73,8 +73,10 @@ class Evaluation:
         }
 
     def _figures(self, which: np.ndarray) -> dict[str, Any]:
+        which = which & self.mask.any(axis=1)
+
         def usable(errors: np.ndarray) -> np.ndarray:
-            return errors[which & np.isfinite(errors)]
+            return errors[which]
 
         paper, continuous = (usable(self.image_errors(p)) for p in ("paper", "continuous"))
         found: dict[str, Any] = {"images": len(continuous)}
@@ -94,7 +96,7 @@ class Evaluation:
 PROTOCOLS = {
     "paper": "highest cell against true cell on the 80x80 grid, divided by the eye distance, mean over keypoints "
     "and images; crop from the ground-truth keypoints, predictions clamped to the photograph, as the authors do",
-    "continuous": "sub-pixel prediction against the true position, same normaliser, same crop",
+    "continuous": "sub-pixel prediction against the true position, same normaliser, crop and clamping",
 }
 
 

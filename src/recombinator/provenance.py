@@ -23,6 +23,8 @@ def _git(*arguments: str) -> str | None:
 
 def commit() -> str | None:
     """The checked-out commit, with "+" where tracked files differ from it; None outside a checkout."""
+    if _git("ls-files", "--error-unmatch", Path(__file__).name) is None:
+        return None  # installed inside somebody else's checkout
     head = _git("rev-parse", "--short=12", "HEAD")
     return head and head + ("+" if _git("status", "--porcelain", "--untracked-files=no") else "")
 

@@ -93,6 +93,8 @@ def load_weights(name_or_path: str | os.PathLike[str]) -> Weights:
 
     path = resolve(name_or_path)
     tensors, meta = read_tensors(path)
+    if "position" in meta:
+        raise InputError(f"{path}: a state of training, not weights; use the best.safetensors beside it")
     if meta.get("format") != FORMAT:
         raise InputError(f"{path}: format {meta.get('format')!r}, this version reads {FORMAT!r}")
     config = dict(meta["model"])

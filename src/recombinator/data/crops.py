@@ -33,20 +33,24 @@ def _squared(points: np.ndarray, low: Callable[[float], int], high: Callable[[fl
     return [x0, y0, x1, y1]
 
 
-def _moved_inside(start: int, side: int, limit: int) -> int:
-    return max(0, min(start, limit - side))
+def _moved_inside(start: int, full: int, side: int, limit: int) -> int:
+    """Where a span of `full` pixels from `start` begins once it is shifted inside [0, limit], cut to what fits, and
+    trimmed evenly to `side`."""
+    own = min(full, limit)
+    return max(0, min(start, limit - own)) + math.ceil((own - side) / 2)
 
 
 def eye_mouth_box(points: np.ndarray, factor: float, width: int, height: int) -> Box:
     """MTFL's rule: square around eyes and mouth corners, each side pushed out by
-    int(factor * max(eye distance, eye centre to mouth centre)), shifted inside the image, shrunk where it
-    still cannot fit."""
+    int(factor * max(eye distance, eye centre to mouth centre)), shifted inside the image; where it
+    still cannot fit, both axes are trimmed evenly to the shorter one."""
     eyes, mouth = points[[0, 1]], points[[3, 4]]
     x0, y0, x1, _ = _squared(points[[0, 1, 3, 4]], int, int)
     reach = max(np.linalg.norm(eyes[0] - eyes[1]), np.linalg.norm(eyes.mean(0) - mouth.mean(0)))
     out = int(factor * reach)
-    side = min(x1 - x0 + 2 * out, width, height)
-    return _moved_inside(x0 - out, side, width), _moved_inside(y0 - out, side, height), side
+    full = x1 - x0 + 2 * out
+    side = min(full, width, height)
+    return _moved_inside(x0 - out, full, side, width), _moved_inside(y0 - out, full, side, height), side
 
 
 def scaled_box(points: np.ndarray, factor: float, width: int, height: int) -> Box:

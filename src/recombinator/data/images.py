@@ -31,8 +31,8 @@ def read_image(path: str | os.PathLike[str]) -> np.ndarray:
     """A file -> (H, W, 3) RGB uint8, upright. Raises InputError if it is missing or not an image."""
     try:
         data = Path(path).read_bytes()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+    except (OSError, ValueError) as error:  # ValueError: a null byte in the name
+        raise InputError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
     return decode_image(data, str(path))
 
 

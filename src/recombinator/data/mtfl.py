@@ -56,6 +56,8 @@ def parse_line(text: str, where: str) -> Line:
     points = np.stack([numbers[:5], numbers[5:10]], axis=1)
     if FACE_5.scale(points) < 1:
         raise InputError(f"{where}: the eyes are less than a pixel apart")
+    if any(v != int(v) or not 1 <= v <= 9 for v in numbers[10:]):
+        raise InputError(f"{where}: attributes must be whole numbers from 1, got {' '.join(fields[11:])}")
     attributes = dict(zip(ATTRIBUTES, (int(v) - 1 for v in numbers[10:]), strict=True))
     return Line(where, fields[0].replace("\\", "/"), points, attributes)
 
@@ -68,7 +70,7 @@ def split_indices(n: int) -> tuple[np.ndarray, np.ndarray]:
 
 def _lines(path: Path) -> list[tuple[str, int, str]]:
     """(list's name, line number, text) of the lines that are not blank."""
-    text = path.read_text(encoding="utf-8", errors="replace")
+    text = path.read_text(encoding="utf-8-sig", errors="replace")
     return [(path.name, i, t) for i, t in enumerate(text.splitlines(), 1) if t.strip()]
 
 

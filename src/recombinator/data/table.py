@@ -23,6 +23,7 @@ from recombinator.data.images import decode_image
 from recombinator.errors import InputError
 from recombinator.keypoints import KeypointSet
 
+FORMAT = 2
 ROWS_AT_ONCE = 256  # a row group: what memory holds while writing
 
 
@@ -73,7 +74,7 @@ def _schema(info: TableInfo, attributes: tuple[str, ...]) -> Any:
         "split": feature("string"),
         **{a: feature("int8") for a in attributes},
     }
-    meta = {**info.__dict__, "keypoints": info.keypoints.to_dict()}
+    meta = {"format": FORMAT, **info.__dict__, "keypoints": info.keypoints.to_dict()}
     return pa.schema(
         [
             ("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
@@ -168,6 +169,9 @@ def write_splits(
             counts[split] = 0
             if first is not None:
                 counts[split] = write_table(out / f"{split}.parquet", info(split), chain([first], made), attributes)
+    for other in sorted({"train", "valid", "test"} - {s for s in jobs if counts[s]}):
+        if (out / f"{other}.parquet").exists():
+            drop(f"{out / other}.parquet: stays as an earlier run left it; this one wrote no {other} table")
     if not sum(counts[s] for s in jobs):
         raise InputError(f"nothing could be used: all {counts['dropped']} faces were dropped, each for a reason above")
     return counts
@@ -226,6 +230,8 @@ def read_info(path: str | os.PathLike[str]) -> TableInfo:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    if Path(path).is_dir():
+        raise InputError(f"{path}: a folder; give one of its tables, such as {Path(path) / 'test.parquet'}")
     if not Path(path).is_file():
         raise InputError(f"{path}: no such file; `recombinator prepare mtfl DIR OUT` writes tables")
     try:
@@ -235,6 +241,8 @@ def read_info(path: str | os.PathLike[str]) -> TableInfo:
     if b"recombinator" not in found:
         raise InputError(f"{path}: not written by `recombinator prepare` (its metadata is missing)")
     meta = json.loads(found[b"recombinator"])
+    if meta.pop("format", None) != FORMAT:
+        raise InputError(f"{path}: written by another version of `recombinator prepare`; run it again")
     return TableInfo(**{**meta, "keypoints": KeypointSet.from_dict(meta["keypoints"])})
 
 

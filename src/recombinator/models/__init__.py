@@ -89,6 +89,8 @@ def create_model(name: str, keypoints: int | None = None, **options: Any) -> Sco
     form, width = rest.pop("form", next(iter(architecture.forms))), rest.pop("width", 1.0)
     if form not in architecture.forms:
         raise InputError(f"model {name}: form={form!r} is not known: use one of {', '.join(architecture.forms)}")
+    if not 0 < width <= 100:
+        raise InputError(f"model {name}: width={width} must be a positive factor")
     levels = tuple(level.scaled(width) for level in architecture.forms[form])
     try:
         net = architecture.network(levels, keypoints, **architecture.options, **rest)

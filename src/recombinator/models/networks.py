@@ -81,9 +81,9 @@ class ScoreMapNet(nn.Module):
         if keypoints < 1 or channels < 1:
             raise InputError(f"keypoints={keypoints} and channels={channels} must be 1 or more")
         finest_first = tuple(reversed(mask)) if mask is not None else (1,) * len(levels)
-        if len(finest_first) != len(levels) or not any(finest_first):
+        if len(finest_first) != len(levels) or not any(finest_first) or not set(finest_first) <= {0, 1}:
             raise InputError(
-                f"mask {mask} must have {len(levels)} entries, coarsest branch first, at least one of them 1"
+                f"mask {mask} must have {len(levels)} entries 0 or 1, coarsest branch first, at least one of them 1"
             )
         self.included = [i for i, on in enumerate(finest_first) if on]
         self.sizes = [size]

@@ -31,7 +31,8 @@ def _cascade() -> Any:
 
 
 class HaarDetector:
-    """`haarcascade_frontalface_alt2`; upright, roughly frontal faces of 24 pixels or more."""
+    """`haarcascade_frontalface_alt2`; upright, roughly frontal faces of 24 pixels or more, or 1/43 of
+    the longer side of a photograph larger than `LONGEST`."""
 
     def detect(self, image: np.ndarray) -> np.ndarray:
         import cv2
@@ -39,7 +40,8 @@ class HaarDetector:
         grey = to_grey(image)
         scale = min(1.0, LONGEST / max(grey.shape))
         if scale < 1:
-            grey = cv2.resize(grey, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+            smaller = [max(1, round(side * scale)) for side in grey.shape[::-1]]
+            grey = cv2.resize(grey, smaller, interpolation=cv2.INTER_AREA)
         # a face that fills the picture needs room around it; the cascade slides only inside
         border = max(grey.shape) // 8
         grey = cv2.copyMakeBorder(grey, border, border, border, border, cv2.BORDER_REPLICATE)

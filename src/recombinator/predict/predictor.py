@@ -22,6 +22,7 @@ from recombinator.weights import Weights, load_weights
 # Where the stage-2 box lies around a detector's box: its side in detector sides, and how far its centre lies
 # below, likewise. Medians over MTFL's training photographs (docs/log.md).
 _FROM_DETECTOR = (1.2, 0.086)
+MIN_CONFIDENCE = 0.75  # a detection on which the network is less sure than this is hardly ever a face
 SAME_FACE = 0.5  # two results nearer than this share of the face's spread are one face
 
 
@@ -49,8 +50,9 @@ class Face:
 
 def as_image(image: np.ndarray | str | os.PathLike[str]) -> np.ndarray:
     """A path or an array -> (H, W) or (H, W, 3) uint8. Raises InputError saying what is wrong with the array."""
-    if not isinstance(image, np.ndarray):
+    if isinstance(image, str | os.PathLike):
         return read_image(image)
+    image = np.asarray(image)  # a PIL image too
     if image.ndim == 3 and image.shape[2] == 1:
         image = image[..., 0]
     if image.ndim == 3 and image.shape[2] == 4:
@@ -75,22 +77,21 @@ class Predictor:
 
     def predict(
         self, image: np.ndarray | str | os.PathLike[str], boxes: Iterable[Iterable[float]] | None = None,
-        passes: int = 2,
+        passes: int = 2, min_confidence: float = MIN_CONFIDENCE,
     ) -> list[Face]:  # fmt: skip
         """Every face's keypoints, largest face first.
 
         image: a path, or (H, W), (H, W, 3) RGB uint8. boxes: faces as (x, y, width, height) in pixels, in place
         of the detector. passes: each pass after the first crops again from the last one's points by the training
-        rule, so that the box's habits do not matter. An image without a face gives an empty list.
+        rule, so that the box's habits do not matter. min_confidence: a detected face whose keypoints' mean
+        confidence is lower is taken for a false detection. An image without a face gives an empty list.
         """
         pixels = as_image(image)
         if passes < 1:
             raise InputError(f"passes={passes} must be 1 or more")
-        found = self.detector.detect(pixels) if boxes is None else np.array([list(b) for b in boxes], np.float64)
+        found = self.detector.detect(pixels) if boxes is None else checked_boxes(boxes, pixels)
         if found.size == 0:
             return []
-        if found.ndim != 2 or found.shape[1] != 4 or not np.isfinite(found).all() or (found[:, 2:] <= 0).any():
-            raise InputError("boxes must be (x, y, width, height) each, finite, with positive width and height")
         source = to_grey(pixels) if self.net.channels == 1 else np.atleast_3d(pixels)
         if self.net.channels == 3 and source.shape[2] == 1:
             source = np.repeat(source, 3, axis=2)
@@ -98,7 +99,9 @@ class Predictor:
         for _ in range(passes):
             points, confidence, around = self._refine(source, points)
         faces = [Face(*one, self.keypoints) for one in zip(points, confidence, around, strict=True)]
-        return distinct(faces) if boxes is None else faces
+        if boxes is not None:
+            return faces
+        return distinct([f for f in faces if float(f.confidence.mean()) >= min_confidence])
 
     def _from_boxes(self, boxes: np.ndarray) -> np.ndarray:
         """(N, 4) detector boxes -> (N, K, 2) typical points in them."""
@@ -126,6 +129,23 @@ class Predictor:
         in_image = in_crop * scale[:, None, None] + corner[:, None]
         around = np.concatenate([square[:, :2] * scale[:, None] + corner, square[:, 2:] * scale[:, None]], axis=1)
         return in_image, confidence.numpy(), around
+
+
+def checked_boxes(boxes: Iterable[Iterable[float]], image: np.ndarray) -> np.ndarray:
+    """(N, 4) floats. Raises InputError for anything but boxes x, y, width, height that meet the image."""
+    try:
+        found = np.array([[float(v) for v in box] for box in boxes], np.float64)
+    except (TypeError, ValueError):
+        raise InputError("boxes must be a list of (x, y, width, height)") from None
+    if found.size == 0:
+        return found
+    height, width = image.shape[:2]
+    if found.ndim != 2 or found.shape[1] != 4 or not np.isfinite(found).all() or (found[:, 2:] <= 0).any():
+        raise InputError("boxes must be (x, y, width, height) each, finite, with positive width and height")
+    for x, y, w, h in found:
+        if x >= width or y >= height or x + w <= 0 or y + h <= 0 or max(w, h) > 100 * max(width, height):
+            raise InputError(f"box {x:g},{y:g},{w:g},{h:g} does not lie on the {width}x{height} image")
+    return found
 
 
 def distinct(faces: list[Face]) -> list[Face]:

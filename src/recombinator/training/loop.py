@@ -29,8 +29,10 @@ from recombinator.models import ScoreMapNet, create_model
 from recombinator.provenance import provenance
 from recombinator.training.loss import LOSSES, target_cells
 from recombinator.training.recipe import Recipe, bfloat16_is_fast, make_optimiser
-from recombinator.transforms.augment import Augment, draw_samples
+from recombinator.transforms.augment import draw_samples
 from recombinator.weights import Weights, read_tensors, save_weights, write_tensors
+
+STATE = "recombinator-state-1"
 
 
 @dataclass
@@ -67,7 +69,8 @@ class Trainer:
         self.at = Position()
         self.asked = {
             "model": self.net.config, "recipe": recipe.to_dict(), "seed": seed, "data": train.fingerprint,
-            "dataset": train.info.dataset, "images": len(train), "validation_images": len(valid),
+            "validation_data": valid.fingerprint, "dataset": train.info.dataset, "images": len(train),
+            "validation_images": len(valid),
             "start": str(start) if start else None,
         }  # fmt: skip
 
@@ -102,10 +105,8 @@ class Trainer:
             value = loss.item()
             if not math.isfinite(value):
                 files = ", ".join(self.train_table.files[j] for j in index[:3].tolist())
-                good = f"the last good state is {self.out / 'last.safetensors'} (epoch {self.at.epoch})"
-                raise InputError(
-                    f"{self.out}: the loss became {value} in epoch {self.at.epoch + 1}, batch {i + 1} ({files}, ...); "
-                    f"{good if self.at.epoch else 'no epoch was finished before'}; try a lower learning rate"
+                raise self.diverged(
+                    f"the loss became {value} in epoch {self.at.epoch + 1}, batch {i + 1} ({files}, ...)"
                 )
             self.optimiser.zero_grad(set_to_none=True)
             loss.backward()
@@ -115,8 +116,10 @@ class Trainer:
         return total / n
 
     def validate(self) -> dict[str, float]:
-        """Validation errors in percent on the set that is jittered once (SPEC 7 row 7), and without jitter."""
-        rough = evaluate_table(self.net, self.valid_table, Augment())
+        """Validation errors in percent on the set that is jittered and occluded once, by the recipe's ranges
+        (SPEC 7 row 7), and without jitter."""
+        once = replace(self.recipe.augment, flip=False, gamma=0.0, blur=0.0, noise=0.0)
+        rough = evaluate_table(self.net, self.valid_table, once)
         clean = evaluate_table(self.net, self.valid_table)
         return {
             key: 100 * float(np.nanmean(result.image_errors(protocol)))
@@ -134,32 +137,48 @@ class Trainer:
         template = np.nanmean(np.where(table.mask[..., None], inside, np.nan), axis=0)
         return Weights(self.net, table.info.keypoints, table.info.crop_rule, template.round(4).tolist(), training)
 
+    def diverged(self, what: str) -> InputError:
+        good = f"the last good state is {self.out / 'last.safetensors'} (epoch {self.at.epoch})"
+        before = good if self.at.epoch else "no epoch was finished before"
+        return InputError(f"{self.out}: {what}; {before}; try a lower learning rate")
+
     def save(self, name: str) -> None:
         tensors = {f"net.{k}": v for k, v in self.net.state_dict().items()}
         for i, state in self.optimiser.state_dict()["state"].items():
             tensors |= {f"optimiser.{i}.{k}": v for k, v in state.items()}
-        write_tensors(self.out / name, tensors, {**self.asked, "position": self.at.__dict__})
+        write_tensors(self.out / name, tensors, {"format": STATE, **self.asked, "position": self.at.__dict__})
 
-    def restore(self) -> None:
+    def restore(self, notice: Callable[[str], None] = lambda sentence: None) -> None:
         """Continues the run in `out`, from the latest state that this recipe would also have passed through: the
-        last one; for another number of epochs, one before either learning rate fell, or the very start."""
-        if not (self.out / "last.safetensors").is_file():
-            raise InputError(f"{self.out}: nothing to resume (no last.safetensors); leave --resume out")
+        last one; for another number of epochs, one before either learning rate fell, or the very start. `notice`
+        is told what is run anew. Raises InputError where there is nothing to continue, or other settings."""
+        reached = 0
         for name in ("last.safetensors", "stable.safetensors"):
             if not (self.out / name).is_file():
                 continue
-            tensors, meta = read_tensors(self.out / name)
+            tensors, meta = read_state(self.out / name)
             self._check_same(meta)
+            reached = max(reached, meta["position"]["epoch"])
+            if self.recipe.epochs < reached:
+                raise InputError(f"{self.out}: has {reached} epochs already; ask for more, or for a new --out")
             before = replace(self.recipe, epochs=meta["recipe"]["epochs"])
             shared = min(before.stable_epochs, self.recipe.stable_epochs)
             if before.epochs == self.recipe.epochs or meta["position"]["epoch"] <= shared:
                 self._load_state(tensors, meta)
-                if name == "stable.safetensors":
-                    copy_file(self.out / "stable-best.safetensors", self.out / "best.safetensors")
                 break
+        if not reached:
+            raise InputError(f"{self.out}: nothing to resume (no last.safetensors); leave --resume out")
+        if self.at.epoch < reached:
+            notice(
+                f"{self.out}: with {self.recipe.epochs} epochs the learning rate falls later than it did; "
+                f"epochs {self.at.epoch + 1} to {reached} are run anew; best-{reached}.safetensors keeps the old best"
+            )
+            copy_file(self.out / "best.safetensors", self.out / f"best-{reached}.safetensors")
+            if self.at.epoch and (self.out / "stable-best.safetensors").is_file():
+                copy_file(self.out / "stable-best.safetensors", self.out / "best.safetensors")
         metrics = self.out / "metrics.jsonl"
         lines = metrics.read_text().splitlines() if metrics.is_file() else []
-        kept = [x for x in lines if json.loads(x)["epoch"] <= self.at.epoch]
+        kept = [x for x in lines if _epoch_of(x) <= self.at.epoch]
         if kept != lines:
             write_text(metrics, "".join(x + "\n" for x in kept))
 
@@ -179,15 +198,15 @@ class Trainer:
 
     def _check_same(self, meta: dict[str, Any]) -> None:
         now = json.loads(json.dumps(self.asked))
-        for what in ("model", "seed", "data"):
+        for what in ("model", "seed", "data", "validation_data"):
             if meta[what] != now[what]:
                 raise InputError(f"{self.out}: was started with {what} {meta[what]}, not {now[what]}")
         theirs, ours = dict(meta["recipe"]), dict(now["recipe"])
         for free in ("epochs", "patience"):
             theirs.pop(free), ours.pop(free)
-        changed = [k for k in ours if theirs.get(k) != ours[k]]
-        if changed:
-            raise InputError(f"{self.out}: was started with another recipe (differs in {', '.join(changed)})")
+        different = [k for k in ours if theirs.get(k) != ours[k]]
+        if different:
+            raise InputError(f"{self.out}: was started with another recipe (differs in {', '.join(different)})")
 
     # ---- the run ---------------------------------------------------------------------------------------------
 
@@ -196,13 +215,18 @@ class Trainer:
     ) -> dict[str, Any]:
         """Trains to the end; `report` gets each epoch's metrics. Returns the summary, also in summary.json."""
         self.out.mkdir(parents=True, exist_ok=True)
-        made_by = {k: v for k, v in provenance().items() if k != "date"} | {"bfloat16": self.bfloat16}
-        write_json(self.out / "run.json", {**self.asked, **made_by})
+        made_by = provenance() | {"bfloat16": self.bfloat16}
+        sittings = earlier_sittings(self.out) if self.at.epoch else []
+        write_json(
+            self.out / "run.json", {**self.asked, "sittings": [*sittings, {"from_epoch": self.at.epoch, **made_by}]}
+        )
         while self.at.epoch < self.recipe.epochs:
             began = time.perf_counter()
             loss = self.run_epoch(step_done)
             trained = time.perf_counter() - began
             errors = self.validate()
+            if not all(math.isfinite(v) for v in errors.values()):
+                raise self.diverged(f"the network gives no finite answers after epoch {self.at.epoch + 1}")
             self.at.epoch += 1
             self.at.seconds += time.perf_counter() - began
             line = {
@@ -230,6 +254,32 @@ class Trainer:
         }  # fmt: skip
         write_json(self.out / "summary.json", summary)
         return summary
+
+
+def read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """A state that `Trainer.save` wrote. Raises InputError with the remedy where it is something else."""
+    try:
+        tensors, meta = read_tensors(path)
+    except InputError as error:
+        raise InputError(f"{error}; remove it: --resume then goes on from an earlier state, if there is one") from None
+    if meta.get("format") != STATE:
+        raise InputError(f"{path}: holds no training state of this version; remove it, or choose another --out")
+    return tensors, meta
+
+
+def _epoch_of(line: str) -> float:
+    try:
+        return json.loads(line)["epoch"]
+    except (json.JSONDecodeError, KeyError, TypeError):
+        return math.inf  # half a line
+
+
+def earlier_sittings(out: Path) -> list[dict[str, Any]]:
+    """What run.json says of earlier sittings: when, where and by which commit each part was trained."""
+    try:
+        return list(json.loads((out / "run.json").read_text(encoding="utf-8"))["sittings"])
+    except (OSError, json.JSONDecodeError, KeyError):
+        return []
 
 
 def copy_matching(tensors: dict[str, Tensor], net: nn.Module) -> list[str]:

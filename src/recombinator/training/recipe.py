@@ -50,6 +50,11 @@ class Recipe:
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
+    @classmethod
+    def from_dict(cls, value: dict[str, Any]) -> Recipe:
+        augment = dict(value["augment"])
+        return cls(**{**value, "augment": Augment(**{**augment, "occlude": tuple(augment["occlude"])})})
+
     @property
     def stable_epochs(self) -> int:
         """Epochs before the learning rate starts to fall: up to here a longer run is the same run."""
@@ -57,7 +62,8 @@ class Recipe:
 
     def learning_rate_at(self, step: int, steps_per_epoch: int) -> float:
         """Warm-up by steps, constant, then a fall to zero over the last `decay` of the epochs."""
-        rate = self.learning_rate * min(1.0, (step + 1) / max(self.warmup_steps, 1))
+        warmup = min(self.warmup_steps, 2 * steps_per_epoch)  # a small set's first epochs are few steps
+        rate = self.learning_rate * min(1.0, (step + 1) / max(warmup, 1))
         start, end = self.stable_epochs * steps_per_epoch, self.epochs * steps_per_epoch
         if step >= start and end > start:
             rate *= 0.5 * (1 + math.cos(math.pi * (step - start + 1) / (end - start + 1)))
@@ -91,7 +97,10 @@ RECIPES = {r.name: r for r in (FAST, PAPER)}
 _PAPER_L2 = {
     "sumnet": {"trunk": 1e-10, "branch": 1e-14, "alpha": 1e-14},
     "rcn": {"trunk": 1e-6, "branch": 1e-12},
-    "skip": {"trunk": 1e-4, "branch": 1e-4},
+    "rcn-skip": {"trunk": 1e-4, "branch": 1e-4},
+    "sumnet-68": {"trunk": 1e-14, "branch": 1e-6},
+    "rcn-68": {"trunk": 1e-12, "branch": 1e-8},
+    "rcn-68-skip": {"trunk": 0.1, "branch": 0.1},
 }
 
 
@@ -101,8 +110,13 @@ def get_recipe(name: str, model: str, **changes: Any) -> Recipe:
         raise InputError(f"no recipe is called {name!r}: use one of {', '.join(RECIPES)}")
     recipe = RECIPES[name]
     if name == "paper":
-        family = "skip" if model.endswith("-skip") else model.split("-")[0]
+        family = "-".join(part for part in model.split("-") if part == "68" or not part.isdigit())
         recipe = replace(recipe, regularise=_PAPER_L2.get(family, {}))
+    return changed(recipe, **changes)
+
+
+def changed(recipe: Recipe, **changes: Any) -> Recipe:
+    """The recipe with `changes` to its fields, or to those of its Augment."""
     own = {k: v for k, v in changes.items() if k in Augment.__dataclass_fields__}
     rest = {k: v for k, v in changes.items() if k not in own}
     return replace(recipe, augment=replace(recipe.augment, **own), **rest)

@@ -11,49 +11,61 @@ import torch
 
 from recombinator.data.table import load_table
 from recombinator.errors import InputError
-from recombinator.training.loop import Trainer
-from recombinator.training.recipe import Recipe, get_recipe
+from recombinator.training.loop import Trainer, read_state
+from recombinator.training.recipe import Recipe, changed, get_recipe
 from recombinator.weights import resolve
 
 
 def _pick_device(device: str) -> str:
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
+    if device != "cpu" and not device.startswith("cuda"):
+        raise InputError(f"device {device!r} is not known: use auto, cpu or cuda")
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise InputError(f"device {device!r}: this machine has no CUDA GPU that torch can use; use cpu")
     return device
 
 
 def train(
-    model: str, data: str | os.PathLike[str], out: str | os.PathLike[str], *, recipe: str | Recipe = "fast",
-    seed: int = 0, resume: bool = False, device: str = "auto", start: str | os.PathLike[str] | None = None,
+    model: str, data: str | os.PathLike[str], out: str | os.PathLike[str], *, recipe: str | Recipe | None = None,
+    seed: int | None = None, resume: bool = False, device: str = "auto", start: str | os.PathLike[str] | None = None,
     limit: int | None = None, options: dict[str, Any] | None = None, tensorboard: bool = False,
-    report: Callable[[dict[str, Any]], None] = print, step_done: Callable[[int, int], None] = lambda i, n: None,
-    **changes: Any,
+    notice: Callable[[str], None] = print, report: Callable[[dict[str, Any]], None] = print,
+    step_done: Callable[[int, int], None] = lambda i, n: None, **changes: Any,
 ) -> dict[str, Any]:  # fmt: skip
     """Trains `model` on DATA/train.parquet, choosing the epoch on DATA/valid.parquet; writes everything to OUT.
 
-    recipe: a name or a Recipe; `changes` replace its fields (epochs=..., degrees=...). options: of
-    `create_model`. start: weights to begin from where shapes agree. limit: only the first images. resume: go on
-    where OUT stopped. report: called with each epoch's metrics. Returns the summary.
+    recipe: a name ("fast" if none is given) or a Recipe; `changes` replace its fields (epochs=..., degrees=...).
+    options: of `create_model`. start: weights to begin from where shapes agree. limit: only the first images.
+    resume: go on where OUT stopped, with its recipe, seed and options; what is given here must agree, but epochs may
+    grow. report: called with each epoch's metrics; notice: with what the user should know. Returns the summary.
 
     Raises InputError for unusable data or settings, an OUT that holds a run already, a loss that is not finite.
     """
     folder, target = Path(data), Path(out)
-    chosen = recipe if isinstance(recipe, Recipe) else get_recipe(recipe, model, **changes)
-    if (target / "last.safetensors").exists() and not resume:
+    if folder.is_file():
+        raise InputError(f"{data}: a file; give the folder with train.parquet and valid.parquet")
+    states = [p for p in (target / "last.safetensors", target / "stable.safetensors") if p.is_file()]
+    if states and not resume:
         raise InputError(f"{out}: already holds a run; continue it with --resume or choose another --out")
+    if resume and states:
+        before = read_state(states[0])[1]
+        options = {k: v for k, v in before["model"].items() if k not in ("name", "keypoints")} | (options or {})
+        seed = before["seed"] if seed is None else seed
+        if recipe is None:
+            recipe = changed(Recipe.from_dict(before["recipe"]), **changes)
+    chosen = recipe if isinstance(recipe, Recipe) else get_recipe(recipe or "fast", model, **changes)
     channels = (options or {}).get("channels", 1)
     faces = load_table(folder / "train.parquet", channels, limit)
     valid = load_table(folder / "valid.parquet", channels)
     if faces.info.keypoints != valid.info.keypoints:
         raise InputError(f"{data}: train.parquet and valid.parquet have different keypoints")
     trainer = Trainer(
-        model, faces, valid, target, chosen, seed=seed, device=_pick_device(device), options=options,
+        model, faces, valid, target, chosen, seed=seed or 0, device=_pick_device(device), options=options,
         start=resolve(start) if start else None,
     )  # fmt: skip
     if resume:
-        trainer.restore()
+        trainer.restore(notice)
     if not tensorboard:
         return trainer.fit(report, step_done)
     try:

@@ -20,7 +20,7 @@ class Augment:
 
     shift, zoom: +- share of the box side; degrees: +- rotation; flip: exchange left and right in half of the
     samples; occlude: (smallest, largest) side in pixels of one black rectangle, of 80; gamma: log2 range; blur: largest
-    Gaussian sigma in pixels; noise: largest standard deviation in grey levels (the last three: half of samples).
+    Gaussian sigma in pixels; noise: largest standard deviation in grey levels (these two: half of the samples).
     """
 
     shift: float = 0.1
