@@ -95,7 +95,7 @@ def test_the_whole_chain(tmp_path):
     per_image = pd.read_parquet(tmp_path / "r/a.images.parquet")
     assert len(per_image) == 6 and 100 * per_image["error"].mean() == pytest.approx(report["nme"])
     assert {p.name for p in (tmp_path / "plots").iterdir()} == {"cumulative.png", "worst.png"}
-    predicted = run("predict", HOPPER, "--weights", "runs/a", "--out", "points", cwd=tmp_path)
+    predicted = run("predict", HOPPER, "--weights", "runs/a", "--out", "points", "--min-confidence", 0, cwd=tmp_path)
     assert predicted.returncode == 0 and "left_eye" in predicted.stdout
 
 
