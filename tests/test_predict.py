@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from recombinator.errors import InputError
-from recombinator.predict.draw import draw_faces
+from recombinator.predict.output import draw_faces
 from recombinator.predict.predictor import Face, distinct, load
 
 HOPPER = Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg"
@@ -79,6 +79,16 @@ def test_given_boxes_and_passes(predictor, hopper):
     assert len(predictor.predict(hopper, [rough[0], rough[0]])) == 2
 
 
+def test_doubtful_detections_are_dropped_unless_asked_for(hopper):
+    class Two:
+        def detect(self, image):
+            return np.array([[155.0, 105, 222, 222], [10, 10, 60, 60]])  # the face, and a piece of flag
+
+    predictor = load("rcn-6-mtfl", detector=Two())
+    assert len(predictor.predict(hopper, min_confidence=0.0)) == 2
+    assert len(predictor.predict(hopper)) == 1 and predictor.predict(hopper, min_confidence=1.1) == []
+
+
 def test_no_face_is_an_empty_list(predictor):
     assert predictor.predict(np.full((200, 300, 3), 120, np.uint8)) == []
     assert predictor.predict(np.zeros((3, 3), np.uint8)) == []
@@ -106,13 +116,8 @@ def test_bad_boxes_and_passes(predictor, hopper):
             predictor.predict(hopper, boxes)
     with pytest.raises(InputError, match="passes=0"):
         predictor.predict(hopper, passes=0)
-    for boxes in (
-        [[5000, 5000, 80, 80]],
-        [[-90, 10, 80, 80]],
-        [[0, 0, 1e300, 5]],
-        [100, 100, 80, 80],
-        [[1, 2, 3, "x"]],
-    ):
+    elsewhere = ([[5000, 5000, 80, 80]], [[-90, 10, 80, 80]], [[0, 0, 1e300, 5]])
+    for boxes in (*elsewhere, [100, 100, 80, 80], [[1, 2, 3, "x"]]):
         with pytest.raises(InputError, match="does not lie on|must be a list"):
             predictor.predict(hopper, boxes)
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import os
 import sys
@@ -16,7 +14,7 @@ import typer
 
 from recombinator.console import progress, warn
 from recombinator.errors import InputError
-from recombinator.files import write_atomically, write_json, write_text
+from recombinator.files import write_json, write_text
 
 if TYPE_CHECKING:
     from recombinator.predict.predictor import Face
@@ -248,33 +246,6 @@ def evaluate(
         print(f"wrote {plots / 'cumulative.png'} and {plots / 'worst.png'}")
 
 
-def _table(faces: list[Face]) -> str:
-    lines = [f"{'face':>4}  {'keypoint':14}{'x':>9}{'y':>9}{'confidence':>12}"]
-    lines += [
-        f"{number:>4}  {p['name']:14}{p['x']:>9.2f}{p['y']:>9.2f}{p['confidence']:>12.3f}"
-        for number, face in enumerate(faces, 1)
-        for p in face.to_dict()["keypoints"]
-    ]
-    return "\n".join(lines)
-
-
-def _csv(found: dict[str, list[Face]]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["file", "face", "keypoint", "x", "y", "confidence"])
-    for file, faces in found.items():
-        for number, face in enumerate(faces, 1):
-            for p in face.to_dict()["keypoints"]:
-                writer.writerow([file, number, p["name"], p["x"], p["y"], p["confidence"]])
-    return text.getvalue()
-
-
-def _save_picture(path: Path, image: Any) -> None:
-    from recombinator.data.images import encode_image
-
-    write_atomically(path, lambda p: p.write_bytes(encode_image(image, 0)))
-
-
 def _parse_boxes(texts: list[str] | None) -> list[list[float]] | None:
     boxes = []
     for text in texts or []:
@@ -300,7 +271,7 @@ def predict(
 ) -> None:
     """Every face's keypoints, in pixels of the photograph. Exit status 1 if a photograph could not be read."""
     from recombinator.predict import predictor
-    from recombinator.predict.draw import draw_faces
+    from recombinator.predict.output import as_csv, as_table, draw_faces, save_picture
 
     boxes = _parse_boxes(box)
     if boxes and len(photos) > 1:
@@ -323,16 +294,16 @@ def predict(
                 stems = chain([photo.stem], (f"{photo.stem}-{n}" for n in count(2)))
                 stem = next(s for s in stems if s not in taken)
                 taken.add(stem)
-                _save_picture(out / f"{stem}.keypoints.png", draw_faces(image, faces))
+                save_picture(out / f"{stem}.keypoints.png", draw_faces(image, faces))
             if not faces:
                 warn(f"{photo}: no face found; --min-confidence 0 keeps doubtful ones, --box x,y,w,h gives one")
             advance(i, len(photos))
     if len(photos) == 1 and any(found.values()):
-        print(_table(faces))
+        print(as_table(faces))
     plain = [{"file": file, "faces": [f.to_dict() for f in faces]} for file, faces in found.items()]
     if found:
         write_json(out / "points.json", {"weights": weights, "photographs": plain})
-        write_text(out / "points.csv", _csv(found))
+        write_text(out / "points.csv", as_csv(found))
         total = sum(map(len, found.values()))
         print(f"{total} faces in {len(found)} photographs: {out / 'points.json'}, {out / 'points.csv'}")
     for sentence in failed:
@@ -348,7 +319,7 @@ def demo(
 ) -> None:
     """Five keypoints on a photograph, with the weights inside the package."""
     from recombinator.predict import predictor
-    from recombinator.predict.draw import draw_faces
+    from recombinator.predict.output import as_table, draw_faces, save_picture
 
     if photo is None:
         import matplotlib
@@ -359,9 +330,9 @@ def demo(
     if not faces:
         raise InputError(f"{photo}: no face found; try a photograph with a larger, frontal face")
     print(f"{photo}: {len(faces)} face{'s' * (len(faces) > 1)}, {image.shape[1]}x{image.shape[0]} pixels")
-    print(_table(faces))
+    print(as_table(faces))
     picture, points = out / f"{photo.stem}.keypoints.png", out / f"{photo.stem}.keypoints.json"
-    _save_picture(picture, draw_faces(image, faces))
+    save_picture(picture, draw_faces(image, faces))
     write_json(points, {"weights": DEFAULT_WEIGHTS, "file": str(photo), "faces": [f.to_dict() for f in faces]})
     print(f"picture: {picture}\npoints:  {points}")
 
