@@ -28,7 +28,7 @@ def test_importing_is_light():
 @pytest.mark.parametrize(
     "command",
     [(), ("prepare", "mtfl"), ("prepare", "synthetic"), ("models",), ("train",), ("evaluate",), ("predict",),
-     ("demo",), ("bench",), ("convert",), ("prepare", "300w"), ("study", "render")],
+     ("demo",), ("bench",), ("convert",), ("prepare", "300w"), ("join",), ("study", "render")],
 )  # fmt: skip
 def test_every_help(command):
     done = run(*command, "--help")

@@ -3,7 +3,12 @@ import torch
 import torch.nn.functional as F
 
 from recombinator.errors import InputError
+from recombinator.evaluation import evaluate
+from recombinator.keypoints import FACE_5
+from recombinator.models import Joint, create_model
+from recombinator.models.decode import maximum
 from recombinator.models.denoiser import BLANK, Denoiser, SpectralConv, fast_size
+from recombinator.weights import Weights, join, load_weights, save_weights
 
 
 def one_hot(cells, size):
@@ -58,6 +63,39 @@ def test_training_and_inference_agree_and_learn(depthwise):
         net.large[1].weight += 1  # what was kept for inference must not outlive a training step
     changed = net.train().eval()(cells)
     assert not torch.allclose(changed, trained)
+
+
+def small_joint(weight=1.0, iterations=1):
+    image = create_model("rcn-4", 5, size=24, width=0.25)
+    denoiser = create_model("denoiser-lite", 5, size=24, kernel=9, width=6)
+    return Joint(image, denoiser, weight, iterations).eval()
+
+
+def test_joint_is_the_sum_of_scores():
+    net, x = small_joint(0.7, 2), torch.rand(2, 1, 24, 24) * 255
+    a = net.image(x)
+    once = a + 0.7 * net.denoiser((maximum(a) - 0.5).long())
+    torch.testing.assert_close(net(x), a + 0.7 * net.denoiser((maximum(once) - 0.5).long()))
+    net.weight = 0.0
+    assert torch.equal(net(x), a)
+
+
+def test_joint_saves_loads_and_evaluates(faces5, tmp_path):
+    for name, net in zip(("image", "denoiser"), (small_joint().image, small_joint().denoiser), strict=True):
+        save_weights(tmp_path / f"{name}.safetensors", Weights(net, FACE_5, "mtfl", [[0.5, 0.5]] * 5, {}))
+    joined = join(tmp_path / "image.safetensors", tmp_path / "denoiser.safetensors", 0.5, 2)
+    save_weights(tmp_path / "joint.safetensors", joined)
+    loaded = load_weights(tmp_path / "joint.safetensors")
+    x = torch.rand(1, 1, 24, 24) * 255
+    assert torch.equal(loaded.net(x), joined.net(x)) and (loaded.net.weight, loaded.net.iterations) == (0.5, 2)
+    assert evaluate(tmp_path / "joint.safetensors", faces5 / "test.parquet")[1]["images"] == 6
+    with pytest.raises(InputError, match="then a denoiser's"):
+        join(tmp_path / "denoiser.safetensors", tmp_path / "image.safetensors")
+
+
+def test_networks_that_cannot_be_joined():
+    with pytest.raises(InputError, match="cannot be joined"):
+        Joint(create_model("rcn-4", 5), create_model("denoiser-lite", 5, size=24, kernel=9, width=6))
 
 
 def test_cells_that_cannot_be():

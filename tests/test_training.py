@@ -13,9 +13,11 @@ import torch
 from recombinator.data.table import load_table
 from recombinator.errors import InputError
 from recombinator.evaluation import evaluate
+from recombinator.models.denoiser import BLANK
 from recombinator.training.loop import Trainer, copy_matching
 from recombinator.training.recipe import FAST, PAPER, Recipe, get_recipe, make_optimiser
 from recombinator.training.run import train
+from recombinator.training.tasks import corrupted
 from recombinator.weights import load_weights, read_tensors
 
 SMALL = {"options": {"size": 40, "width": 0.25}, "report": lambda line: None}
@@ -155,6 +157,33 @@ def test_a_loss_that_is_not_finite_stops_with_the_place(faces5, tmp_path):
 def test_68_points_colour_and_l2(faces68, tmp_path):
     train("sumnet-4", faces68, tmp_path / "a", epochs=1, loss="l2", **SMALL)
     assert load_weights(tmp_path / "a").keypoints.name == "face-68"
+
+
+def test_a_denoiser_trains_and_resumes(faces68, tmp_path):
+    kind = {"options": {"size": 20, "kernel": 9, "width": 16}, "report": lambda line: None, "batch": 8, "sigma": 0.0}
+    train("denoiser-lite", faces68, tmp_path / "whole", epochs=6, **kind)
+    with pytest.raises(Stop):
+        train("denoiser-lite", faces68, tmp_path / "cut", epochs=6, **dict(kind, report=stop_after(2)))
+    train("denoiser-lite", faces68, tmp_path / "cut", resume=True, report=lambda line: None)
+    assert same(weights_of(tmp_path / "whole"), weights_of(tmp_path / "cut"))
+    lines = [json.loads(x) for x in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
+    assert lines[-1]["loss"] < lines[0]["loss"]
+    train("denoiser", faces68, tmp_path / "dense", epochs=1, corruption="blank", **kind)
+    with pytest.raises(InputError, match="denoiser"):
+        evaluate(tmp_path / "dense", faces68 / "test.parquet")
+
+
+def test_corruption_changes_so_many_points_and_says_which():
+    cells = torch.randint(0, 80, (50, 68, 2))
+    for blank in (False, True):
+        given, changed = corrupted(cells, 35, 80, blank, torch.Generator().manual_seed(0))
+        assert (changed.sum(1) == 35).all() and torch.equal(given[~changed], cells[~changed])
+        assert (
+            (given[changed] == BLANK).all()
+            if blank
+            else (given[changed] != cells[changed]).any(1).float().mean() > 0.99
+        )
+        assert changed.float().mean(0).min() > 0.2  # every point gets its turn
 
 
 def test_start_from_other_weights(faces5, tmp_path):

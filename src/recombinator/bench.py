@@ -56,7 +56,7 @@ def _trainer(model: str, table: FaceTable, variant: str, out: Path) -> Trainer:
     recipe = get_recipe("fast", model, epochs=1, batch=BATCH, precision="bfloat16" if bfloat16 else "float32")
     trainer = Trainer(model, table, table, out, recipe)
     trainer.net.fused, trainer.net.layout = fused, layout
-    trainer.net.to(memory_format=layout)  # type: ignore[call-overload]
+    trainer.net.to(memory_format=layout)
     return trainer
 
 
@@ -94,7 +94,7 @@ def run(models: list[str], rounds: int, threads: int | None, advance: Callable[[
                 trainer = _trainer(model, table, variant, Path(folder))
                 epoch: Timed = lambda t=trainer: t.run_epoch(lambda i, n: None)  # type: ignore[misc]  # noqa: E731
                 jobs[f"{model} training, {variant}"] = (epoch, len(table), "images/s")
-            net = create_model(model).eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            net = create_model(model).eval().to(memory_format=torch.channels_last)
             for batch in (1, 64):
                 for bfloat16 in (False, True) if fast else (False,):
                     kind = "bfloat16" if bfloat16 else "float32"

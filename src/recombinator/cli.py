@@ -354,6 +354,21 @@ def convert(
 
 
 @app.command()
+def join(
+    image: Annotated[str, typer.Argument(help="weights of an RCN: a name, a file or a run's folder")],
+    denoiser: Annotated[str, typer.Argument(help="weights of a denoiser, likewise")],
+    out: Annotated[Path, typer.Option(help="weights file to write (.safetensors)")],
+    weight: Annotated[float, typer.Option(min=0, help="of the denoiser's scores")] = 1.0,
+    iterations: Annotated[int, typer.Option(min=1, help="passes through the denoiser")] = 1,
+) -> None:
+    """The joint model: an RCN's scores plus a denoiser's."""
+    from recombinator import weights
+
+    weights.save_weights(out, weights.join(image, denoiser, weight, iterations))
+    print(f"wrote {out}")
+
+
+@app.command()
 def bench(
     model: Annotated[list[str] | None, typer.Option(help="networks to time (repeatable)")] = None,
     json_out: Annotated[Path | None, typer.Option("--json", help="also write the figures to this file")] = None,

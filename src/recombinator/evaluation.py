@@ -16,7 +16,7 @@ from recombinator.data.table import FaceTable, load_table
 from recombinator.errors import InputError
 from recombinator.files import write_atomically
 from recombinator.keypoints import KeypointSet
-from recombinator.models import ScoreMapNet
+from recombinator.models import Denoiser, Joint, ScoreMapNet
 from recombinator.models.decode import maximum, subpixel
 from recombinator.transforms.augment import Augment, draw_samples
 from recombinator.weights import load_weights
@@ -115,7 +115,9 @@ def fixed_samples(
 
 
 @torch.no_grad()
-def evaluate_table(net: ScoreMapNet, table: FaceTable, augment: Augment | None = None, batch: int = 64) -> Evaluation:
+def evaluate_table(
+    net: ScoreMapNet | Joint, table: FaceTable, augment: Augment | None = None, batch: int = 64
+) -> Evaluation:
     """Runs `net` over the table; `augment` jitters every sample once, from seed 0 (the authors' validation)."""
     device = next(net.parameters()).device
     net.eval()
@@ -151,6 +153,8 @@ def evaluate(
     Raises InputError if either cannot be read or their keypoints differ.
     """
     loaded = load_weights(weights)
+    if isinstance(loaded.net, Denoiser):
+        raise InputError(f"{weights}: a denoiser, which sees no image; evaluate needs a network for images")
     table = load_table(data, loaded.net.channels, limit)
     if table.info.keypoints.names != loaded.keypoints.names:
         raise InputError(

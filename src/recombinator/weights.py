@@ -16,7 +16,7 @@ from recombinator.keypoints import KeypointSet
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from recombinator.models import ScoreMapNet
+    from recombinator.models import Denoiser, Joint, ScoreMapNet
 
 FORMAT = "recombinator-1"
 
@@ -26,7 +26,7 @@ class Weights:
     """A network in memory with what its file says of it: keypoint set, crop rule by name, template (K mean
     positions in the crop, as shares of its side), how it was trained."""
 
-    net: ScoreMapNet
+    net: ScoreMapNet | Denoiser | Joint
     keypoints: KeypointSet
     crop_rule: str
     template: list[list[float]]
@@ -85,6 +85,22 @@ def save_weights(path: Path, weights: Weights) -> None:
         "crop_rule": weights.crop_rule, "template": weights.template, "training": weights.training,
     }  # fmt: skip
     write_tensors(path, dict(weights.net.state_dict()), meta)
+
+
+def join(
+    image: str | os.PathLike[str], denoiser: str | os.PathLike[str], weight: float = 1.0, iterations: int = 1
+) -> Weights:
+    """The joint model of two weights (names, files or run folders). Raises InputError where they do not fit."""
+    from recombinator.models import Denoiser, Joint, ScoreMapNet
+
+    first, second = load_weights(image), load_weights(denoiser)
+    if not isinstance(first.net, ScoreMapNet) or not isinstance(second.net, Denoiser):
+        raise InputError(f"{image} and {denoiser}: wants an image network's weights, then a denoiser's")
+    if first.keypoints.names != second.keypoints.names or first.crop_rule != second.crop_rule:
+        raise InputError(f"{image} and {denoiser}: have different keypoints or crop rules")
+    net = Joint(first.net, second.net, weight, iterations).eval()
+    training = {"image": first.training, "denoiser": second.training}
+    return Weights(net, first.keypoints, first.crop_rule, first.template, training)
 
 
 def load_weights(name_or_path: str | os.PathLike[str]) -> Weights:

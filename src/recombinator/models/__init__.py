@@ -7,9 +7,22 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from recombinator.errors import InputError
+from recombinator.models.denoiser import Denoiser
+from recombinator.models.joint import Joint
 from recombinator.models.networks import RCN, Level, ScoreMapNet, SumNet
 
-__all__ = ["MODELS", "RCN", "Level", "ScoreMapNet", "SumNet", "create_model", "model_names"]
+__all__ = [
+    "DENOISERS",
+    "MODELS",
+    "RCN",
+    "Denoiser",
+    "Joint",
+    "Level",
+    "ScoreMapNet",
+    "SumNet",
+    "create_model",
+    "model_names",
+]
 
 
 @dataclass(frozen=True)
@@ -63,11 +76,14 @@ MODELS: dict[str, Architecture] = {
 }
 
 
+DENOISERS: dict[str, dict[str, Any]] = {"denoiser": {}, "denoiser-lite": {"depthwise": True}}
+
+
 def model_names() -> list[str]:
-    return list(MODELS)
+    return [*MODELS, *DENOISERS]
 
 
-def create_model(name: str, keypoints: int | None = None, **options: Any) -> ScoreMapNet:
+def create_model(name: str, keypoints: int | None = None, **options: Any) -> Any:
     """A freshly initialised network.
 
     name: one of `model_names()`. keypoints: K, by default what the network was made for. Options: `size` (input
@@ -75,16 +91,36 @@ def create_model(name: str, keypoints: int | None = None, **options: Any) -> Sco
     "bilinear"), `norm` (local contrast normalisation with its floor per "image" or "batch", or "global"), `width`
     (factor on all widths), for SumNet `alpha` ("map" | "pixel"), for RCN `form`: with five keypoints "code" or
     "twice" (two convolutions in the 10x10 branch), with 68 "code" (5x5, then 1x1) or "text" (3x3), and the released
-    variant's `upsampling="learned"` and `keep_maxima` (see RCN).
+    variant's `upsampling="learned"` and `keep_maxima` (see RCN). A denoiser takes `size`, `kernel`, `width`.
+
+    Returns a ScoreMapNet (RCN or SumNet), a Denoiser or a Joint model.
 
     Raises InputError for an unknown name or option and for sizes that the poolings do not allow.
     """
-    if name not in MODELS:
-        near = difflib.get_close_matches(name, MODELS, n=1)
+    if name == "joint":  # only a weights file asks for it: two configurations with how to add them
+        parts = [dict(options[part]) for part in ("image", "denoiser")]
+        nets = [create_model(part.pop("name"), part.pop("keypoints"), **part) for part in parts]
+        return Joint(*nets, options["weight"], options["iterations"])
+    if name not in model_names():
+        near = difflib.get_close_matches(name, model_names(), n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
-        raise InputError(f"no model is called {name!r}{hint} (known: {', '.join(MODELS)})")
-    architecture = MODELS[name]
-    keypoints = architecture.keypoints if keypoints is None else keypoints
+        raise InputError(f"no model is called {name!r}{hint} (known: {', '.join(model_names())})")
+    architecture = MODELS.get(name)
+    if keypoints is None:
+        keypoints = architecture.keypoints if architecture else 68
+    try:
+        net = (
+            _scored(name, architecture, keypoints, options)
+            if architecture
+            else (Denoiser(keypoints, **DENOISERS[name], **options))
+        )
+    except TypeError as error:
+        raise InputError(f"model {name}: {str(error).split('() ')[-1]}") from None
+    net.config = {"name": name, "keypoints": keypoints, **options}
+    return net
+
+
+def _scored(name: str, architecture: Architecture, keypoints: int, options: dict[str, Any]) -> ScoreMapNet:
     rest = dict(options)
     form, width = rest.pop("form", next(iter(architecture.forms))), rest.pop("width", 1.0)
     if form not in architecture.forms:
@@ -92,9 +128,4 @@ def create_model(name: str, keypoints: int | None = None, **options: Any) -> Sco
     if not 0 < width <= 100:
         raise InputError(f"model {name}: width={width} must be a positive factor")
     levels = tuple(level.scaled(width) for level in architecture.forms[form])
-    try:
-        net = architecture.network(levels, keypoints, **architecture.options, **rest)
-    except TypeError as error:
-        raise InputError(f"model {name}: {str(error).split('() ')[-1]}") from None
-    net.config = {"name": name, "keypoints": keypoints, **options}
-    return net
+    return architecture.network(levels, keypoints, **architecture.options, **rest)

@@ -137,6 +137,10 @@ class Denoiser(nn.Module):
         self.out = Conv(width, keypoints, 1)
         self.config: dict[str, Any] = {}
 
+    def multiply_adds(self) -> int:
+        """Per set of points, of the dense form."""
+        return self.size**2 * sum(p.numel() for n, p in self.named_parameters() if n.endswith("weight"))
+
     def forward(self, cells: Tensor) -> Tensor:
         """(B, K, 2) whole cells x, y in 0..size-1, or BLANK -> (B, K, S, S) pre-softmax scores."""
         if cells.shape[1:] != (self.keypoints, 2) or bool(((cells < BLANK) | (cells >= self.size)).any()):

@@ -14,6 +14,7 @@ from recombinator.data.crops import GRID, RULES
 from recombinator.data.images import read_image, to_grey
 from recombinator.errors import InputError
 from recombinator.keypoints import KeypointSet
+from recombinator.models import Denoiser
 from recombinator.models.decode import subpixel
 from recombinator.predict.detect import Detector, HaarDetector
 from recombinator.transforms.affine import box_affine, warp
@@ -70,6 +71,8 @@ class Predictor:
     """A network with the crop rule it was trained on. `recombinator.load` makes one."""
 
     def __init__(self, weights: Weights, detector: Detector | None = None) -> None:
+        if isinstance(weights.net, Denoiser):
+            raise InputError("these weights are a denoiser's, which sees no image; give a network for images")
         self.weights, self.net, self.keypoints = weights, weights.net, weights.keypoints
         self.rule = RULES[weights.crop_rule]
         self.detector: Detector = detector or HaarDetector()

@@ -23,13 +23,11 @@ from torch import Tensor, nn
 
 from recombinator.data.table import FaceTable
 from recombinator.errors import InputError
-from recombinator.evaluation import evaluate_table
 from recombinator.files import copy_file, write_json, write_text
-from recombinator.models import ScoreMapNet, create_model
+from recombinator.models import Denoiser, create_model
 from recombinator.provenance import provenance
-from recombinator.training.loss import LOSSES, target_cells
-from recombinator.training.recipe import Recipe, bfloat16_is_fast, make_optimiser
-from recombinator.transforms.augment import draw_samples
+from recombinator.training.recipe import Recipe, make_optimiser
+from recombinator.training.tasks import FromPixels, FromPoints
 from recombinator.weights import Weights, read_tensors, save_weights, write_tensors
 
 STATE = "recombinator-state-1"
@@ -55,17 +53,17 @@ class Trainer:
         self.train_table, self.valid_table, self.out, self.recipe, self.seed = train, valid, out, recipe, seed
         self.device = torch.device(device)
         torch.manual_seed(seed)
-        self.net: ScoreMapNet = create_model(model, len(train.info.keypoints), **(options or {}))
+        self.net = create_model(model, len(train.info.keypoints), **(options or {}))
         if start:
             copy_matching(read_tensors(start)[0], self.net)
-        self.net.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.net.to(self.device, memory_format=torch.channels_last)
         self.optimiser = make_optimiser(recipe, self.net)
-        on_gpu = self.device.type == "cuda"
-        self.forward: Callable[[Tensor], Tensor] = torch.compile(self.net) if on_gpu else self.net
-        self.bfloat16 = recipe.precision == "bfloat16" or (recipe.precision == "auto" and bfloat16_is_fast(self.device))
+        self.task: FromPixels | FromPoints
+        if isinstance(self.net, Denoiser):
+            self.task = FromPoints(self.net, train, valid, recipe, self.device)
+        else:
+            self.task = FromPixels(self.net, train, valid, recipe, self.device)
         self.steps = math.ceil(len(train) / recipe.batch)
-        learnt = train.mask & ~train.at_border.any(axis=2)
-        self.data = [torch.from_numpy(x).to(self.device) for x in (train.images, train.points, train.boxes, learnt)]
         self.at = Position()
         self.asked = {
             "model": self.net.config, "recipe": recipe.to_dict(), "seed": seed, "data": train.fingerprint,
@@ -75,20 +73,6 @@ class Trainer:
         }  # fmt: skip
 
     # ---- one epoch -------------------------------------------------------------------------------------------
-
-    def batch_loss(self, index: Tensor, generator: torch.Generator) -> Tensor:
-        images, points, boxes, mask = (x[index.to(self.device)] for x in self.data)
-        recipe, size = self.recipe, self.net.size
-        inputs, points = draw_samples(
-            images, points, boxes, size, recipe.augment, self.train_table.info.keypoints.mirrored, generator
-        )
-        if recipe.outside == "clamp":
-            points = torch.where((points < 0) | (points >= size), target_cells(points, size) + 0.5, points)
-        else:
-            mask = mask & ((points >= 0) & (points < size)).all(dim=2)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
-            scores = self.forward(inputs)
-        return LOSSES[recipe.loss](scores.float(), points, mask, recipe.sigma)
 
     def run_epoch(self, step_done: Callable[[int, int], None]) -> float:
         """Trains on every sample once; returns the mean loss. Raises InputError where the loss is not finite."""
@@ -101,7 +85,7 @@ class Trainer:
             rate = self.recipe.learning_rate_at(self.at.epoch * self.steps + i, self.steps)
             for group in self.optimiser.param_groups:
                 group["lr"] = rate
-            loss = self.batch_loss(index, generator)
+            loss = self.task.loss(index, generator)
             value = loss.item()
             if not math.isfinite(value):
                 files = ", ".join(self.train_table.files[j] for j in index[:3].tolist())
@@ -114,20 +98,6 @@ class Trainer:
             total += value * len(index)
             step_done(self.at.epoch * self.steps + i + 1, self.recipe.epochs * self.steps)
         return total / n
-
-    def validate(self) -> dict[str, float]:
-        """Validation errors in percent on the set that is jittered and occluded once, by the recipe's ranges
-        (SPEC 7 row 7), and without jitter."""
-        once = replace(self.recipe.augment, flip=False, gamma=0.0, blur=0.0, noise=0.0)
-        rough = evaluate_table(self.net, self.valid_table, once)
-        clean = evaluate_table(self.net, self.valid_table)
-        return {
-            key: 100 * float(np.nanmean(result.image_errors(protocol)))
-            for key, result, protocol in (
-                ("valid", rough, "paper"), ("valid_nme", rough, "continuous"),
-                ("clean", clean, "paper"), ("clean_nme", clean, "continuous"),
-            )
-        }  # fmt: skip
 
     # ---- state -----------------------------------------------------------------------------------------------
 
@@ -215,7 +185,7 @@ class Trainer:
     ) -> dict[str, Any]:
         """Trains to the end; `report` gets each epoch's metrics. Returns the summary, also in summary.json."""
         self.out.mkdir(parents=True, exist_ok=True)
-        made_by = provenance() | {"bfloat16": self.bfloat16}
+        made_by = provenance() | {"bfloat16": self.task.bfloat16}
         sittings = earlier_sittings(self.out) if self.at.epoch else []
         write_json(
             self.out / "run.json", {**self.asked, "sittings": [*sittings, {"from_epoch": self.at.epoch, **made_by}]}
@@ -224,7 +194,7 @@ class Trainer:
             began = time.perf_counter()
             loss = self.run_epoch(step_done)
             trained = time.perf_counter() - began
-            errors = self.validate()
+            errors = self.task.validate()
             if not all(math.isfinite(v) for v in errors.values()):
                 raise self.diverged(f"the network gives no finite answers after epoch {self.at.epoch + 1}")
             self.at.epoch += 1

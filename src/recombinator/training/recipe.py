@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 from recombinator.errors import InputError
-from recombinator.models.networks import ScoreMapNet
 from recombinator.training.loss import LOSSES
 from recombinator.transforms.augment import Augment
 
@@ -34,6 +33,8 @@ class Recipe:
     shuffle: bool = True
     precision: str = "auto"  # "auto" | "bfloat16" | "float32"
     patience: int = 0  # epochs without a better validation error before stopping; 0: never
+    corrupt: int = 35  # denoiser: points of a face that are corrupted
+    corruption: str = "uniform"  # denoiser: move them to "uniform" cells, or "blank" them
     regularise: dict[str, float] = field(default_factory=dict)  # L2 factors: trunk, branch, alpha
 
     def __post_init__(self) -> None:
@@ -41,6 +42,7 @@ class Recipe:
             ("loss", self.loss, tuple(LOSSES)), ("outside", self.outside, ("ignore", "clamp")),
             ("optimiser", self.optimiser, ("adamw", "adadelta")),
             ("precision", self.precision, ("auto", "bfloat16", "float32")),
+            ("corruption", self.corruption, ("uniform", "blank")),
         ):  # fmt: skip
             if value not in known:
                 raise InputError(f"{label}={value!r} is not known: use one of {', '.join(known)}")
@@ -101,6 +103,8 @@ _PAPER_L2 = {
     "sumnet-68": {"trunk": 1e-14, "branch": 1e-6},
     "rcn-68": {"trunk": 1e-12, "branch": 1e-8},
     "rcn-68-skip": {"trunk": 0.1, "branch": 0.1},
+    "denoiser": {"branch": 1e-6},
+    "denoiser-lite": {"branch": 1e-6},
 }
 
 
@@ -122,7 +126,7 @@ def changed(recipe: Recipe, **changes: Any) -> Recipe:
     return replace(recipe, augment=replace(recipe.augment, **own), **rest)
 
 
-def make_optimiser(recipe: Recipe, net: ScoreMapNet) -> torch.optim.Optimizer:
+def make_optimiser(recipe: Recipe, net: nn.Module) -> torch.optim.Optimizer:
     """Decay on convolution weights only (and on alpha where the recipe says so), never on biases.
 
     The paper's penalty lambda * W^2 is a weight decay of 2 * lambda.
@@ -130,7 +134,8 @@ def make_optimiser(recipe: Recipe, net: ScoreMapNet) -> torch.optim.Optimizer:
     groups: dict[str, list[nn.Parameter]] = {"trunk": [], "branch": [], "alpha": [], "bias": []}
     for name, parameter in net.named_parameters():
         part = name.split(".")[0] if name.endswith(".weight") or name == "alpha" else "bias"
-        groups[part if part in groups else "bias"].append(parameter)
+        part = "branch" if part in ("large", "mix", "out") else part  # of a denoiser
+        groups[part if part in groups else "bias"].append(parameter)  # learned upsampling is not decayed either
     if recipe.optimiser == "adadelta":
         decays = {k: 2 * recipe.regularise.get(k, 0.0) for k in groups}
     else:

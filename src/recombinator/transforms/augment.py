@@ -33,43 +33,52 @@ class Augment:
     noise: float = 0.0
 
 
+def draw_points(
+    points: Tensor, boxes: Tensor, size: int, augment: Augment | None, mirrored: list[int], generator: Generator
+) -> tuple[Tensor, Tensor]:
+    """(B, K, 2) points and (B, 3) boxes in crop pixels -> (B, K, 2) points in jittered network pixels, and the
+    (B, 2, 3) affines from those to the crop. `augment=None`: no jitter. `mirrored`: KeypointSet.mirrored."""
+    n, device = len(points), points.device
+    if augment is None:
+        to_source = box_affine(boxes, size)
+        return apply(invert(to_source), points), to_source
+    zoom, shift = 1 + augment.zoom * _uniform(device, generator, n), augment.shift * _uniform(device, generator, n, 2)
+    degrees = torch.randint(-augment.degrees, augment.degrees + 1, (n,), generator=generator).float().to(device)
+    to_source = box_affine(boxes, size, shift, zoom, degrees)
+    if augment.flip:
+        flipped = _uniform(device, generator, n) < 0
+        to_source = compose(to_source, flip_affine(size, flipped))
+        points = torch.where(flipped[:, None, None], points[:, mirrored], points)
+    return apply(invert(to_source), points), to_source
+
+
+def _uniform(device: torch.device, generator: Generator, *shape: int) -> Tensor:
+    """In [-1, 1)."""
+    return (torch.rand(*shape, generator=generator) * 2 - 1).to(device)
+
+
 def draw_samples(
     images: Tensor, points: Tensor, boxes: Tensor, size: int, augment: Augment | None, mirrored: list[int],
     generator: Generator,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """(B, C, S, S) uint8 crops, (B, K, 2) points and (B, 3) boxes in crop pixels ->
-    (B, C, size, size) float network inputs, 0..255, and (B, K, 2) points in network pixels.
-
-    `augment=None` is the unjittered crop of evaluation. `mirrored`: KeypointSet.mirrored.
-    """
-    n, device = len(images), images.device
+    """(B, C, S, S) uint8 crops, with points and boxes as `draw_points` has them -> (B, C, size, size) float network
+    inputs, 0..255, and (B, K, 2) points in network pixels. `augment=None` is the unjittered crop of evaluation."""
+    points, to_source = draw_points(points, boxes, size, augment, mirrored, generator)
+    pixels, n, device = warp(images, to_source, size), len(images), images.device
     if augment is None:
-        to_source = box_affine(boxes, size)
-        return warp(images, to_source, size), apply(invert(to_source), points)
-
-    def uniform(*shape: int) -> Tensor:  # in [-1, 1)
-        return (torch.rand(*shape, generator=generator) * 2 - 1).to(device)
-
-    zoom, shift = 1 + augment.zoom * uniform(n), augment.shift * uniform(n, 2)
-    degrees = torch.randint(-augment.degrees, augment.degrees + 1, (n,), generator=generator).float().to(device)
-    to_source = box_affine(boxes, size, shift, zoom, degrees)
-    if augment.flip:
-        flipped = uniform(n) < 0
-        to_source = compose(to_source, flip_affine(size, flipped))
-        points = torch.where(flipped[:, None, None], points[:, mirrored], points)
-    pixels, points = warp(images, to_source, size), apply(invert(to_source), points)
+        return pixels, points
 
     def half(strength: Tensor) -> Tensor:  # zero for half of the samples
         return (strength.clamp_min(0))[:, None, None, None]
 
     if augment.gamma:
-        exponent = torch.exp2(augment.gamma * uniform(n))[:, None, None, None]
+        exponent = torch.exp2(augment.gamma * _uniform(device, generator, n))[:, None, None, None]
         pixels = (pixels / 255).clamp(0, 1).pow(exponent) * 255
     if augment.blur:
-        pixels = blurred(pixels, augment.blur * uniform(n).clamp_min(0))
+        pixels = blurred(pixels, augment.blur * _uniform(device, generator, n).clamp_min(0))
     if augment.noise:
         noise = torch.randn(pixels.shape, generator=generator).to(device)
-        pixels = (pixels + half(augment.noise * uniform(n)) * noise).clamp(0, 255)
+        pixels = (pixels + half(augment.noise * _uniform(device, generator, n)) * noise).clamp(0, 255)
     if augment.occlude[1]:
         pixels = occluded(pixels, augment.occlude, generator)
     return pixels, points

@@ -1,0 +1,44 @@
+"""The joint model (section 4, Fig. 2): an RCN's scores plus a denoiser's, which is fed the RCN's hard answer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from recombinator.errors import InputError
+from recombinator.models.decode import maximum
+from recombinator.models.denoiser import Denoiser
+from recombinator.models.networks import ScoreMapNet
+
+
+class Joint(nn.Module):
+    """Pre-softmax maps A of the image network, B of the denoiser at the cells where A is highest; the answer is
+    A + weight * B. Each further iteration feeds the denoiser the last sum's highest cells. (The caption of Fig. 2 says
+    softmax values are summed; text, arrows and code sum what comes before it: SPEC 7 row 13.)
+    """
+
+    def __init__(self, image: ScoreMapNet, denoiser: Denoiser, weight: float = 1.0, iterations: int = 1) -> None:
+        super().__init__()
+        if (image.keypoints, image.size) != (denoiser.keypoints, denoiser.size):
+            raise InputError(
+                f"the image network has {image.keypoints} keypoints at {image.size}x{image.size}, the denoiser "
+                f"{denoiser.keypoints} at {denoiser.size}x{denoiser.size}: they cannot be joined"
+            )
+        self.image, self.denoiser, self.weight, self.iterations = image, denoiser, weight, iterations
+        self.size, self.channels, self.keypoints = image.size, image.channels, image.keypoints
+        self.config: dict[str, Any] = {
+            "name": "joint", "keypoints": image.keypoints, "image": image.config, "denoiser": denoiser.config,
+            "channels": image.channels, "weight": weight, "iterations": iterations,
+        }  # fmt: skip
+
+    def multiply_adds(self) -> int:
+        return self.image.multiply_adds() + self.iterations * self.denoiser.multiply_adds()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, channels, S, S) images, 0..255 -> (B, K, S, S) scores."""
+        from_image = self.image(x)
+        total = from_image
+        for _ in range(self.iterations):
+            total = from_image + self.weight * self.denoiser((maximum(total) - 0.5).long())
+        return total
