@@ -100,7 +100,7 @@ def create_model(name: str, keypoints: int | None = None, **options: Any) -> Any
     if name == "joint":  # only a weights file asks for it: two configurations with how to add them
         parts = [dict(options[part]) for part in ("image", "denoiser")]
         nets = [create_model(part.pop("name"), part.pop("keypoints"), **part) for part in parts]
-        return Joint(*nets, options["weight"], options["iterations"])
+        return Joint(nets[0], nets[1], options["weight"], options["iterations"])
     if name not in model_names():
         near = difflib.get_close_matches(name, model_names(), n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
