@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable
+from importlib import import_module
 from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -37,11 +37,6 @@ Size = Annotated[int, typer.Option(min=16, max=1024, help="side of the stored cr
 Quality = Annotated[int, typer.Option(min=0, max=100, help="JPEG quality; 0 stores PNG, without loss")]
 
 
-def _prepare(reader: Callable[..., dict[str, int]], source: Path, out: Path, **options: Any) -> None:
-    with progress("preparing") as advance:
-        _counts(reader(source, out, drop=warn, advance=advance, **options), out)
-
-
 def _counts(counts: dict[str, int], out: Path) -> None:
     parts = [f"{out / split}.parquet: {n} faces" for split, n in counts.items() if split != "dropped" and n]
     print("\n".join(parts))
@@ -49,34 +44,27 @@ def _counts(counts: dict[str, int], out: Path) -> None:
         print(f"dropped: {counts['dropped']} faces")
 
 
-@prepare.command("mtfl")
-def prepare_mtfl(
-    source: Annotated[Path, typer.Argument(help="folder with training.txt and testing.txt")],
-    out: Annotated[Path, typer.Argument(help="folder to write train, valid and test.parquet to")],
-    size: Size = 160,
-    grey: Annotated[bool, typer.Option("--grey", help="store grey crops")] = False,
-    quality: Quality = 95,
-    strict: Annotated[bool, typer.Option("--strict", help="stop at the first bad line")] = False,
-) -> None:
-    """MTFL's training.txt (9,000 + 1,000, the authors' split) and its AFLW testing.txt."""
-    from recombinator.data import mtfl
+def _reader(name: str, module: str, text: str) -> None:
+    """One `prepare` command for each dataset that is read from a folder; they differ in data only."""
 
-    _prepare(mtfl.prepare_mtfl, source, out, size=size, grey=grey, quality=quality, strict=strict)
+    def command(
+        source: Annotated[Path, typer.Argument(help="the dataset's folder, in its original layout")],
+        out: Annotated[Path, typer.Argument(help="folder to write train, valid and test.parquet to")],
+        size: Size = 160,
+        grey: Annotated[bool, typer.Option("--grey", help="store grey crops")] = False,
+        quality: Quality = 95,
+        strict: Annotated[bool, typer.Option("--strict", help="stop at the first bad face")] = False,
+    ) -> None:
+        read = getattr(import_module(f"recombinator.data.{module}"), f"prepare_{name}")
+        with progress("preparing") as advance:
+            counts = read(source, out, size=size, grey=grey, quality=quality, strict=strict, drop=warn, advance=advance)
+        _counts(counts, out)
+
+    prepare.command(name, help=text)(command)
 
 
-@prepare.command("300w")
-def prepare_300w(
-    source: Annotated[Path, typer.Argument(help="folder above 300-W's folders: images beside .pts files")],
-    out: Annotated[Path, typer.Argument(help="folder to write train, valid and test.parquet to")],
-    size: Size = 160,
-    grey: Annotated[bool, typer.Option("--grey", help="store grey crops")] = False,
-    quality: Quality = 95,
-    strict: Annotated[bool, typer.Option("--strict", help="stop at the first bad file")] = False,
-) -> None:
-    """300-W's 68 points: testset and ibug folders to the test table, a tenth of the rest to validation."""
-    from recombinator.data import w300
-
-    _prepare(w300.prepare_300w, source, out, size=size, grey=grey, quality=quality, strict=strict)
+_reader("mtfl", "mtfl", "MTFL: training.txt (9,000 + 1,000, the authors' split) and its AFLW testing.txt.")
+_reader("300w", "w300", "300-W: images beside .pts files; folders testset and ibug are the test table.")
 
 
 @prepare.command("synthetic")
