@@ -53,7 +53,7 @@ def mtfl_layout(tmp_path):
         for i in range(count):
             image, points = draw_face(rng)
             (source / folder / f"{i}.jpg").write_bytes(encode_image(image, 95))
-            lines[listing].append(" " + mtfl_line(f"{folder}{slash}{i}.jpg", five_of(points)))
+            lines[listing].append(" " + mtfl_line(f"{folder}{slash}{i}.jpg", five_of(points) + 0.5))
     (source / "training.txt").write_bytes(("\r\n".join(lines["training.txt"]) + "\r\n\r\n \r\n").encode())
     (source / "testing.txt").write_text("\n".join(lines["testing.txt"]), encoding="utf-8-sig")  # as Notepad saves
     return source

@@ -61,11 +61,12 @@ def test_points_stay_on_their_pixels_through_the_crop():
     for x, y in points:
         image[round(y) - 3 : round(y) + 3, round(x) - 3 : round(x) + 3] = 255
     for rule in crops.RULES.values():
-        crop, to_file = rule.crop(image, points, 160)
+        crop, to_file, box = rule.crop(image, points, 160)
         inside = (points - to_file[:, 2]) / to_file[0, 0]
         for x, y in inside:
             assert crop[int(y), int(x)] > 200
         np.testing.assert_allclose(inside * to_file[0, 0] + to_file[:, 2], points)
+        assert (inside > box[:2]).all() and (inside < box[:2] + box[2]).all()
 
 
 def test_cut_pads_with_black():
@@ -86,12 +87,14 @@ def test_independent_crop_vectors(shared_mtfl):
     rule = crops.RULES["mtfl"]
     for face in json.loads((SHARED / "vectors.json").read_text())["crop"]:
         text = (shared_mtfl / face["list"]).read_text().splitlines()[face["line"] - 1]
-        points = parse_line(text, "here").points
+        points = parse_line(text, "here").points + crops.FILE_ORIGIN
         box = rule.box(points, rule.stage1, *face["image_size"])
         assert list(box) == face["stage1_box_xywh"][:3]
         in_160 = (points - box[:2]) * 160 / box[2]
         inner = rule.inner_box(in_160, 160)
         assert inner.tolist() == face["stage2_box_xywh_in_160"][:3]
+        _, to_file, stored = rule.crop(np.zeros(face["image_size"][::-1], np.uint8), points - crops.FILE_ORIGIN)
+        assert to_file[:, 2].tolist() == list(box[:2]) and stored.tolist() == inner.tolist()
         np.testing.assert_allclose((in_160 - inner[:2]) * 80 / inner[2], face["points_in_80"], atol=6e-4)
 
 
@@ -180,6 +183,11 @@ def test_a_folder_that_is_not_mtfl(tmp_path):
         prepare_mtfl(tmp_path / "none", tmp_path / "out")
     with pytest.raises(InputError, match="is this MTFL"):
         prepare_mtfl(tmp_path, tmp_path / "out")
+
+
+def test_files_count_from_one():
+    """The first pixel's centre is 1 in the file and 0.5 here; flips would turn the difference into an error."""
+    assert np.allclose(parse_line(mtfl_line("a.jpg", FACE), "x").points, FACE - 0.5)
 
 
 def test_blanks_in_a_file_name():

@@ -1,8 +1,9 @@
 """From points to a square crop, in two stages, as the authors do it (SPEC 2.2, 2.3, 2.5).
 
 Stage 1 cuts a square from the photograph and scales it to `GRID` pixels; stage 2 is a smaller square inside
-it, which the network sees. Coordinates: x right, y down, the crop's left edge at 0 and its right edge at its
-width, so a pixel's centre lies at its integer + 0.5. Boxes are (x, y, side).
+it, which the network sees. Points and boxes follow the package's convention (a pixel's centre at its
+integer + 0.5; boxes are x, y, side), but the authors' rules are stated, and truncate, for the numbers in the
+files, which count the first pixel's centre as 1: they get points moved by `FILE_ORIGIN`.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from recombinator.errors import InputError
 
 GRID = 160  # side of the stage-1 crop in which stage 2's whole-pixel rule is stated
 
+FILE_ORIGIN = 0.5  # a file's number minus the package's: MTFL's and 300-W's files are 1-based (docs/log.md)
 Box = tuple[int, int, int]
 
 
@@ -72,18 +74,22 @@ class CropRule:
     stage2: float
 
     def inner_box(self, points: np.ndarray, size: int) -> np.ndarray:
-        """Stage 2: (x, y, side) in a size x size crop, from the (K, 2) points in it."""
+        """Stage 2: (x, y, side) in a size x size crop, from the (K, 2) file's numbers brought into it."""
         k = GRID / size
         return np.array(self.box(points * k, self.stage2, GRID, GRID), np.float32) / k
 
-    def crop(self, image: np.ndarray, points: np.ndarray, size: int = GRID) -> tuple[np.ndarray, np.ndarray]:
-        """Stage 1: (H, W[, 3]) image and (K, 2) points in it -> (size, size[, 3]) crop, and the (2, 3) affine
-        from crop to image coordinates. Raises InputError where the points leave no crop."""
-        x, y, side = self.box(points, self.stage1, image.shape[1], image.shape[0])
+    def crop(
+        self, image: np.ndarray, points: np.ndarray, size: int = GRID
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(H, W[, 3]) image and (K, 2) points in it -> (size, size[, 3]) stage-1 crop, the (2, 3) affine from crop to
+        image coordinates, and stage 2's (x, y, side) in the crop. Raises InputError where the points leave no crop."""
+        numbers = points + FILE_ORIGIN
+        x, y, side = self.box(numbers, self.stage1, image.shape[1], image.shape[0])
         if side < 4:
             raise InputError(f"the points span a crop of {side} pixels, too small to use")
         s = side / size
-        return resized(cut(image, (x, y, side)), size), np.array([[s, 0, x], [0, s, y]], np.float64)
+        inner = self.inner_box((numbers - [x, y]) / s, size)
+        return resized(cut(image, (x, y, side)), size), np.array([[s, 0, x], [0, s, y]], np.float64), inner
 
 
 RULES = {

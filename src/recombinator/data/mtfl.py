@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from recombinator.data.crops import GRID, RULES
+from recombinator.data.crops import FILE_ORIGIN, GRID, RULES
 from recombinator.data.images import encode_image, read_image, to_grey
 from recombinator.data.table import Row, TableInfo, write_splits
 from recombinator.errors import InputError
@@ -24,7 +24,7 @@ FAR_OUTSIDE = 0.5  # of the image's longer side
 
 @dataclass(frozen=True)
 class Line:
-    """One annotated face: `where` is "file:line" for messages."""
+    """One annotated face: `where` is "file:line" for messages; points: (5, 2), a pixel's centre at + 0.5."""
 
     where: str
     file: str
@@ -53,7 +53,7 @@ def parse_line(text: str, where: str) -> Line:
         raise InputError(f"{where}: {error}") from None
     if not np.isfinite(numbers).all():
         raise InputError(f"{where}: a coordinate or attribute is not a finite number")
-    points = np.stack([numbers[:5], numbers[5:10]], axis=1)
+    points = np.stack([numbers[:5], numbers[5:10]], axis=1) - FILE_ORIGIN
     if FACE_5.scale(points) < 1:
         raise InputError(f"{where}: the eyes are less than a pixel apart")
     if any(v != int(v) or not 1 <= v <= 9 for v in numbers[10:]):
@@ -106,12 +106,12 @@ def prepare_mtfl(
             margin = FAR_OUTSIDE * max(height, width)
             if (line.points < -margin).any() or (line.points > np.array([width, height]) + margin).any():
                 raise InputError(f"a point lies far outside the {width}x{height} image")
-            crop, to_file = rule.crop(to_grey(image) if grey else image, line.points, size)
+            crop, to_file, box = rule.crop(to_grey(image) if grey else image, line.points, size)
         except InputError as error:
             raise InputError(f"{where}: {error}") from None
         points = (line.points - to_file[:, 2]) / to_file[0, 0]
         data = encode_image(crop, quality)
-        return Row(data, points, to_file, line.file, (width, height), attributes=line.attributes)
+        return Row(data, points, box, to_file, line.file, (width, height), attributes=line.attributes)
 
     return write_splits(
         out, jobs, make, lambda split: TableInfo("mtfl", split, FACE_5, rule.name, size, grey),

@@ -126,9 +126,9 @@ def synthetic_row(index: int, seed: int, keypoints: int, size: int, grey: bool, 
     """Face number `index` of the set that `seed` names: the same picture for 5 and for 68 points."""
     image, points = draw_face(np.random.default_rng([seed, index]))
     points = five_of(points) if keypoints == 5 else points
-    crop, to_file = RULES[_SETS[keypoints][1]].crop(to_grey(image) if grey else image, points, size)
+    crop, to_file, box = RULES[_SETS[keypoints][1]].crop(to_grey(image) if grey else image, points, size)
     inside = (points - to_file[:, 2]) / to_file[0, 0]
-    return Row(encode_image(crop, quality), inside, to_file, f"synthetic/{index:06d}", (CANVAS, CANVAS))
+    return Row(encode_image(crop, quality), inside, box, to_file, f"synthetic/{index:06d}", (CANVAS, CANVAS))
 
 
 def prepare_synthetic(

@@ -18,22 +18,22 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from recombinator.data.crops import RULES, CropRule
 from recombinator.data.images import decode_image
 from recombinator.errors import InputError
 from recombinator.keypoints import KeypointSet
 
-FORMAT = 2
+FORMAT = 3
 ROWS_AT_ONCE = 256  # a row group: what memory holds while writing
 
 
 @dataclass
 class Row:
-    """One face: encoded crop; points (K, 2) and mask (K,) in it; affine (2, 3) from crop to file; the file's
-    (width, height); the part of the dataset it belongs to, where that has a name."""
+    """One face: encoded crop; points (K, 2) and mask (K,) in it; the network's (x, y, side) in it; affine (2, 3)
+    from crop to file; the file's (width, height); the part of the dataset it belongs to, where that has a name."""
 
     image: bytes
     points: np.ndarray
+    box: np.ndarray
     to_file: np.ndarray
     file: str
     file_size: tuple[int, int]
@@ -67,6 +67,7 @@ def _schema(info: TableInfo, attributes: tuple[str, ...]) -> Any:
         "image": {"_type": "Image"},
         "points": sequence(sequence(feature("float32"))),
         "mask": sequence(feature("bool")),
+        "box": sequence(feature("float32")),
         "to_file": sequence(feature("float64")),
         "file": feature("string"),
         "file_size": sequence(feature("int32")),
@@ -80,6 +81,7 @@ def _schema(info: TableInfo, attributes: tuple[str, ...]) -> Any:
             ("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
             ("points", pa.list_(pa.list_(pa.float32()))),
             ("mask", pa.list_(pa.bool_())),
+            ("box", pa.list_(pa.float32())),
             ("to_file", pa.list_(pa.float64())),
             ("file", pa.string()),
             ("file_size", pa.list_(pa.int32())),
@@ -111,6 +113,7 @@ def write_table(path: Path, info: TableInfo, rows: Iterable[Row], attributes: tu
                     columns["image"].append({"bytes": row.image, "path": Path(row.file).name})
                     columns["points"].append(row.points.astype(np.float32).tolist())
                     columns["mask"].append(keep.tolist())
+                    columns["box"].append(row.box.tolist())
                     columns["to_file"].append(row.to_file.reshape(-1).tolist())
                     columns["file"].append(row.file)
                     columns["file_size"].append(list(row.file_size))
@@ -220,10 +223,6 @@ class FaceTable:
         beyond = np.concatenate([corner < self.limits[:, :2], corner + side > self.limits[:, 2:]], axis=1)
         return (gap <= margin[:, None]) & beyond[:, None]
 
-    @property
-    def rule(self) -> CropRule:
-        return RULES[self.info.crop_rule]
-
 
 def read_info(path: str | os.PathLike[str]) -> TableInfo:
     """The table's metadata. Raises InputError if the file is missing or not such a table."""
@@ -254,7 +253,7 @@ def load_table(path: str | os.PathLike[str], channels: int = 1, limit: int | Non
     import pyarrow.parquet as pq
 
     info = read_info(path)
-    columns = ["image", "points", "mask", "to_file", "file", "file_size", "subset"]
+    columns = ["image", "points", "mask", "box", "to_file", "file", "file_size", "subset"]
     table = pq.read_table(path, columns=columns)
     table = table.slice(0, limit) if limit else table
     if not len(table):
@@ -274,7 +273,6 @@ def load_table(path: str | os.PathLike[str], channels: int = 1, limit: int | Non
     to_file = np.array(table["to_file"].to_pylist()).reshape(-1, 2, 3)
     scale, corner = to_file[:, 0, :1], to_file[:, :, 2]
     sizes = np.array(table["file_size"].to_pylist(), np.float64)
-    rule = RULES[info.crop_rule]
     # of what a network learns from, whatever the file's layout
     fingerprint = hashlib.sha256(b"".join([*raw, points.tobytes()])).hexdigest()[:16]
     return FaceTable(
@@ -282,7 +280,7 @@ def load_table(path: str | os.PathLike[str], channels: int = 1, limit: int | Non
         images=images,
         points=points,
         mask=np.array(table["mask"].to_pylist(), bool),
-        boxes=np.stack([rule.inner_box(p.astype(np.float64), info.size) for p in points]),
+        boxes=np.array(table["box"].to_pylist(), np.float32),
         to_file=to_file,
         limits=np.concatenate([-corner / scale, (sizes - corner) / scale], axis=1),
         files=files,

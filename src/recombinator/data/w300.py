@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from recombinator.data.crops import GRID, RULES
+from recombinator.data.crops import FILE_ORIGIN, GRID, RULES
 from recombinator.data.images import encode_image, read_image, to_grey
 from recombinator.data.mtfl import FAR_OUTSIDE, SPLIT_SEED
 from recombinator.data.table import Row, TableInfo, write_splits
@@ -33,7 +33,7 @@ def read_pts(path: Path) -> np.ndarray:
             x, y = (float(v) for v in text.split())
         except ValueError:
             raise InputError(f"{path}:{number}: wants two numbers, x y, got {text.strip()!r}") from None
-        points.append((x - 0.5, y - 0.5))
+        points.append((x - FILE_ORIGIN, y - FILE_ORIGIN))
     found = np.array(points)
     if len(found) != POINTS:
         raise InputError(f"{path}: has {len(found)} points, wants {POINTS}")
@@ -89,10 +89,10 @@ def prepare_300w(
         margin = FAR_OUTSIDE * max(height, width)
         if (points < -margin).any() or (points > np.array([width, height]) + margin).any():
             raise InputError(f"{file}: a point lies far outside the {width}x{height} image")
-        crop, to_file = rule.crop(to_grey(image) if grey else image, points, size)
+        crop, to_file, box = rule.crop(to_grey(image) if grey else image, points, size)
         inside = (points - to_file[:, 2]) / to_file[0, 0]
         name = beside[0].relative_to(source).as_posix()
-        return Row(encode_image(crop, quality), inside, to_file, name, (width, height), _subset(source, file))
+        return Row(encode_image(crop, quality), inside, box, to_file, name, (width, height), _subset(source, file))
 
     return write_splits(
         out, jobs, make, lambda split: TableInfo("300w", split, FACE_68, rule.name, size, grey),

@@ -119,12 +119,12 @@ class Predictor:
         """(N, K, 2) rough points -> points, (N, K) confidences, (N, 3) boxes looked at, in image pixels."""
         crops, affines, boxes = [], [], []
         for p in points:
-            crop, to_image = self.rule.crop(image, p, GRID)
+            crop, to_image, box = self.rule.crop(image, p, GRID)
             crops.append(torch.from_numpy(np.atleast_3d(crop).transpose(2, 0, 1).copy()))
             affines.append(to_image)
-            boxes.append(self.rule.inner_box((p - to_image[:, 2]) / to_image[0, 0], GRID))
-        box = torch.from_numpy(np.stack(boxes))
-        inputs = warp(torch.stack(crops), box_affine(box, self.net.size), self.net.size)
+            boxes.append(box)
+        looked_at = box_affine(torch.from_numpy(np.stack(boxes)), self.net.size)
+        inputs = warp(torch.stack(crops), looked_at, self.net.size)
         found, confidence = subpixel(self.net(inputs))
         scale, corner = np.array([a[0, 0] for a in affines]), np.array([a[:, 2] for a in affines])
         square = np.stack(boxes).astype(np.float64)
