@@ -46,16 +46,18 @@ def evaluations(results: dict[str, dict[str, Any]], dataset: str, split: str) ->
     }
 
 
-def aflw_table(results: dict[str, dict[str, Any]]) -> str:
+def aflw_table(results: dict[str, dict[str, Any]], ending: str = "-mtfl") -> str:
+    """AFLW beside the paper's Table 2; `ending` of the results' names: "-mtfl" marks the finished networks."""
     rows = []
-    for name, r in sorted(evaluations(results, "mtfl", "test").items(), key=lambda item: item[1]["nme_paper"]):
+    found = {n: r for n, r in evaluations(results, "mtfl", "test").items() if n.endswith(ending)}
+    for name, r in sorted(found.items(), key=lambda item: item[1]["nme_paper"]):
         model, training = r["model"]["name"], r["training"]
         low, high = r["nme_paper_ci95"]
         c_low, c_high = r["nme_ci95"]
         paper = PAPER_AFLW.get(model)
         rows.append(
             [
-                f"[{model}](results/{name}.json), {training['recipe']['name']} recipe",
+                f"[{name}](results/{name}.json): {model}, {training['recipe']['name']} recipe",
                 f"{paper:.2f}" if paper else "-",
                 f"**{r['nme_paper']:.2f}** [{low:.2f}, {high:.2f}]",
                 f"{r['nme']:.2f} [{c_low:.2f}, {c_high:.2f}]",
@@ -138,6 +140,7 @@ def explorations_table(results: dict[str, dict[str, Any]]) -> str:
 
 TABLES: dict[str, Callable[[dict[str, dict[str, Any]]], str]] = {
     "aflw": aflw_table,
+    "aflw-all": lambda results: aflw_table(results, "").replace("](results/", "](../results/"),
     "card": card_table,
     "explorations": explorations_table,
     "speed": speed_table,
