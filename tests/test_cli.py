@@ -56,7 +56,7 @@ def test_models_json():
         (["evaluate", "rcn-6-mtfl", "--data", "{faces}"], "a folder; give one of its tables"),
         (["train", "rcn-4", "--data", "{faces}/train.parquet", "--out", "x"], "a file; give the folder"),
         (
-            ["evaluate", "rcn-6-mtfl", "--data", "{faces}/test.parquet", "--json", "{faces}/test.images.parquet"],
+            ["evaluate", "rcn-6-mtfl", "--data", "{faces}/test.parquet", "--json", "{faces}/test.parquet"],
             "would",
         ),
         (["convert", "nowhere", "--out", "x"], "nowhere: cannot be read"),
@@ -152,7 +152,7 @@ def test_documents_agree_with_results():
 
 def test_a_changed_figure_is_noticed():
     results = load_results(ROOT)
-    text = render_text("<!-- results: aflw -->\n<!-- end -->", results, "x")
+    text = render_text("<!-- results: aflw-all -->\n<!-- end -->", results, "x")
     name = next(n for n, r in results.items() if r.get("kind") == "evaluation")
     results[name]["nme_paper"] += 1
     assert render_text(text, results, "x") != text
