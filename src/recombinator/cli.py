@@ -254,7 +254,7 @@ def predict(
     weights: Annotated[str, typer.Option(help="a shipped name, a weights file or a run's folder")] = DEFAULT_WEIGHTS,
     box: Annotated[list[str] | None, typer.Option(help="a face as x,y,width,height, in place of detection")] = None,
     passes: Annotated[int, typer.Option(min=1, help="crops again from its own points after the first")] = 2,
-    min_confidence: Annotated[float, typer.Option(help="detections below it are dropped; 0 keeps all")] = 0.8,
+    min_confidence: Annotated[float, typer.Option(help="detections below it are dropped; 0 keeps all")] = 0.85,
     pictures: Annotated[bool, typer.Option("--pictures/--no-pictures", help="write annotated PNGs")] = True,
 ) -> None:
     """Every face's keypoints, in pixels of the photograph. Exit status 1 if a photograph could not be read."""
