@@ -46,6 +46,10 @@ def evaluations(results: dict[str, dict[str, Any]], dataset: str, split: str) ->
     }
 
 
+def _before(training: dict[str, Any]) -> str:
+    return f" more, from the weights of {training['start']}" if training.get("start") else ""
+
+
 def aflw_table(results: dict[str, dict[str, Any]], ending: str = "-mtfl") -> str:
     """AFLW beside the paper's Table 2; `ending` of the results' names: "-mtfl" marks the finished networks."""
     rows = []
@@ -63,7 +67,8 @@ def aflw_table(results: dict[str, dict[str, Any]], ending: str = "-mtfl") -> str
                 f"{r['nme']:.2f} [{c_low:.2f}, {c_high:.2f}]",
                 f"{100 * r['failure_rate_10']:.1f} %",
                 f"{r['auc_10']:.3f}",
-                f"{training['epoch']} of {training['recipe']['epochs']}, {training['seconds'] / 60:.0f} min",
+                f"{training['epoch']} of {training['recipe']['epochs']}, {training['seconds'] / 60:.0f} min"
+                + _before(training),
             ]
         )
     header = [
@@ -95,7 +100,8 @@ def card_table(results: dict[str, dict[str, Any]]) -> str:
         ["validation, jittered and occluded, paper's protocol", f"{training['validation_nme_paper']:.2f} %"],
         [
             "training",
-            f"recipe {recipe['name']}, seed {training['seed']}, epoch {training['epoch']} of {recipe['epochs']}, "
+            f"recipe {recipe['name']}, seed {training['seed']}, epoch {training['epoch']} of {recipe['epochs']}"
+            f"{_before(training)}, "
             f"{training['seconds'] / 60:.0f} minutes on {training['machine']['threads']} thread of "
             f"{training['machine']['processor']}, commit {training['commit']}",
         ],

@@ -147,7 +147,7 @@ def make_optimiser(recipe: Recipe, net: nn.Module) -> torch.optim.Optimizer:
 
 
 def bfloat16_is_fast(device: torch.device) -> bool:
-    """True on GPUs that have it and on CPUs with AVX-512 bf16 (twice the training speed there)."""
+    """True on GPUs that have it and on CPUs with AVX-512 bf16."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported()
     probe = getattr(torch.cpu, "_is_avx512_bf16_supported", None)

@@ -68,9 +68,6 @@ def draw_samples(
     if augment is None:
         return pixels, points
 
-    def half(strength: Tensor) -> Tensor:  # zero for half of the samples
-        return (strength.clamp_min(0))[:, None, None, None]
-
     if augment.gamma:
         exponent = torch.exp2(augment.gamma * _uniform(device, generator, n))[:, None, None, None]
         pixels = (pixels / 255).clamp(0, 1).pow(exponent) * 255
@@ -78,7 +75,8 @@ def draw_samples(
         pixels = blurred(pixels, augment.blur * _uniform(device, generator, n).clamp_min(0))
     if augment.noise:
         noise = torch.randn(pixels.shape, generator=generator).to(device)
-        pixels = (pixels + half(augment.noise * _uniform(device, generator, n)) * noise).clamp(0, 255)
+        strength = augment.noise * _uniform(device, generator, n).clamp_min(0)  # zero for half of the samples
+        pixels = (pixels + strength[:, None, None, None] * noise).clamp(0, 255)
     if augment.occlude[1]:
         pixels = occluded(pixels, augment.occlude, generator)
     return pixels, points
