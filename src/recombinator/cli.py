@@ -149,7 +149,8 @@ def train(
     width: Annotated[float | None, typer.Option(min=0.01, max=100, help="factor on all widths")] = None,
     channels: Annotated[int | None, typer.Option(help="1 for grey, 3 for RGB")] = None,
     start: Annotated[str | None, typer.Option(help="weights to start from, where shapes agree")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="only the first images")] = None,
+    sets: Annotated[list[str] | None, typer.Option("--set", help="any field of the recipe, as NAME=VALUE")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="so many images, drawn from the table")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads")] = None,
     tensorboard: Annotated[bool, typer.Option("--tensorboard")] = False,
@@ -158,6 +159,7 @@ def train(
     import torch
 
     from recombinator.training import run
+    from recombinator.training.recipe import parse_changes
 
     if threads:
         torch.set_num_threads(threads)
@@ -170,7 +172,7 @@ def train(
         "mask": _mask(mask), "alpha": alpha, "upsampling": upsampling, "norm": norm, "size": size, "form": form,
         "width": width, "channels": channels,
     }  # fmt: skip
-    changes = {k: v for k, v in changes.items() if v is not None}
+    changes = parse_changes(sets or []) | {k: v for k, v in changes.items() if v is not None}
     options = {k: v for k, v in options.items() if v is not None}
     with progress(f"{model}, steps") as advance:
 

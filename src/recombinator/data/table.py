@@ -245,8 +245,11 @@ def read_info(path: str | os.PathLike[str]) -> TableInfo:
     return TableInfo(**{**meta, "keypoints": KeypointSet.from_dict(meta["keypoints"])})
 
 
-def load_table(path: str | os.PathLike[str], channels: int = 1, limit: int | None = None) -> FaceTable:
-    """Reads and decodes a table. channels: 1 (grey) or 3 (RGB). limit: only the first rows.
+def load_table(
+    path: str | os.PathLike[str], channels: int = 1, limit: int | None = None, spread: bool = False
+) -> FaceTable:
+    """Reads and decodes a table. channels: 1 (grey) or 3 (RGB). limit: only the first rows, or with `spread` as many
+    drawn over the whole table, always the same, a smaller number a part of a larger.
 
     Raises InputError naming the file for a missing, foreign or empty table.
     """
@@ -255,7 +258,10 @@ def load_table(path: str | os.PathLike[str], channels: int = 1, limit: int | Non
     info = read_info(path)
     columns = ["image", "points", "mask", "box", "to_file", "file", "file_size", "subset"]
     table = pq.read_table(path, columns=columns)
-    table = table.slice(0, limit) if limit else table
+    if limit and spread:
+        table = table.take(np.sort(np.random.RandomState(0).permutation(len(table))[:limit]))
+    elif limit:
+        table = table.slice(0, limit)
     if not len(table):
         raise InputError(f"{path}: the table has no rows")
     if channels == 3 and info.grey:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 import torch
@@ -124,6 +124,24 @@ def changed(recipe: Recipe, **changes: Any) -> Recipe:
     own = {k: v for k, v in changes.items() if k in Augment.__dataclass_fields__}
     rest = {k: v for k, v in changes.items() if k not in own}
     return replace(recipe, augment=replace(recipe.augment, **own), **rest)
+
+
+def parse_changes(texts: list[str]) -> dict[str, Any]:
+    """["stretch=0.2", "epochs=30"] -> changes to the fields of a Recipe or its Augment, of their types. Raises
+    InputError for an unknown field or a value that is not of its type."""
+    known = {
+        f.name: f.default for c in (Recipe, Augment) for f in fields(c) if isinstance(f.default, int | float | str)
+    }
+    found: dict[str, Any] = {}
+    for text in texts:
+        name, _, value = text.partition("=")
+        if name not in known:
+            raise InputError(f"--set {text}: nothing is called {name!r}: use one of {', '.join(sorted(known))}")
+        try:
+            found[name] = value == "true" if isinstance(known[name], bool) else type(known[name])(value)
+        except ValueError:
+            raise InputError(f"--set {text}: wants a {type(known[name]).__name__} after the =") from None
+    return found
 
 
 def make_optimiser(recipe: Recipe, net: nn.Module) -> torch.optim.Optimizer:

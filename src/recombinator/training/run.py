@@ -36,7 +36,8 @@ def train(
     """Trains `model` on DATA/train.parquet, choosing the epoch on DATA/valid.parquet; writes everything to OUT.
 
     recipe: a name ("fast" if none is given) or a Recipe; `changes` replace its fields (epochs=..., degrees=...).
-    options: of `create_model`. start: weights to begin from where shapes agree. limit: only the first images.
+    options: of `create_model`. start: weights to begin from where shapes agree. limit: so many images
+    drawn from the table (a smaller number is a part of a larger).
     resume: go on where OUT stopped, with its recipe, seed and options; what is given here must agree, but epochs may
     grow. report: called with each epoch's metrics; notice: with what the user should know. Returns the summary.
 
@@ -56,7 +57,7 @@ def train(
             recipe = changed(Recipe.from_dict(before["recipe"]), **changes)
     chosen = recipe if isinstance(recipe, Recipe) else get_recipe(recipe or "fast", model, **changes)
     channels = (options or {}).get("channels", 1)
-    faces = load_table(folder / "train.parquet", channels, limit)
+    faces = load_table(folder / "train.parquet", channels, limit, spread=True)
     valid = load_table(folder / "valid.parquet", channels)
     if faces.info.keypoints != valid.info.keypoints:
         raise InputError(f"{data}: train.parquet and valid.parquet have different keypoints")

@@ -31,12 +31,13 @@ def compose(outer: Tensor, inner: Tensor) -> Tensor:
 
 def box_affine(
     boxes: Tensor, size: int, shift: Tensor | None = None, zoom: Tensor | None = None,
-    degrees: Tensor | None = None,
+    degrees: Tensor | None = None, stretch: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """Maps the network's [0, size]^2 to the frame that `boxes` (B, 3: x, y, side) are in.
 
     The box is moved by `shift` (B, 2; in sides), enlarged by `zoom` (B; > 1 shows more) about its centre and
-    turned by `degrees` (B; clockwise on screen) about its centre: SPEC 2.6.
+    turned by `degrees` (B; clockwise on screen) about its centre: SPEC 2.6. `stretch` (B; > 1 shows a face as
+    that much narrower, and less high by its inverse) comes before the turn (not in the paper).
     """
     side = boxes[:, 2]
     centre = boxes[:, :2] + side[:, None] / 2
@@ -46,6 +47,8 @@ def box_affine(
     angle = torch.zeros_like(side) if degrees is None else torch.deg2rad(degrees)
     cos, sin = scale * angle.cos(), scale * angle.sin()
     linear = torch.stack([torch.stack([cos, -sin], 1), torch.stack([sin, cos], 1)], 1)
+    if stretch is not None:
+        linear = torch.stack([stretch.sqrt(), stretch.rsqrt()], 1)[:, :, None] * linear
     middle = torch.full_like(centre, size / 2)
     return torch.cat([linear, (centre - (linear @ middle[..., None])[..., 0])[..., None]], dim=2)
 

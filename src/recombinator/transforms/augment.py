@@ -18,7 +18,8 @@ from recombinator.transforms.affine import apply, box_affine, compose, flip_affi
 class Augment:
     """Ranges of the random changes; zero switches one off.
 
-    shift, zoom: +- share of the box side; degrees: +- rotation; flip: exchange left and right in half of the
+    shift, zoom: +- share of the box side; degrees: +- rotation; stretch: largest ratio minus one between the
+    enlargements of width and height, either way; flip: exchange left and right in half of the
     samples; occlude: (smallest, largest) side in pixels of one black rectangle, of 80; gamma: log2 range; blur: largest
     Gaussian sigma in pixels; noise: largest standard deviation in grey levels (these two: half of the samples).
     """
@@ -26,6 +27,7 @@ class Augment:
     shift: float = 0.1
     zoom: float = 0.1
     degrees: int = 40
+    stretch: float = 0.0
     flip: bool = False
     occlude: tuple[int, int] = (20, 50)
     gamma: float = 0.0
@@ -44,7 +46,10 @@ def draw_points(
         return apply(invert(to_source), points), to_source
     zoom, shift = 1 + augment.zoom * _uniform(device, generator, n), augment.shift * _uniform(device, generator, n, 2)
     degrees = torch.randint(-augment.degrees, augment.degrees + 1, (n,), generator=generator).float().to(device)
-    to_source = box_affine(boxes, size, shift, zoom, degrees)
+    stretch = None
+    if augment.stretch:
+        stretch = (1 + augment.stretch) ** _uniform(device, generator, n)
+    to_source = box_affine(boxes, size, shift, zoom, degrees, stretch)
     if augment.flip:
         flipped = _uniform(device, generator, n) < 0
         to_source = compose(to_source, flip_affine(size, flipped))
