@@ -7,7 +7,7 @@ from recombinator.evaluation import evaluate
 from recombinator.keypoints import FACE_5
 from recombinator.models import Joint, create_model
 from recombinator.models.decode import maximum
-from recombinator.models.denoiser import BLANK, Denoiser, SpectralConv, fast_size
+from recombinator.models.denoiser import BLANK, MapDenoiser, SpectralConv, fast_size
 from recombinator.weights import Weights, join, load_weights, save_weights
 
 
@@ -45,14 +45,14 @@ def test_fft_equals_the_dense_convolution(kernel, size, depthwise):
 
 
 def test_the_papers_size():
-    assert sum(p.numel() for p in Denoiser().parameters()) == 25_406_212
-    assert sum(p.numel() for p in Denoiser(depthwise=True).parameters()) < 1_000_000
+    assert sum(p.numel() for p in MapDenoiser().parameters()) == 25_406_212
+    assert sum(p.numel() for p in MapDenoiser(depthwise=True).parameters()) < 1_000_000
     assert fast_size(102) == 108 and fast_size(97) == 100
 
 
 @pytest.mark.parametrize("depthwise", [False, True])
 def test_training_and_inference_agree_and_learn(depthwise):
-    net = Denoiser(5, size=20, kernel=9, width=6, depthwise=depthwise)
+    net = MapDenoiser(5, size=20, kernel=9, width=6, depthwise=depthwise)
     cells = some_cells(3, 5, 20)
     trained = net.train()(cells)
     assert trained.shape == (3, 5, 20, 20)
@@ -67,7 +67,7 @@ def test_training_and_inference_agree_and_learn(depthwise):
 
 def small_joint(weight=1.0, iterations=1):
     image = create_model("rcn-4", 5, size=24, width=0.25)
-    denoiser = create_model("denoiser-lite", 5, size=24, kernel=9, width=6)
+    denoiser = create_model("denoiser-depthwise", 5, size=24, kernel=9, width=6)
     return Joint(image, denoiser, weight, iterations).eval()
 
 
@@ -95,13 +95,13 @@ def test_joint_saves_loads_and_evaluates(faces5, tmp_path):
 
 def test_networks_that_cannot_be_joined():
     with pytest.raises(InputError, match="cannot be joined"):
-        Joint(create_model("rcn-4", 5), create_model("denoiser-lite", 5, size=24, kernel=9, width=6))
+        Joint(create_model("rcn-4", 5), create_model("denoiser-depthwise", 5, size=24, kernel=9, width=6))
 
 
 def test_cells_that_cannot_be():
-    net = Denoiser(5, size=20, kernel=9, width=6)
+    net = MapDenoiser(5, size=20, kernel=9, width=6)
     for cells in (torch.zeros(1, 4, 2).long(), torch.full((1, 5, 2), 20), torch.full((1, 5, 2), -2)):
         with pytest.raises(InputError, match="expected"):
             net(cells)
     with pytest.raises(InputError, match="must be odd"):
-        Denoiser(kernel=44)
+        MapDenoiser(kernel=44)

@@ -149,6 +149,7 @@ def train(
     width: Annotated[float | None, typer.Option(min=0.01, max=100, help="factor on all widths")] = None,
     channels: Annotated[int | None, typer.Option(help="1 for grey, 3 for RGB")] = None,
     start: Annotated[str | None, typer.Option(help="weights to start from, where shapes agree")] = None,
+    errors_of: Annotated[str | None, typer.Option(help="denoiser: weights whose errors it learns to mend")] = None,
     sets: Annotated[list[str] | None, typer.Option("--set", help="any field of the recipe, as NAME=VALUE")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="so many images, drawn from the table")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
@@ -186,7 +187,8 @@ def train(
         try:
             summary = run.train(
                 model, data, out, recipe=recipe, seed=seed, resume=resume, device=device, start=start, limit=limit,
-                options=options, tensorboard=tensorboard, notice=warn, report=report, step_done=advance, **changes,
+                errors_of=errors_of, options=options, tensorboard=tensorboard, notice=warn, report=report,
+                step_done=advance, **changes,
             )  # fmt: skip
         except KeyboardInterrupt:
             warn(f"stopped; finished epochs are in {out}: the same command with --resume goes on")

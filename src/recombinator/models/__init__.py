@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from recombinator.errors import InputError
-from recombinator.models.denoiser import Denoiser
+from recombinator.models.denoiser import Denoiser, MapDenoiser, PointDenoiser
 from recombinator.models.joint import Joint
 from recombinator.models.networks import RCN, Level, ScoreMapNet, SumNet
 
@@ -76,7 +76,11 @@ MODELS: dict[str, Architecture] = {
 }
 
 
-DENOISERS: dict[str, dict[str, Any]] = {"denoiser": {}, "denoiser-lite": {"depthwise": True}}
+DENOISERS: dict[str, tuple[type[Denoiser], dict[str, Any]]] = {
+    "denoiser": (MapDenoiser, {}),
+    "denoiser-depthwise": (MapDenoiser, {"depthwise": True}),
+    "denoiser-lite": (PointDenoiser, {}),
+}
 
 
 def model_names() -> list[str]:
@@ -91,7 +95,8 @@ def create_model(name: str, keypoints: int | None = None, **options: Any) -> Any
     "bilinear"), `norm` (local contrast normalisation with its floor per "image" or "batch", or "global"), `width`
     (factor on all widths), for SumNet `alpha` ("map" | "pixel"), for RCN `form`: with five keypoints "code" or
     "twice" (two convolutions in the 10x10 branch), with 68 "code" (5x5, then 1x1) or "text" (3x3), and the released
-    variant's `upsampling="learned"` and `keep_maxima` (see RCN). A denoiser takes `size`, `kernel`, `width`.
+    variant's `upsampling="learned"` and `keep_maxima` (see RCN). A denoiser takes `size`, `width` and
+    `kernel`, or for "denoiser-lite" `layers`, `heads`, `parts`.
 
     Returns a ScoreMapNet (RCN or SumNet), a Denoiser or a Joint model.
 
@@ -109,11 +114,11 @@ def create_model(name: str, keypoints: int | None = None, **options: Any) -> Any
     if keypoints is None:
         keypoints = architecture.keypoints if architecture else 68
     try:
-        net = (
-            _scored(name, architecture, keypoints, options)
-            if architecture
-            else (Denoiser(keypoints, **DENOISERS[name], **options))
-        )
+        if architecture:
+            net: Any = _scored(name, architecture, keypoints, options)
+        else:
+            network, fixed = DENOISERS[name]
+            net = network(keypoints, **fixed, **options)
     except TypeError as error:
         raise InputError(f"model {name}: {str(error).split('() ')[-1]}") from None
     net.config = {"name": name, "keypoints": keypoints, **options}

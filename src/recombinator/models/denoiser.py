@@ -1,6 +1,7 @@
 """The denoising keypoint model (section 4; SPEC 1.6): where each point lies, given where the others do.
 
-One-hot maps in, score maps out, no image. Its 45x45 convolutions are done by FFT, exactly.
+One-hot maps in, score maps out, no image. The paper's 45x45 convolutions are done by FFT, exactly. Beside them a much
+smaller model for the same question (not in the paper): attention between the points.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import math
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -116,6 +118,31 @@ class SpectralConv(nn.Module):
 
 
 class Denoiser(nn.Module):
+    """Keypoints in, one score map a keypoint out."""
+
+    def __init__(self, keypoints: int, size: int) -> None:
+        super().__init__()
+        self.keypoints, self.size = keypoints, size
+        self.config: dict[str, Any] = {}
+
+    def forward(self, cells: Tensor) -> Tensor:
+        """(B, K, 2) whole cells x, y in 0..size-1, or BLANK -> (B, K, S, S) pre-softmax scores."""
+        if cells.shape[1:] != (self.keypoints, 2) or bool(((cells < BLANK) | (cells >= self.size)).any()):
+            raise InputError(
+                f"expected (B, {self.keypoints}, 2) cells from 0 to {self.size - 1} (or {BLANK}), "
+                f"got {tuple(cells.shape)}"
+            )
+        return self.scores(cells)
+
+    def scores(self, cells: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def multiply_adds(self) -> int:
+        """Per set of points, of the dense form."""
+        raise NotImplementedError
+
+
+class MapDenoiser(Denoiser):
     """Three large convolutions with ReLU, then 1x1: K -> width -> width -> width -> K.
 
     `depthwise=False` is the paper's (25,406,212 parameters for 68 points); `depthwise=True` replaces each dense
@@ -125,31 +152,125 @@ class Denoiser(nn.Module):
     def __init__(
         self, keypoints: int = 68, *, size: int = 80, kernel: int = 45, width: int = 64, depthwise: bool = False
     ) -> None:
-        super().__init__()
+        super().__init__(keypoints, size)
         if kernel % 2 == 0 or kernel // 2 >= size:
             raise InputError(f"kernel={kernel} must be odd and reach less far than the {size}x{size} map")
-        self.keypoints, self.size = keypoints, size
         widths = [keypoints, width, width, width]
         self.large = nn.ModuleList(
             SpectralConv(a, a if depthwise else b, kernel, size, depthwise) for a, b in pairwise(widths)
         )
         self.mix = nn.ModuleList(Conv(a, b, 1) for a, b in pairwise(widths) if depthwise)
         self.out = Conv(width, keypoints, 1)
-        self.config: dict[str, Any] = {}
 
     def multiply_adds(self) -> int:
-        """Per set of points, of the dense form."""
         return self.size**2 * sum(p.numel() for n, p in self.named_parameters() if n.endswith("weight"))
 
-    def forward(self, cells: Tensor) -> Tensor:
-        """(B, K, 2) whole cells x, y in 0..size-1, or BLANK -> (B, K, S, S) pre-softmax scores."""
-        if cells.shape[1:] != (self.keypoints, 2) or bool(((cells < BLANK) | (cells >= self.size)).any()):
-            raise InputError(
-                f"expected (B, {self.keypoints}, 2) cells from 0 to {self.size - 1} (or {BLANK}), "
-                f"got {tuple(cells.shape)}"
-            )
+    def scores(self, cells: Tensor) -> Tensor:
         x = self.large[0].from_cells(cells)  # type: ignore[operator]
         for i in range(len(self.large)):
             x = self.large[i](x) if i else x
             x = torch.relu(self.mix[i](x) if self.mix else x)
         return self.out(x)
+
+
+class PointDenoiser(Denoiser):
+    """A transformer whose tokens are the points: each answers with a mixture of Gaussians and a constant, whose
+    logarithm, laid out as a map, are its scores.
+
+    Before each layer a mean shape is fitted to the given points by a similarity, each point weighted by how much the
+    network trusts it so far; a token is told where its point lies relative to that fit, in the shape's own frame, and
+    the answers are given there too. So a turned, moved or larger face gives the answer turned, moved or larger.
+    """
+
+    FEATURES = 6  # of a coordinate: itself and its squashed multiples, coarse to fine
+
+    def __init__(
+        self, keypoints: int = 68, *, size: int = 80, width: int = 96, layers: int = 4, heads: int = 4, parts: int = 2
+    ) -> None:
+        super().__init__(keypoints, size)
+        if width % heads:
+            raise InputError(f"width={width} must be a multiple of heads={heads}")
+        self.parts = parts
+        self.name = nn.Parameter(0.02 * torch.randn(keypoints, width))
+        self.blank = nn.Parameter(0.02 * torch.randn(width))
+        self.shape = nn.Parameter(torch.randn(keypoints, 2))
+        self.place = nn.ModuleList(nn.Linear(2 * self.FEATURES, width) for _ in range(layers + 1))
+        self.trust = nn.ModuleList(nn.Linear(width, 1) for _ in range(layers + 1))
+        self.layers = nn.ModuleList(
+            nn.TransformerEncoderLayer(width, heads, 4 * width, 0.0, "gelu", batch_first=True, norm_first=True)
+            for _ in range(layers)
+        )
+        self.answer = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 6 * parts + 1))
+
+    def start_from(self, shape: np.ndarray) -> None:
+        """The (K, 2) mean shape to begin with, rms distance from its centre 1 (any frame)."""
+        with torch.no_grad():
+            self.shape.copy_(torch.from_numpy(shape))
+
+    def multiply_adds(self) -> int:
+        linear = sum(p.numel() for n, p in self.named_parameters() if p.ndim == 2 and n not in ("name", "shape"))
+        between = 2 * self.keypoints * self.name.shape[1] * len(self.layers)
+        return self.keypoints * (linear + between + 5 * self.parts * self.size**2)
+
+    def _fit(self, at: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """The weighted least-squares similarity of the shape to (B, K, 2) points: (B, 2, 2) linear, (B, 1, 2) shift."""
+        weight = weight / weight.sum(dim=1, keepdim=True)  # (B, K, 1)
+        mean_shape, mean_at = (weight * self.shape).sum(1, keepdim=True), (weight * at).sum(1, keepdim=True)
+        a, b = self.shape - mean_shape, at - mean_at
+        spread = (weight * a * a).sum(dim=(1, 2))
+        cos = (weight * a * b).sum(dim=(1, 2)) / spread
+        sin = (weight[..., 0] * (a[..., 0] * b[..., 1] - a[..., 1] * b[..., 0])).sum(dim=1) / spread
+        linear = torch.stack([torch.stack([cos, -sin], 1), torch.stack([sin, cos], 1)], 1)
+        return linear, mean_at - mean_shape @ linear.transpose(1, 2)
+
+    def mixture(self, cells: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """(B, K, 2) cells -> log shares (B, K, parts + 1; the constant's last), then of each part, where the map is
+        [-1, 1]: means (B, K, parts, 2), inverse deviations (B, K, parts, 2) and tilts (B, K, parts)."""
+        there = (cells[..., :1] >= 0).to(self.name.dtype)
+        at = self._unit(cells + 0.5)
+        x = self.name + (1 - there) * self.blank
+        multiples = 2.0 ** torch.arange(self.FEATURES - 1, device=at.device)
+        weight = there + 1e-6  # a set without any point is answered too
+        for i, place in enumerate(self.place):
+            linear, shift = self._fit(at, weight)
+            size = (linear**2).sum(dim=(1, 2), keepdim=True).clamp_min(2e-3)  # twice the scale's square
+            rest = (((at - shift) @ linear) * (2 / size) - self.shape).clamp(-4, 4)
+            features = torch.cat([rest[..., None], torch.tanh(rest[..., None] * multiples)], dim=-1)
+            x = x + there * place(features.flatten(2))
+            if i < len(self.layers):
+                x = self.layers[i](x)
+                weight = there * torch.sigmoid(self.trust[i](x)) + 1e-6
+        linear, shift = self._fit(at, there * torch.sigmoid(self.trust[-1](x)) + 1e-6)
+        x = self.answer(x)
+        parts = x[..., :-1].unflatten(-1, (self.parts, 6))
+        share = torch.cat([parts[..., 0], x[..., -1:]], dim=-1).log_softmax(dim=-1)
+        mean = self.shape[:, None] + 0.3 * parts[..., 1:3]  # in the shape's frame
+        mean = (mean.flatten(1, 2) @ linear.transpose(1, 2) + shift).unflatten(1, (self.keypoints, self.parts))
+        inverse = torch.exp(parts[..., 3:5] + 2).clamp(max=1.5 * self.size)  # a deviation is a third of a cell or more
+        return share, mean, inverse, parts[..., 5]
+
+    def _unit(self, position: Tensor) -> Tensor:
+        return position * (2 / self.size) - 1
+
+    def _log_cell(self, share: Tensor, inverse: Tensor) -> Tensor:
+        """A part's log probability of the cell at its mean, about: the density there times a cell's area."""
+        return share + inverse.log().sum(dim=-1) + math.log(4 / self.size**2 / (2 * math.pi))
+
+    def log_likelihood(self, cells: Tensor, points: Tensor) -> Tensor:
+        """(B, K): of the true (B, K, 2) points in pixels, as a share of a cell; needs no maps."""
+        share, mean, inverse, tilt = self.mixture(cells)
+        u, v = (inverse * (self._unit(points)[:, :, None] - mean)).unbind(dim=-1)
+        parts = self._log_cell(share[..., :-1], inverse) - (u * u + (v + tilt * u) ** 2) / 2
+        constant = share[..., -1:] - 2 * math.log(self.size)
+        return torch.cat([parts, constant], dim=-1).logsumexp(dim=-1)
+
+    def scores(self, cells: Tensor) -> Tensor:
+        share, mean, inverse, tilt = self.mixture(cells)
+        grid = self._unit(torch.arange(self.size, device=cells.device) + 0.5)
+        u, v = (inverse[..., i : i + 1] * (grid - mean[..., i : i + 1]) for i in range(2))  # (B, K, parts, S)
+        top = self._log_cell(share[..., :-1], inverse)
+        total = (share[..., -1] - 2 * math.log(self.size))[..., None, None].expand(-1, -1, self.size, self.size)
+        for i in range(self.parts):
+            far = (v[:, :, i, :, None] + (tilt[:, :, i, None] * u[:, :, i])[:, :, None]) ** 2 + u[:, :, i, None] ** 2
+            total = torch.logaddexp(total, top[:, :, i, None, None] - far / 2)
+        return total

@@ -28,7 +28,7 @@ from recombinator.models import Denoiser, create_model
 from recombinator.provenance import provenance
 from recombinator.training.recipe import Recipe, make_optimiser
 from recombinator.training.tasks import FromPixels, FromPoints
-from recombinator.weights import Weights, read_tensors, save_weights, write_tensors
+from recombinator.weights import Weights, load_weights, read_tensors, save_weights, write_tensors
 
 STATE = "recombinator-state-1"
 
@@ -49,6 +49,7 @@ class Trainer:
     def __init__(
         self, model: str, train: FaceTable, valid: FaceTable, out: Path, recipe: Recipe, *, seed: int = 0,
         device: str = "cpu", options: dict[str, Any] | None = None, start: Path | None = None,
+        errors_of: Path | None = None,
     ) -> None:  # fmt: skip
         self.train_table, self.valid_table, self.out, self.recipe, self.seed = train, valid, out, recipe, seed
         self.device = torch.device(device)
@@ -60,7 +61,8 @@ class Trainer:
         self.optimiser = make_optimiser(recipe, self.net)
         self.task: FromPixels | FromPoints
         if isinstance(self.net, Denoiser):
-            self.task = FromPoints(self.net, train, valid, recipe, self.device)
+            teacher = load_weights(errors_of).net if errors_of else None
+            self.task = FromPoints(self.net, train, valid, recipe, self.device, teacher)  # type: ignore[arg-type]
         else:
             self.task = FromPixels(self.net, train, valid, recipe, self.device)
         self.steps = math.ceil(len(train) / recipe.batch)
@@ -69,7 +71,7 @@ class Trainer:
             "model": self.net.config, "recipe": recipe.to_dict(), "seed": seed, "data": train.fingerprint,
             "validation_data": valid.fingerprint, "dataset": train.info.dataset, "images": len(train),
             "validation_images": len(valid),
-            "start": str(start) if start else None,
+            "start": str(start) if start else None, "errors_of": str(errors_of) if errors_of else None,
         }  # fmt: skip
 
     # ---- one epoch -------------------------------------------------------------------------------------------

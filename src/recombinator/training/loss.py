@@ -11,7 +11,7 @@ def target_cells(points: Tensor, size: int) -> Tensor:
     return points.floor().clamp(0, size - 1)
 
 
-def _masked_sum(terms: Tensor, mask: Tensor) -> Tensor:
+def masked_sum(terms: Tensor, mask: Tensor) -> Tensor:
     """K * mean over the points that count: a sum over keypoints, a mean over images where none is masked."""
     return terms.shape[1] * (terms * mask).sum() / (mask.sum() + 1e-8)
 
@@ -33,7 +33,7 @@ def softmax_loss(scores: Tensor, points: Tensor, mask: Tensor, sigma: float = 0.
         weights = (-((centres - points[..., None]) ** 2) / (2 * sigma**2)).softmax(dim=-1)  # (B, K, 2, S)
         rows = (scores @ weights[:, :, 0, :, None])[..., 0]
         at_target = (rows * weights[:, :, 1]).sum(dim=-1)
-    return _masked_sum(log_total - at_target, mask)
+    return masked_sum(log_total - at_target, mask)
 
 
 def l2_loss(scores: Tensor, points: Tensor, mask: Tensor, sigma: float = 0.0) -> Tensor:
@@ -42,7 +42,7 @@ def l2_loss(scores: Tensor, points: Tensor, mask: Tensor, sigma: float = 0.0) ->
     p = scores.flatten(2).softmax(dim=2).unflatten(2, (size, size))
     centres = torch.arange(size, device=scores.device) + 0.5
     mean = torch.stack([(p.sum(dim=2) * centres).sum(-1), (p.sum(dim=3) * centres).sum(-1)], dim=-1)
-    return _masked_sum(((mean - points) ** 2).sum(dim=-1), mask)
+    return masked_sum(((mean - points) ** 2).sum(dim=-1), mask)
 
 
 LOSSES = {"softmax": softmax_loss, "l2": l2_loss}

@@ -13,6 +13,10 @@ from recombinator.errors import InputError
 from recombinator.training.loss import LOSSES
 from recombinator.transforms.augment import Augment
 
+# What a denoiser is given: `corrupt` of the points moved to uniform cells (the paper), or blanked; the answers of a
+# trained network on jittered and occluded training images; or for each face one of the first and the last.
+CORRUPTIONS = ("uniform", "blank", "errors", "mixed")
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -34,7 +38,8 @@ class Recipe:
     precision: str = "auto"  # "auto" | "bfloat16" | "float32"
     patience: int = 0  # epochs without a better validation error before stopping; 0: never
     corrupt: int = 35  # denoiser: points of a face that are corrupted
-    corruption: str = "uniform"  # denoiser: move them to "uniform" cells, or "blank" them
+    corruption: str = "uniform"  # denoiser: one of CORRUPTIONS
+    judged: str = "corrupted"  # denoiser: the points whose answers count, "corrupted" (the paper) or "all"
     regularise: dict[str, float] = field(default_factory=dict)  # L2 factors: trunk, branch, alpha
 
     def __post_init__(self) -> None:
@@ -42,7 +47,7 @@ class Recipe:
             ("loss", self.loss, tuple(LOSSES)), ("outside", self.outside, ("ignore", "clamp")),
             ("optimiser", self.optimiser, ("adamw", "adadelta")),
             ("precision", self.precision, ("auto", "bfloat16", "float32")),
-            ("corruption", self.corruption, ("uniform", "blank")),
+            ("corruption", self.corruption, CORRUPTIONS), ("judged", self.judged, ("corrupted", "all")),
         ):  # fmt: skip
             if value not in known:
                 raise InputError(f"{label}={value!r} is not known: use one of {', '.join(known)}")
@@ -104,7 +109,7 @@ _PAPER_L2 = {
     "rcn-68": {"trunk": 1e-12, "branch": 1e-8},
     "rcn-68-skip": {"trunk": 0.1, "branch": 0.1},
     "denoiser": {"branch": 1e-6},
-    "denoiser-lite": {"branch": 1e-6},
+    "denoiser-depthwise": {"branch": 1e-6},
 }
 
 
@@ -152,7 +157,7 @@ def make_optimiser(recipe: Recipe, net: nn.Module) -> torch.optim.Optimizer:
     groups: dict[str, list[nn.Parameter]] = {"trunk": [], "branch": [], "alpha": [], "bias": []}
     for name, parameter in net.named_parameters():
         part = name.split(".")[0] if name.endswith(".weight") or name == "alpha" else "bias"
-        part = "branch" if part in ("large", "mix", "out") else part  # of a denoiser
+        part = "branch" if part in ("large", "mix", "out", "place", "layers", "answer") else part  # of a denoiser
         groups[part if part in groups else "bias"].append(parameter)  # learned upsampling is not decayed either
     if recipe.optimiser == "adadelta":
         decays = {k: 2 * recipe.regularise.get(k, 0.0) for k in groups}

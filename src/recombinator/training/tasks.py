@@ -10,12 +10,14 @@ import torch
 from torch import Generator, Tensor
 
 from recombinator.data.table import FaceTable
-from recombinator.evaluation import evaluate_table
-from recombinator.metrics import image_errors, point_errors
-from recombinator.models import Denoiser, ScoreMapNet
+from recombinator.denoising import corrupted, errors_of_corrupted
+from recombinator.errors import InputError
+from recombinator.evaluation import evaluate_table, fixed_samples
+from recombinator.models import Denoiser, Joint, ScoreMapNet
 from recombinator.models.decode import maximum
-from recombinator.models.denoiser import BLANK
-from recombinator.training.loss import LOSSES, softmax_loss, target_cells
+from recombinator.models.denoiser import BLANK, PointDenoiser
+from recombinator.shapes import ShapeModel
+from recombinator.training.loss import LOSSES, masked_sum, softmax_loss, target_cells
 from recombinator.training.recipe import Recipe, bfloat16_is_fast
 from recombinator.transforms.augment import draw_points, draw_samples
 
@@ -29,14 +31,19 @@ class Task:
         self.valid, self.recipe, self.size, self.device = valid, recipe, size, device
         self.mirrored = table.info.keypoints.mirrored
         learnt = table.mask & ~table.at_border.any(axis=2)
-        self.data = [torch.from_numpy(x).to(device) for x in (table.images, table.points, table.boxes, learnt)]
+        # what must not be learnt is NaN: it follows its point through a flip
+        points = np.where(learnt[..., None], table.points, np.float32(np.nan))
+        self.data = [torch.from_numpy(x).to(device) for x in (table.images, points, table.boxes)]
 
-    def inside(self, points: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Points that left the crop: clamped to its border, or left out of the loss, as the recipe says."""
+    def inside(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, K, 2) points and the (B, K) mask of those to learn. Points that left the crop are clamped to its border,
+        or left out, as the recipe says."""
+        known = points.isfinite().all(dim=2)
+        outside = (points < 0) | (points >= self.size)
+        points = torch.where(known[..., None], points, 0.0)
         if self.recipe.outside == "clamp":
-            outside = (points < 0) | (points >= self.size)
-            return torch.where(outside, target_cells(points, self.size) + 0.5, points), mask
-        return points, mask & ((points >= 0) & (points < self.size)).all(dim=2)
+            return torch.where(outside, target_cells(points, self.size) + 0.5, points), known
+        return points, known & ~outside.any(dim=2)
 
 
 class FromPixels(Task):
@@ -51,10 +58,10 @@ class FromPixels(Task):
         self.bfloat16 = recipe.precision == "bfloat16" or (recipe.precision == "auto" and bfloat16_is_fast(device))
 
     def loss(self, index: Tensor, generator: Generator) -> Tensor:
-        images, points, boxes, mask = (x[index.to(self.device)] for x in self.data)
+        images, points, boxes = (x[index.to(self.device)] for x in self.data)
         recipe = self.recipe
         inputs, points = draw_samples(images, points, boxes, self.size, recipe.augment, self.mirrored, generator)
-        points, mask = self.inside(points, mask)
+        points, mask = self.inside(points)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
             scores = self.forward(inputs)
         return LOSSES[recipe.loss](scores.float(), points, mask, recipe.sigma)
@@ -73,52 +80,96 @@ class FromPixels(Task):
         }  # fmt: skip
 
 
-def corrupted(cells: Tensor, count: int, size: int, blank: bool, generator: Generator) -> tuple[Tensor, Tensor]:
-    """`count` random points of each set moved to uniform cells, or blanked: (B, K, 2) cells and the (B, K) mask of
-    what was changed (section 4; SPEC 5)."""
-    b, k, _ = cells.shape
-    rank = torch.rand(b, k, generator=generator).argsort(dim=1).argsort(dim=1)
-    changed = (rank < count).to(cells.device)
-    anywhere = torch.randint(0, size, (b, k, 2), generator=generator).to(cells.device)
-    return torch.where(changed[..., None], torch.full_like(cells, BLANK) if blank else anywhere, cells), changed
-
-
 class FromPoints(Task):
-    """Section 4: the corrupted points from the others; the loss and the error count only the corrupted ones."""
+    """Section 4: the corrupted points from the others; the error, and by the paper's recipe the loss, count only the
+    corrupted ones. `teacher`: the network for images whose errors a recipe with corruption "errors" or "mixed" uses."""
 
     bfloat16 = False
+    PASSES = 8  # jittered and occluded versions of each training image that the teacher answers
 
-    def __init__(self, net: Denoiser, table: FaceTable, valid: FaceTable, recipe: Recipe, device: torch.device) -> None:
+    def __init__(
+        self, net: Denoiser, table: FaceTable, valid: FaceTable, recipe: Recipe, device: torch.device,
+        teacher: ScoreMapNet | None = None,
+    ) -> None:  # fmt: skip
         super().__init__(table, valid, recipe, net.size, device)
         self.net = net
+        if isinstance(net, PointDenoiser):
+            net.start_from(ShapeModel.fit(table.points.astype(float), table.mask, 0).mean)
+        if (recipe.corruption in ("errors", "mixed")) != (teacher is not None):
+            raise InputError(
+                f"corruption={recipe.corruption!r} and the network whose errors are learnt (errors_of) go together: "
+                "'errors' and 'mixed' need one, the others use none"
+            )
+        self.teacher = teacher
+        if teacher is not None:
+            self.answers, self.truths = self._answers(teacher, table)
+
+    @torch.no_grad()
+    def _answers(self, teacher: ScoreMapNet, table: FaceTable) -> tuple[Tensor, Tensor]:
+        """(PASSES, N, K, 2) highest cells' centres and true points, in network pixels."""
+        if (teacher.keypoints, teacher.size) != (self.net.keypoints, self.size):
+            raise InputError(
+                f"the network whose errors are learnt has {teacher.keypoints} keypoints at {teacher.size} pixels, "
+                f"the denoiser {self.net.keypoints} at {self.size}"
+            )
+        teacher.eval().to(self.device)
+        once, results = replace(self.recipe.augment, flip=True), []
+        table = replace(table, points=self.data[1].cpu().numpy())
+        for i in range(self.PASSES):
+            for inputs, points in fixed_samples(table, self.size, once, self.device, seed=i):
+                with torch.autocast(self.device.type, torch.bfloat16, enabled=bfloat16_is_fast(self.device)):
+                    scores = teacher(inputs)
+                results.append(torch.stack([maximum(scores.float()), points]))
+        found = torch.cat(results, dim=1).unflatten(1, (self.PASSES, -1))
+        return found[0], found[1]
+
+    def given(self, index: Tensor, generator: Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Cells as the network sees them, the true points, which of those can be learnt, and which were corrupted."""
+        recipe, augment = self.recipe, self.recipe.augment
+        _, points, boxes = (x[index.to(self.device)] for x in self.data)
+        points, _ = draw_points(points, boxes, self.size, augment, self.mirrored, generator)
+        blank = recipe.corruption == "blank"
+        if recipe.corruption in ("uniform", "blank", "mixed"):
+            known = points.isfinite()
+            cells = target_cells(points.nan_to_num(), self.size).long()
+            cells, changed = corrupted(torch.where(known, cells, BLANK), recipe.corrupt, self.size, blank, generator)
+        if recipe.corruption in ("errors", "mixed"):
+            # the teacher's answer and the truth moved together, once more
+            turn = torch.randint(self.PASSES, (len(index),), generator=generator)
+            pair = torch.cat([self.answers[turn, index], self.truths[turn, index]], dim=1)
+            square = torch.tensor([[0.0, 0.0, self.size]], device=self.device).expand(len(index), 3)
+            still = replace(augment, flip=False)
+            pair, _ = draw_points(pair, square, self.size, still, self.mirrored, generator)
+            answers, truths = pair.chunk(2, dim=1)
+            answers = target_cells(answers, self.size).long()
+            if recipe.corruption == "errors":
+                cells, points, changed = answers, truths, torch.ones_like(truths[..., 0], dtype=torch.bool)
+            else:
+                which = torch.rand(len(index), generator=generator).to(self.device) < 0.5
+                cells = torch.where(which[:, None, None], answers, cells)
+                points = torch.where(which[:, None, None], truths, points)
+                changed = changed | which[:, None]
+        points, mask = self.inside(points)
+        return cells, points, mask, changed
 
     def loss(self, index: Tensor, generator: Generator) -> Tensor:
-        _, points, boxes, mask = (x[index.to(self.device)] for x in self.data)
-        recipe = self.recipe
-        points, _ = draw_points(points, boxes, self.size, recipe.augment, self.mirrored, generator)
-        points, mask = self.inside(points, mask)
-        cells = target_cells(points, self.size).long()
-        given, changed = corrupted(cells, recipe.corrupt, self.size, recipe.corruption == "blank", generator)
-        return softmax_loss(self.net(given), points, mask & changed, recipe.sigma)
+        cells, points, mask, changed = self.given(index, generator)
+        counted = mask if self.recipe.judged == "all" else mask & changed
+        if isinstance(self.net, PointDenoiser):
+            return masked_sum(-self.net.log_likelihood(cells, points), counted)
+        return softmax_loss(self.net(cells), points, counted, self.recipe.sigma)
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        """Mean error of the corrupted points in percent, paper's grid: jittered once and not; same draw each time."""
-        self.net.eval()
+        """Mean error of the corrupted points in percent, paper's grid: jittered once and not; same draw each time.
+        With a teacher, that of its answers as the denoiser mends them, which then decides."""
         once = replace(self.recipe.augment, flip=False)
-        return {key: self._error(augment) for key, augment in (("valid", once), ("clean", None))}
-
-    def _error(self, augment: object) -> float:
-        generator, errors = Generator().manual_seed(0), []
-        table = self.valid
-        for i in range(0, len(table), 16):
-            part = slice(i, i + 16)
-            points, boxes = (torch.from_numpy(x[part]).to(self.device) for x in (table.points, table.boxes))
-            points, _ = draw_points(points, boxes, self.size, augment, self.mirrored, generator)  # type: ignore[arg-type]
-            cells = target_cells(points, self.size)
-            given, changed = corrupted(cells.long(), self.recipe.corrupt, self.size, False, generator)
-            found = maximum(self.net(given)) - 0.5
-            scale = table.info.keypoints.scale(points.double().cpu().numpy())
-            wrong = point_errors(found.cpu().numpy(), cells.cpu().numpy(), scale)
-            errors.append(image_errors(wrong, changed.cpu().numpy() & table.mask[part]))
-        return 100 * float(np.nanmean(np.concatenate(errors)))
+        uniform = {
+            key: 100 * float(np.nanmean(errors_of_corrupted(self.net, self.valid, self.recipe.corrupt, augment)[0]))
+            for key, augment in (("valid", once), ("clean", None))
+        }
+        if self.teacher is None:
+            return uniform
+        with_teacher = Joint(self.teacher, self.net)
+        mended = 100 * float(np.nanmean(evaluate_table(with_teacher, self.valid, once).image_errors("paper")))
+        return {**uniform, "valid": mended, "valid_uniform": uniform["valid"]}

@@ -1,0 +1,76 @@
+"""Shapes without images: the fit of one to another, and the two simple models that a denoiser has to beat."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+def similarity(shape: np.ndarray, points: np.ndarray, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The turn, scale and shift that bring `shape` nearest to `points` by weighted least squares.
+
+    (K, 2) or (N, K, 2) shape, (N, K, 2) points, (N, K) weights -> (N, 2, 2) linear parts and (N, 2) shifts, such that
+    shape @ linear.T + shift lies on the points.
+    """
+    total = weight.sum(axis=1)
+    if (total <= 0).any():
+        raise ValueError("a set of points without any weight has no fit")
+    a, b = (x[..., 0] + 1j * x[..., 1] for x in (np.broadcast_to(shape, points.shape), points))
+    mean_a, mean_b = (weight * a).sum(1) / total, (weight * b).sum(1) / total
+    a, b = a - mean_a[:, None], b - mean_b[:, None]
+    turn = (weight * a.conj() * b).sum(1) / np.maximum((weight * np.abs(a) ** 2).sum(1), 1e-12)
+    shift = mean_b - turn * mean_a
+    linear = np.stack([np.stack([turn.real, -turn.imag], 1), np.stack([turn.imag, turn.real], 1)], 1)
+    return linear, np.stack([shift.real, shift.imag], 1)
+
+
+def moved(shape: np.ndarray, linear: np.ndarray, shift: np.ndarray) -> np.ndarray:
+    """(K, 2) or (N, K, 2) shape through each of the N similarities: (N, K, 2)."""
+    return shape @ linear.transpose(0, 2, 1) + shift[:, None]
+
+
+@dataclass
+class ShapeModel:
+    """A mean shape and the main ways in which faces differ from it (a point distribution model: PCA of aligned
+    shapes). With `modes` None it is the mean shape alone."""
+
+    mean: np.ndarray  # (K, 2)
+    modes: np.ndarray  # (M, K, 2), scaled to one standard deviation each
+    noise: float  # variance of a coordinate that the modes leave
+
+    @classmethod
+    def fit(cls, points: np.ndarray, mask: np.ndarray, modes: int) -> ShapeModel:
+        """(N, K, 2) points of which (N, K) `mask` are known. Missing ones are filled in from the mean shape."""
+        mean = points[mask.all(axis=1)][0] if mask.all(axis=1).any() else points[0]
+        weight = mask.astype(float)
+        for _ in range(5):
+            linear, shift = similarity(mean, points, weight)
+            back = np.linalg.inv(linear)
+            aligned = np.where(mask[..., None], moved(points - shift[:, None], back, np.zeros_like(shift)), mean)
+            mean = aligned.mean(axis=0)
+            mean = (mean - mean.mean(axis=0)) / np.sqrt(((mean - mean.mean(axis=0)) ** 2).sum(1).mean())
+        flat = (aligned - aligned.mean(axis=0)).reshape(len(points), -1)
+        mean = aligned.mean(axis=0)
+        _, spread, axes = np.linalg.svd(flat, full_matrices=False)
+        variance = spread**2 / len(points)
+        kept = axes[:modes] * np.sqrt(variance[:modes, None])
+        noise = float(variance[modes:].sum() / max(flat.shape[1] - modes, 1))
+        return cls(mean, kept.reshape(-1, *mean.shape), noise)
+
+    def complete(self, points: np.ndarray, known: np.ndarray, rounds: int = 3) -> np.ndarray:
+        """(N, K, 2) points of which (N, K) `known` hold -> the most probable (N, K, 2) shapes given those."""
+        n, k, _ = points.shape
+        shapes, weight = np.broadcast_to(self.mean, points.shape), known.astype(float)
+        for _ in range(rounds if len(self.modes) else 1):
+            linear, shift = similarity(shapes, points, weight)
+            back = np.linalg.inv(linear)
+            rest = moved(points - shift[:, None], back, np.zeros_like(shift)) - self.mean
+            if len(self.modes):
+                modes = self.modes.reshape(len(self.modes), -1)
+                twice = np.repeat(weight, 2, axis=1)
+                normal = np.einsum("mi,ni,li->nml", modes, twice, modes) + self.noise * np.eye(len(modes))
+                right = np.einsum("mi,ni->nm", modes, twice * rest.reshape(n, -1))
+                found = np.linalg.solve(normal, right[..., None])[..., 0]
+                shapes = self.mean + (found @ modes).reshape(n, k, 2)
+        return moved(shapes, *similarity(shapes, points, weight))
