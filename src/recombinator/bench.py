@@ -6,6 +6,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ import torch.nn.functional as F
 from recombinator.data.crops import GRID, RULES
 from recombinator.data.table import FaceTable, TableInfo
 from recombinator.keypoints import FACE_5
-from recombinator.models import ScoreMapNet, create_model
-from recombinator.models.decode import subpixel
+from recombinator.models import DENOISERS, ScoreMapNet, create_model
+from recombinator.models.decode import maximum, subpixel
+from recombinator.models.denoiser import MapDenoiser, SpectralConv
 from recombinator.training.loop import Trainer
 from recombinator.training.recipe import bfloat16_is_fast, get_recipe
 
@@ -71,6 +73,46 @@ def _prediction(net: ScoreMapNet, batch: int, bfloat16: bool) -> Timed:
     return call
 
 
+def _dense(net: MapDenoiser, cells: torch.Tensor) -> Timed:
+    """The paper's denoiser as it is written down: one-hot maps through dense convolutions."""
+    maps = F.one_hot(cells[..., 1] * net.size + cells[..., 0], net.size**2).float().unflatten(2, (net.size, net.size))
+    layers = [m for m in net.large if isinstance(m, SpectralConv)]
+
+    @torch.inference_mode()
+    def call() -> object:
+        x = maps
+        for layer in layers:
+            x = torch.relu(F.conv2d(x, layer.weight, layer.bias, padding=layer.weight.shape[-1] // 2))
+        return maximum(net.out(x))
+
+    return call
+
+
+def _denoiser_jobs(name: str) -> dict[str, tuple[Timed, float, str]]:
+    net = create_model(name).eval()
+    cells = torch.randint(0, net.size, (16, net.keypoints, 2))
+    jobs: dict[str, tuple[Timed, float, str]] = {}
+
+    def predict(batch: int) -> Timed:
+        return torch.inference_mode()(lambda: maximum(net(cells[:batch])))
+
+    for batch in (1, 16):
+        jobs[f"{name} prediction, batch {batch}, float32"] = (predict(batch), batch, "ms")
+    if name != "denoiser":
+        return jobs
+    jobs["denoiser prediction, dense, float32"] = (_dense(net, cells[:1]), 1, "ms")
+    x = torch.randn(1, 64, 80, 80)
+    for kernel in (5, 15, 25, 35, 45):
+        conv = SpectralConv(64, 64, kernel, 80, depthwise=False).eval()
+
+        def dense(w: torch.Tensor = conv.weight) -> object:
+            return F.conv2d(x, w, padding=w.shape[-1] // 2)
+
+        jobs[f"{kernel}x{kernel} convolution 64-64, by FFT"] = (torch.inference_mode()(partial(conv, x)), 1, "ms")
+        jobs[f"{kernel}x{kernel} convolution 64-64, dense"] = (torch.inference_mode()(dense), 1, "ms")
+    return jobs
+
+
 def run(models: list[str], rounds: int, threads: int | None, advance: Callable[[int, int], None]) -> dict[str, Any]:
     """Times every job once a round for `rounds` rounds; returns medians with lowest and highest, and ratios."""
     if threads:
@@ -90,6 +132,9 @@ def run(models: list[str], rounds: int, threads: int | None, advance: Callable[[
     table = random_table(8 * BATCH)
     with tempfile.TemporaryDirectory() as folder:
         for model in models:
+            if model in DENOISERS:
+                jobs |= _denoiser_jobs(model)
+                continue
             for variant in variants:
                 trainer = _trainer(model, table, variant, Path(folder))
                 epoch: Timed = lambda t=trainer: t.run_epoch(lambda i, n: None)  # type: ignore[misc]  # noqa: E731
@@ -106,7 +151,7 @@ def run(models: list[str], rounds: int, threads: int | None, advance: Callable[[
         times: dict[str, list[float]] = {name: [] for name in jobs}
         for i in range(rounds + 1):  # the first round warms up
             for name, (call, _, _) in jobs.items():
-                repeats = 20 if "batch 1," in name else 1
+                repeats = 20 if "batch 1," in name and "denoiser " not in name else 1
                 began = time.perf_counter()
                 for _ in range(repeats):
                     call()
@@ -117,7 +162,11 @@ def run(models: list[str], rounds: int, threads: int | None, advance: Callable[[
     for name, (_, work, unit) in jobs.items():
         rates = [1000 * t / work if unit == "ms" else work / t for t in times[name]]
         rows[name] = {"median": statistics.median(rates), "low": min(rates), "high": max(rates), "unit": unit}
-    for model in models:
+    for name, row in rows.items():
+        slow = rows.get(name.replace("by FFT", "dense").replace("batch 1, ", "dense, "))
+        if slow and slow is not row:
+            row["times_faster_than_dense"] = slow["median"] / row["median"]
+    for model in (m for m in models if m not in DENOISERS):
         gflop = 3 * 2 * create_model(model).multiply_adds() / 1e9  # forward, and twice that backward
         plain = rows[f"{model} training, plain"]["median"]
         channels_last = rows[f"{model} training, plain, channels-last"]["median"]
@@ -138,5 +187,7 @@ def as_text(report: dict[str, Any]) -> str:
                 f"  {row['ratio_to_plain']:.2f}x plain, {row['ratio_to_plain_channels_last']:.2f}x channels-last"
                 f", {row['dense_gflops']:.0f} GFLOP/s of dense arithmetic"
             )
+        if "times_faster_than_dense" in row:
+            text += f"  {row['times_faster_than_dense']:.1f} times as fast as dense"
         lines.append(text)
     return "\n".join(lines)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from recombinator.predict.predictor import Face
 
 DEFAULT_WEIGHTS = "rcn-6-mtfl"
+KEEP_BELOW = 4.6  # a hundredth as probable as the best place
 
 app = typer.Typer(
     help="Recombinator Networks: train, compare and use small, precise keypoint localisers.",
@@ -208,9 +209,21 @@ def evaluate(
     limit: Annotated[int | None, typer.Option(min=1, help="only the first images")] = None,
 ) -> None:
     """Errors on a table, in the paper's protocol and in the continuous one."""
-    from recombinator import evaluation
+    from recombinator import denoising, evaluation
+    from recombinator.models import Denoiser
     from recombinator.provenance import provenance
+    from recombinator.weights import load_weights
 
+    if isinstance(load_weights(weights).net, Denoiser):
+        told = denoising.evaluate_denoiser(weights, data, limit=limit)
+        print(f"{weights} on {data}: {told['data']['images']} faces, {told['protocol']}")
+        for name, row in told["rows"].items():
+            low, high = row["nme_paper_ci95"]
+            print(f"  {name:24} nme_paper {row['nme_paper']:6.3f}  [{low:.3f}, {high:.3f}]  nme {row['nme']:6.3f}")
+        if json_out:
+            write_json(json_out, {"kind": "denoising", **told, "provenance": provenance()})
+            print(f"wrote {json_out}")
+        return
     per_image = json_out and json_out.with_name(f"{json_out.stem}.images.parquet")
     if data.resolve() in (p.resolve() for p in (json_out, per_image) if p):
         raise InputError(f"--json {json_out}: would overwrite the table {data}; choose another name")
@@ -358,6 +371,51 @@ def join(
 
     weights.save_weights(out, weights.join(image, denoiser, weight, iterations))
     print(f"wrote {out}")
+
+
+@app.command()
+def denoise(
+    points: Annotated[Path, typer.Argument(help="a .csv, .json, .jsonl or .pts file with the points of faces")],
+    out: Annotated[Path, typer.Option(help="repaired points, .csv or .json")],
+    weights: Annotated[str, typer.Option(help="weights of a denoiser")] = "denoiser-lite-300w",
+    keep_below: Annotated[float, typer.Option(min=0, help="points less implausible than this stay")] = KEEP_BELOW,
+    strict: Annotated[bool, typer.Option("--strict", help="stop at the first face that cannot be used")] = False,
+) -> None:
+    """Points repaired by a shape model: where each should lie, how far it moved, how implausible it was."""
+    from recombinator.data import points as files
+    from recombinator.denoising import repair
+    from recombinator.weights import load_weights
+
+    if out.suffix.lower() not in (".csv", ".json"):
+        raise InputError(f"--out {out}: wants a name that ends in .csv or .json")
+    if out.resolve() == points.resolve():
+        raise InputError(f"--out {out}: would overwrite the input; choose another name")
+    loaded, dropped = load_weights(weights), 0
+
+    def drop(error: InputError) -> None:
+        nonlocal dropped
+        if strict:
+            raise error
+        dropped += 1
+        warn(f"dropped: {error}")
+
+    rows = []
+    sets = files.read_points(points, loaded.keypoints, drop)
+    with progress("faces") as advance:
+        for i, face in enumerate(sets, 1):
+            try:
+                mended = repair(loaded, face.points, keep_below)
+            except InputError as error:
+                drop(InputError(f"{face.where}: {error}"))
+                continue
+            rows += files.repair_rows(face, mended, loaded.keypoints)
+            advance(i, len(sets))
+    if not rows:
+        raise InputError(f"{points}: no face could be used ({dropped} dropped)")
+    files.write_repairs(out, rows)
+    faces = len(rows) // len(loaded.keypoints)
+    shifted = sum(not r["kept"] for r in rows)
+    print(f"{faces} faces, {dropped} dropped, {shifted} points moved: {out}")
 
 
 @app.command()

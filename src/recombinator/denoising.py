@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -136,11 +135,12 @@ def evaluate_denoiser(
 class Repair:
     """points: (K, 2) in the input's frame; moved: (K,) how far each went, in the input's unit; implausible: (K,) how
     many times less probable the given cell was than the best one, as a natural logarithm (0 and up; infinite for a
-    point that was not given)."""
+    point that was not given); kept: (K,) True where a point stayed as it was."""
 
     points: np.ndarray
     moved: np.ndarray
     implausible: np.ndarray
+    kept: np.ndarray
 
 
 def _frame(points: np.ndarray, template: np.ndarray, seed: int = 0) -> np.ndarray:
@@ -165,38 +165,34 @@ def _frame(points: np.ndarray, template: np.ndarray, seed: int = 0) -> np.ndarra
 
 
 @torch.no_grad()
-def repair(weights: Weights, sets: Iterable[np.ndarray], keep_below: float = 0.0) -> list[Repair]:
-    """(K, 2) point sets in any pixel frame (NaN: not given) -> their repairs. Points whose implausibility is below
-    `keep_below` stay as they are. Raises InputError for a set of another shape, or with fewer than 3 points."""
+def repair(weights: Weights, points: np.ndarray, keep_below: float = 0.0) -> Repair:
+    """(K, 2) points in any frame (NaN: not given) -> their repair. Points whose implausibility is below `keep_below`
+    stay as they are. Raises InputError for another shape, fewer than 3 points, or points that all coincide."""
     net = weights.net
     if not isinstance(net, Denoiser):
         raise InputError("these weights are not a denoiser's")
-    rule, template = RULES[weights.crop_rule], np.array(weights.template)
-    repairs = []
-    for points in sets:
-        points = np.asarray(points, np.float64)
-        if points.shape != (net.keypoints, 2):
-            raise InputError(f"has {len(points)} points, this denoiser wants {net.keypoints}")
-        given = np.isfinite(points).all(axis=1)
-        if given.sum() < 3:
-            raise InputError(f"has {given.sum()} known points; at least 3 are needed")
-        span = np.ptp(points[given], axis=0).max()
-        if span <= 0:
-            raise InputError("all its points coincide")
-        # the crop rules count whole pixels: done on a photograph's scale, whatever the unit of the input
-        unit = GRID / span
-        typical = _frame(points, template) * unit
-        x, y, side = rule.box(typical + FILE_ORIGIN, rule.stage2, 1 << 30, 1 << 30)
-        scale = net.size / side
-        inside = (points * unit - [x, y]) * scale
-        cells = np.where(given[:, None], np.clip(np.floor(np.nan_to_num(inside)), 0, net.size - 1), BLANK)
-        scores = net(torch.from_numpy(cells).long()[None])
-        at = torch.from_numpy(np.maximum(cells, 0)).long()
-        gap = scores[0].amax(dim=(1, 2)) - scores[0, torch.arange(net.keypoints), at[:, 1], at[:, 0]]
-        implausible = np.where(given, gap.double().numpy(), np.inf)
-        best = (subpixel(scores)[0][0].double().numpy() / scale + [x, y]) / unit
-        stays = implausible < keep_below
-        best = np.where(stays[:, None], points, best)
-        distance = np.where(given, np.linalg.norm(best - np.nan_to_num(points), axis=1), np.nan)
-        repairs.append(Repair(best, distance, implausible))
-    return repairs
+    points = np.asarray(points, np.float64)
+    if points.shape != (net.keypoints, 2):
+        raise InputError(f"points of shape {points.shape}, this denoiser wants ({net.keypoints}, 2)")
+    given = np.isfinite(points).all(axis=1)
+    if given.sum() < 3:
+        raise InputError(f"has {given.sum()} known points; at least 3 are needed")
+    span = float(np.ptp(points[given], axis=0).max())
+    if span <= 0:
+        raise InputError("all its points coincide")
+    # the crop rules count whole pixels: done on a photograph's scale, whatever the unit of the input
+    unit = GRID / span
+    rule = RULES[weights.crop_rule]
+    typical = _frame(points, np.array(weights.template)) * unit
+    x, y, side = rule.box(typical + FILE_ORIGIN, rule.stage2, 1 << 30, 1 << 30)
+    scale = net.size / side
+    inside = np.clip(np.floor(np.nan_to_num((points * unit - [x, y]) * scale)), 0, net.size - 1).astype(np.int64)
+    scores = net(torch.from_numpy(np.where(given[:, None], inside, BLANK))[None])
+    at = torch.from_numpy(inside)
+    gap = scores[0].amax(dim=(1, 2)) - scores[0, torch.arange(net.keypoints), at[:, 1], at[:, 0]]
+    implausible = np.where(given, gap.double().numpy(), np.inf)
+    best = (subpixel(scores)[0][0].double().numpy() / scale + [x, y]) / unit
+    kept = implausible < keep_below
+    best = np.where(kept[:, None], points, best)
+    distance = np.where(given, np.linalg.norm(best - np.nan_to_num(points), axis=1), np.nan)
+    return Repair(best, distance, implausible, kept)

@@ -10,13 +10,13 @@ import math
 from itertools import pairwise
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recombinator.errors import InputError
 from recombinator.models.layers import Conv
+from recombinator.shapes import ShapeModel
 
 BLANK = -1  # the cell of a point whose map is all zero
 
@@ -173,20 +173,33 @@ class MapDenoiser(Denoiser):
         return self.out(x)
 
 
+def solve_positive(matrix: Tensor, right: Tensor) -> Tensor:
+    """(B, M, M) symmetric positive matrices, (B, M) -> (B, M), by elimination without pivots: plain arithmetic, which
+    any exported graph can hold."""
+    system = torch.cat([matrix, right[..., None]], dim=2)
+    one = torch.eye(matrix.shape[1], device=matrix.device, dtype=matrix.dtype)
+    for i in range(matrix.shape[1]):
+        row = system[:, i : i + 1] / system[:, i : i + 1, i : i + 1]
+        system = system - (system[:, :, i : i + 1] - one[:, i : i + 1]) * row
+    return system[..., -1]
+
+
 class PointDenoiser(Denoiser):
     """A transformer whose tokens are the points: each answers with a mixture of Gaussians and a constant, whose
     logarithm, laid out as a map, are its scores.
 
-    Before each layer a mean shape is fitted to the given points by a similarity, each point weighted by how much the
-    network trusts it so far; a token is told where its point lies relative to that fit, in the shape's own frame, and
-    the answers are given there too. So a turned, moved or larger face gives the answer turned, moved or larger.
+    Before each layer a linear shape model is fitted to the given points: a similarity and the weights of its modes,
+    each point counted by how much the network trusts it so far. A token is told where its point lies relative to that
+    fit, in the shape's own frame, and the answers are given there too. So a turned, moved or larger face gives the
+    answer turned, moved or larger.
     """
 
     FEATURES = 6  # of a coordinate: itself and its squashed multiples, coarse to fine
 
     def __init__(
-        self, keypoints: int = 68, *, size: int = 80, width: int = 96, layers: int = 4, heads: int = 4, parts: int = 2
-    ) -> None:
+        self, keypoints: int = 68, *, size: int = 80, width: int = 96, layers: int = 4, heads: int = 4, parts: int = 2,
+        modes: int = 30,
+    ) -> None:  # fmt: skip
         super().__init__(keypoints, size)
         if width % heads:
             raise InputError(f"width={width} must be a multiple of heads={heads}")
@@ -194,7 +207,9 @@ class PointDenoiser(Denoiser):
         self.name = nn.Parameter(0.02 * torch.randn(keypoints, width))
         self.blank = nn.Parameter(0.02 * torch.randn(width))
         self.shape = nn.Parameter(torch.randn(keypoints, 2))
-        self.place = nn.ModuleList(nn.Linear(2 * self.FEATURES, width) for _ in range(layers + 1))
+        self.modes = nn.Parameter(0.02 * torch.randn(min(modes, 2 * keypoints), 2 * keypoints))
+        self.noise = nn.Parameter(torch.tensor(-6.0))  # the logarithm of a coordinate's variance
+        self.place = nn.ModuleList(nn.Linear(2 * self.FEATURES + 2, width) for _ in range(layers + 1))
         self.trust = nn.ModuleList(nn.Linear(width, 1) for _ in range(layers + 1))
         self.layers = nn.ModuleList(
             nn.TransformerEncoderLayer(width, heads, 4 * width, 0.0, "gelu", batch_first=True, norm_first=True)
@@ -202,26 +217,44 @@ class PointDenoiser(Denoiser):
         )
         self.answer = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 6 * parts + 1))
 
-    def start_from(self, shape: np.ndarray) -> None:
-        """The (K, 2) mean shape to begin with, rms distance from its centre 1 (any frame)."""
+    def start_from(self, model: ShapeModel) -> None:
+        """The linear model to begin with."""
         with torch.no_grad():
-            self.shape.copy_(torch.from_numpy(shape))
+            self.shape.copy_(torch.from_numpy(model.mean))
+            self.modes[: len(model.modes)].copy_(torch.from_numpy(model.modes).flatten(1))
+            self.noise.fill_(math.log(model.noise))
 
     def multiply_adds(self) -> int:
-        linear = sum(p.numel() for n, p in self.named_parameters() if p.ndim == 2 and n not in ("name", "shape"))
+        linear = sum(p.numel() for n, p in self.named_parameters() if p.ndim == 2 and n.endswith("weight"))
         between = 2 * self.keypoints * self.name.shape[1] * len(self.layers)
-        return self.keypoints * (linear + between + 5 * self.parts * self.size**2)
+        fits = 2 * len(self.modes) ** 2 * (len(self.layers) + 1)
+        return self.keypoints * (linear + between + fits + 5 * self.parts * self.size**2)
 
-    def _fit(self, at: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """The weighted least-squares similarity of the shape to (B, K, 2) points: (B, 2, 2) linear, (B, 1, 2) shift."""
+    def _similarity(self, shape: Tensor, at: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """The weighted least-squares similarity of (B, K, 2) shapes to points: (B, 2, 2) linear, (B, 1, 2) shift."""
         weight = weight / weight.sum(dim=1, keepdim=True)  # (B, K, 1)
-        mean_shape, mean_at = (weight * self.shape).sum(1, keepdim=True), (weight * at).sum(1, keepdim=True)
-        a, b = self.shape - mean_shape, at - mean_at
-        spread = (weight * a * a).sum(dim=(1, 2))
+        mean_shape, mean_at = (weight * shape).sum(1, keepdim=True), (weight * at).sum(1, keepdim=True)
+        a, b = shape - mean_shape, at - mean_at
+        spread = (weight * a * a).sum(dim=(1, 2)) + 1e-6
         cos = (weight * a * b).sum(dim=(1, 2)) / spread
         sin = (weight[..., 0] * (a[..., 0] * b[..., 1] - a[..., 1] * b[..., 0])).sum(dim=1) / spread
         linear = torch.stack([torch.stack([cos, -sin], 1), torch.stack([sin, cos], 1)], 1)
         return linear, mean_at - mean_shape @ linear.transpose(1, 2)
+
+    @staticmethod
+    def _into(at: Tensor, linear: Tensor, shift: Tensor) -> Tensor:
+        """Points into the shape's frame."""
+        size = (linear**2).sum(dim=(1, 2), keepdim=True).clamp_min(2e-3)  # twice the scale's square
+        return ((at - shift) @ linear) * (2 / size)
+
+    def _fit(self, shape: Tensor, at: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """One round: similarity of the last shape, weights of the modes, similarity again."""
+        rest = (self._into(at, *self._similarity(shape, at, weight)) - self.shape).flatten(1)
+        counted = self.modes * weight.expand(-1, -1, 2).flatten(1)[:, None]  # (B, M, 2K)
+        ridge = self.noise.exp() * torch.eye(len(self.modes), device=at.device)
+        found = solve_positive(counted @ self.modes.T + ridge, (counted @ rest[..., None])[..., 0])
+        shape = self.shape + (found @ self.modes).unflatten(1, (self.keypoints, 2))
+        return shape, *self._similarity(shape, at, weight)
 
     def mixture(self, cells: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """(B, K, 2) cells -> log shares (B, K, parts + 1; the constant's last), then of each part, where the map is
@@ -231,20 +264,18 @@ class PointDenoiser(Denoiser):
         x = self.name + (1 - there) * self.blank
         multiples = 2.0 ** torch.arange(self.FEATURES - 1, device=at.device)
         weight = there + 1e-6  # a set without any point is answered too
-        for i, place in enumerate(self.place):
-            linear, shift = self._fit(at, weight)
-            size = (linear**2).sum(dim=(1, 2), keepdim=True).clamp_min(2e-3)  # twice the scale's square
-            rest = (((at - shift) @ linear) * (2 / size) - self.shape).clamp(-4, 4)
+        shape = self.shape.expand(len(cells), -1, -1)
+        linear, shift = self._similarity(shape, at, weight)  # nothing is trusted yet: the mean shape alone
+        for place, trust, layer in zip(self.place, self.trust, [*self.layers, nn.Identity()], strict=True):
+            rest = (self._into(at, linear, shift) - shape).clamp(-4, 4)
             features = torch.cat([rest[..., None], torch.tanh(rest[..., None] * multiples)], dim=-1)
-            x = x + there * place(features.flatten(2))
-            if i < len(self.layers):
-                x = self.layers[i](x)
-                weight = there * torch.sigmoid(self.trust[i](x)) + 1e-6
-        linear, shift = self._fit(at, there * torch.sigmoid(self.trust[-1](x)) + 1e-6)
+            x = layer(x + there * place(torch.cat([features.flatten(2), shape - self.shape], dim=2)))
+            weight = there * torch.sigmoid(trust(x)) + 1e-6
+            shape, linear, shift = self._fit(shape, at, weight)
         x = self.answer(x)
         parts = x[..., :-1].unflatten(-1, (self.parts, 6))
         share = torch.cat([parts[..., 0], x[..., -1:]], dim=-1).log_softmax(dim=-1)
-        mean = self.shape[:, None] + 0.3 * parts[..., 1:3]  # in the shape's frame
+        mean = shape[:, :, None] + 0.1 * parts[..., 1:3]
         mean = (mean.flatten(1, 2) @ linear.transpose(1, 2) + shift).unflatten(1, (self.keypoints, self.parts))
         inverse = torch.exp(parts[..., 3:5] + 2).clamp(max=1.5 * self.size)  # a deviation is a third of a cell or more
         return share, mean, inverse, parts[..., 5]

@@ -94,7 +94,7 @@ class FromPoints(Task):
         super().__init__(table, valid, recipe, net.size, device)
         self.net = net
         if isinstance(net, PointDenoiser):
-            net.start_from(ShapeModel.fit(table.points.astype(float), table.mask, 0).mean)
+            net.start_from(ShapeModel.fit(table.points.astype(float), table.mask, len(net.modes)))
         if (recipe.corruption in ("errors", "mixed")) != (teacher is not None):
             raise InputError(
                 f"corruption={recipe.corruption!r} and the network whose errors are learnt (errors_of) go together: "

@@ -1,0 +1,205 @@
+"""Anybody's keypoints without images: CSV, JSON and .pts in, CSV and JSON out."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from recombinator.data.w300 import read_pts
+from recombinator.errors import InputError
+from recombinator.files import write_json, write_text
+from recombinator.keypoints import KeypointSet
+
+if TYPE_CHECKING:
+    from recombinator.denoising import Repair
+
+_ABOUT = ("file", "image", "face", "id", "confidence")  # columns that are carried or ignored, not points
+
+
+@dataclass(frozen=True)
+class PointSet:
+    """One face: `where` is "file:line" for messages, `file` and `face` what the input calls it, points (K, 2), NaN
+    where the input has none."""
+
+    where: str
+    file: str
+    face: str
+    points: np.ndarray
+
+
+def read_points(path: Path, keypoints: KeypointSet, drop: Callable[[InputError], None]) -> list[PointSet]:
+    """The sets of a .csv (a row a keypoint as `predict` writes it, or a row a face with columns x1.. and y1..), .json
+    or .jsonl (a `predict` report, or objects with `points` or COCO's `keypoints`) or .pts file.
+
+    `drop` gets the error of each set that cannot be used. Raises InputError for a file that cannot be read at all.
+    """
+    readers = {".csv": _from_csv, ".json": _from_json, ".jsonl": _from_json, ".pts": _from_pts}
+    if path.suffix.lower() not in readers:
+        raise InputError(f"{path}: wants a name that ends in {', '.join(readers)}")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read as text ({error})") from None
+    return readers[path.suffix.lower()](path, text, keypoints, drop)
+
+
+def _checked(where: str, file: str, face: str, points: Any, keypoints: KeypointSet) -> PointSet:
+    try:
+        found = np.array([[np.nan if v is None else float(v) for v in p] for p in points], np.float64)
+    except (TypeError, ValueError):
+        raise InputError(f"{where}: a coordinate is not a number") from None
+    if found.shape != (len(keypoints), 2):
+        raise InputError(f"{where}: has {len(found)} points, wants {len(keypoints)} ({keypoints.name})")
+    found[~np.isfinite(found).all(axis=1)] = np.nan
+    return PointSet(where, file, face, found)
+
+
+def _from_pts(path: Path, text: str, keypoints: KeypointSet, drop: Callable[[InputError], None]) -> list[PointSet]:
+    return [_checked(str(path), path.name, "1", read_pts(path), keypoints)]
+
+
+def _number(text: str, where: str) -> float:
+    if not text.strip():
+        return float("nan")
+    try:
+        return float(text)
+    except ValueError:
+        raise InputError(f"{where}: {text!r} is not a number") from None
+
+
+def _from_csv(path: Path, text: str, keypoints: KeypointSet, drop: Callable[[InputError], None]) -> list[PointSet]:
+    rows = csv.DictReader(io.StringIO(text))
+    columns = [c.strip() for c in rows.fieldnames or ()]
+    rows.fieldnames = columns
+    if {"keypoint", "x", "y"} <= set(columns):
+        return _long(path, rows, keypoints, drop)
+    axes: dict[str, list[str]] = {"x": [], "y": []}
+    for c in columns:
+        match = re.fullmatch(r"([xy])_?(\d+)", c, re.IGNORECASE)
+        if match:
+            axes[match[1].lower()].append(c)
+    unknown = [c for c in columns if c not in axes["x"] + axes["y"] and c not in _ABOUT]
+    if unknown or not len(axes["x"]) == len(axes["y"]) == len(keypoints):
+        raise InputError(
+            f"{path}:1: wants the columns keypoint, x, y, or x1 to x{len(keypoints)} and y1 to y{len(keypoints)}, "
+            f"beside {', '.join(_ABOUT)}; has {len(axes['x'])} x, {len(axes['y'])} y"
+            + (f" and {', '.join(unknown[:5])}" if unknown else "")
+        )
+    for names in axes.values():
+        names.sort(key=lambda c: int(re.sub(r"\D", "", c)))
+    sets: list[PointSet] = []
+    for row in rows:
+        where = f"{path}:{rows.line_num}"
+        try:
+            points = [[_number(row[a] or "", where) for a in pair] for pair in zip(axes["x"], axes["y"], strict=True)]
+            file = row.get("file") or row.get("image") or ""
+            face = row.get("face") or row.get("id") or str(len(sets) + 1)
+            sets.append(_checked(where, file, face, points, keypoints))
+        except InputError as error:
+            drop(error)
+    return sets
+
+
+def _long(path: Path, rows: Any, keypoints: KeypointSet, drop: Callable[[InputError], None]) -> list[PointSet]:
+    order = {name: i for i, name in enumerate(keypoints.names)}
+    groups: dict[tuple[str, str], tuple[str, dict[int, list[float]]]] = {}
+    bad: dict[tuple[str, str], InputError] = {}
+    for row in rows:
+        where = f"{path}:{rows.line_num}"
+        key = (row.get("file") or row.get("image") or "", row.get("face") or row.get("id") or "1")
+        _, found = groups.setdefault(key, (where, {}))
+        name = (row["keypoint"] or "").strip()
+        index = order.get(name, int(name) - 1 if name.isdigit() else -1)
+        try:
+            if not 0 <= index < len(order):
+                known = f"{keypoints.names[0]} to {keypoints.names[-1]}, or 1 to {len(order)}"
+                raise InputError(f"{where}: no keypoint is called {name!r} ({known})")
+            if index in found:
+                raise InputError(f"{where}: the keypoint {name} comes twice for face {key[1]}")
+            found[index] = [_number(row[a] or "", where) for a in "xy"]
+        except InputError as error:
+            bad.setdefault(key, error)
+    sets = []
+    for key, (where, found) in groups.items():
+        wrong = bad.get(key)
+        if not wrong and len(found) != len(order):
+            wrong = InputError(f"{where}: this face has {len(found)} keypoints, wants {len(order)} ({keypoints.name})")
+        if wrong:
+            drop(wrong)
+        else:
+            sets.append(_checked(where, *key, [found[i] for i in range(len(order))], keypoints))
+    return sets
+
+
+def _from_json(path: Path, text: str, keypoints: KeypointSet, drop: Callable[[InputError], None]) -> list[PointSet]:
+    entries: list[tuple[str, Any]] = []
+    try:
+        if path.suffix.lower() == ".jsonl":
+            entries = [(f"{path}:{i}", json.loads(t)) for i, t in enumerate(text.splitlines(), 1) if t.strip()]
+        else:
+            whole = json.loads(text)
+            whole = whole.get("photographs", whole.get("annotations", whole)) if isinstance(whole, dict) else whole
+            whole = whole if isinstance(whole, list) else [whole]
+            entries = [(f"{path}: entry {i}", e) for i, e in enumerate(whole, 1)]
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path}:{error.lineno}: not JSON ({error.msg})") from None
+    sets = []
+    for where, entry in entries:
+        faces = entry.get("faces", [entry]) if isinstance(entry, dict) else [{"points": entry}]
+        for number, face in enumerate(faces, 1):
+            try:
+                sets.append(_face(where, entry, str(number), face, keypoints))
+            except InputError as error:
+                drop(error)
+    return sets
+
+
+def _face(where: str, entry: Any, number: str, face: Any, keypoints: KeypointSet) -> PointSet:
+    points = face.get("points", face.get("keypoints")) if isinstance(face, dict) else None
+    if not isinstance(points, list):
+        raise InputError(f"{where}: wants `points` ([[x, y], ...]) or `keypoints`")
+    if points and all(isinstance(p, dict) for p in points):
+        points = [[p.get("x"), p.get("y")] for p in points]
+    elif len(points) == 3 * len(keypoints) and not isinstance(points[0], list):  # COCO: x, y, visibility
+        flat = [points[i : i + 3] for i in range(0, len(points), 3)]
+        points = [[None, None] if not v else [x, y] for x, y, v in flat]
+    file = str(entry.get("file", entry.get("image", ""))) if isinstance(entry, dict) else ""
+    return _checked(where, file, number, points, keypoints)
+
+
+def repair_rows(face: PointSet, mended: Repair, keypoints: KeypointSet) -> list[dict[str, Any]]:
+    """A row a keypoint: where it should lie, how far it moved (nothing for a point that was not given), how implausible
+    it was, whether it was kept."""
+
+    def number(value: float, digits: int) -> float | None:
+        return round(float(value), digits) if np.isfinite(value) else None
+
+    return [
+        {
+            "file": face.file, "face": face.face, "keypoint": name, "x": number(x, 3), "y": number(y, 3),
+            "moved": number(moved, 3), "implausible": number(implausible, 2), "kept": bool(kept),
+        }
+        for name, (x, y), moved, implausible, kept in zip(
+            keypoints.names, mended.points, mended.moved, mended.implausible, mended.kept, strict=True
+        )
+    ]  # fmt: skip
+
+
+def write_repairs(path: Path, rows: list[dict[str, Any]]) -> None:
+    """`repair_rows` of all faces as .csv, or as a list of objects in .json."""
+    if path.suffix.lower() == ".json":
+        write_json(path, rows)
+        return
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, text.getvalue())
