@@ -1,10 +1,12 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from typer.testing import CliRunner
 
+from recombinator.cli import app
 from recombinator.errors import InputError
-from recombinator.evaluation import evaluate
-from recombinator.keypoints import FACE_5
+from recombinator.evaluation import choose_joint, compare, evaluate
+from recombinator.keypoints import FACE_5, FACE_68
 from recombinator.models import Joint, create_model
 from recombinator.models.decode import maximum
 from recombinator.models.denoiser import BLANK, MapDenoiser, SpectralConv, fast_size
@@ -105,3 +107,54 @@ def test_cells_that_cannot_be():
             net(cells)
     with pytest.raises(InputError, match="must be odd"):
         MapDenoiser(kernel=44)
+
+
+def test_a_pair_file_is_the_joint_of_its_parts_and_follows_them(tmp_path):
+    net = small_joint()
+    for name, part in (("image", net.image), ("denoiser", net.denoiser)):
+        save_weights(tmp_path / f"{name}.safetensors", Weights(part, FACE_5, "mtfl", [[0.5, 0.5]] * 5, {}))
+    parts = [str(tmp_path / f"{n}.safetensors") for n in ("image", "denoiser")]
+    run = CliRunner().invoke(app, ["join", *parts, "--weight", "0.7", "--out", str(tmp_path / "pair.json")])
+    assert run.exit_code == 0, run.output
+    loaded, x = load_weights(tmp_path / "pair.json"), 255 * torch.rand(2, 1, 24, 24)
+    torch.testing.assert_close(loaded.net(x), join(*parts, 0.7).net(x))
+    (tmp_path / "pair.json").write_text('{"image": "image.safetensors"}')
+    with pytest.raises(InputError, match="pair.json: wants a JSON object"):
+        load_weights(tmp_path / "pair.json")
+
+
+def test_choosing_the_denoisers_weight(tmp_path, faces68):
+    image = create_model("rcn-68", width=0.2)
+    parts = [tmp_path / f"{n}.safetensors" for n in ("image", "denoiser")]
+    for path, part in zip(parts, (image, create_model("denoiser-lite", width=8, layers=1, heads=1)), strict=True):
+        save_weights(path, Weights(part, FACE_68, "300w", [[0.5, 0.5]] * 68, {}))
+    tried = choose_joint(join(*parts), faces68 / "valid.parquet")
+    alone = evaluate(parts[0], faces68 / "valid.parquet")[1]["nme_paper"]
+    assert tried[0]["weight"] == 0 and tried[0]["plain"] == pytest.approx(alone, rel=0.05)  # no clamping in `plain`
+    assert tried[0]["occluded"] != tried[0]["plain"] and len({(r["weight"], r["iterations"]) for r in tried}) == 13
+    command = ["join", *map(str, parts), "--choose", str(faces68 / "valid.parquet"), "--out", str(tmp_path / "j.json")]
+    assert CliRunner().invoke(app, command).exit_code == 0
+    best = min(tried, key=lambda r: r["plain"] + r["occluded"])
+    assert load_weights(tmp_path / "j.json").net.weight == best["weight"]
+
+
+def test_comparison_is_paired_and_of_the_same_images(tmp_path, faces5):
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        net = create_model("rcn-4", width=0.2)
+        save_weights(tmp_path / f"{seed}.safetensors", Weights(net, FACE_5, "mtfl", [[0.5, 0.5]] * 5, {}))
+    names, data = [str(tmp_path / f"{i}.safetensors") for i in (0, 1, 0)], faces5 / "test.parquet"
+    rows = compare(names, data)["rows"]
+    report = evaluate(names[1], data)[1]
+    assert rows[1]["nme_paper_all"] == pytest.approx(report["nme_paper"])
+    assert rows[1]["nme_all_difference"] == pytest.approx(report["nme"] - evaluate(names[0], data)[1]["nme"])
+    assert all(v == 0 for k in ("nme_all", "nme_worst_tenth") for v in rows[2][f"{k}_difference_ci95"])
+    worst = evaluate(names[0], data)[0].image_errors("continuous").max()  # 6 images: a tenth is one
+    assert rows[0]["nme_worst_tenth"] == pytest.approx(100 * worst)
+    covered = compare(names[:2], data, occlude=True)
+    assert covered["occluded"] and covered["rows"][0]["nme_all"] != rows[0]["nme_all"]
+    assert evaluate(names[0], data, occlude=True)[1]["nme"] == pytest.approx(covered["rows"][0]["nme_all"])
+    with pytest.raises(InputError, match="two or more"):
+        compare(names[:1], data)
+    run = CliRunner().invoke(app, ["compare", *names, "--data", str(data), "--json", str(tmp_path / "c.json")])
+    assert run.exit_code == 0 and "worst" in run.output and (tmp_path / "c.json").is_file()

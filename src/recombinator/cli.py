@@ -207,6 +207,7 @@ def evaluate(
     json_out: Annotated[Path | None, typer.Option("--json", help="report; per-image Parquet beside it")] = None,
     plots: Annotated[Path | None, typer.Option(help="folder for the error curve and the worst faces")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="only the first images")] = None,
+    occlude: Annotated[bool, typer.Option("--occlude", help="one black rectangle on each image, seeded")] = False,
 ) -> None:
     """Errors on a table, in the paper's protocol and in the continuous one."""
     from recombinator import denoising, evaluation
@@ -227,7 +228,7 @@ def evaluate(
     per_image = json_out and json_out.with_name(f"{json_out.stem}.images.parquet")
     if data.resolve() in (p.resolve() for p in (json_out, per_image) if p):
         raise InputError(f"--json {json_out}: would overwrite the table {data}; choose another name")
-    result, report = evaluation.evaluate(weights, data, limit=limit)
+    result, report = evaluation.evaluate(weights, data, limit=limit, occlude=occlude)
     names = report["keypoints"]
     print(f"{weights} on {data}: {report['images']} images, errors in % of the {report['normaliser']}")
     for protocol, key in (("paper", "nme_paper"), ("continuous", "nme")):
@@ -249,6 +250,34 @@ def evaluate(
         inputs = evaluation.network_inputs(data, result.size, int(report["model"].get("channels", 1)), limit)
         pictures.contact_sheet(plots / "worst.png", inputs, result)
         print(f"wrote {plots / 'cumulative.png'} and {plots / 'worst.png'}")
+
+
+@app.command()
+def compare(
+    weights: Annotated[list[str], typer.Argument(help="two or more weights; the others are compared with the first")],
+    data: Table,
+    json_out: Annotated[Path | None, typer.Option("--json", help="report")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="only the first images")] = None,
+    occlude: Annotated[bool, typer.Option("--occlude", help="one black rectangle on each image, seeded")] = False,
+) -> None:
+    """Networks on the same images, differences with their 95 % intervals, also where the first one is worst."""
+    from recombinator import evaluation
+    from recombinator.provenance import provenance
+
+    report = evaluation.compare(weights, data, limit=limit, occlude=occlude)
+    print(f"{data}{', occluded' if occlude else ''}: {report['images']} images, % of the {report['normaliser']}")
+    for part, text in (("all", "all images"), ("worst_tenth", f"the tenth where {weights[0]} is worst")):
+        print(text)
+        for row in report["rows"]:
+            line = f"  {row['weights']:32}"
+            for key in ("nme_paper", "nme"):
+                low, high = row[f"{key}_{part}_difference_ci95"]
+                line += f"  {key} {row[f'{key}_{part}']:6.3f} ({row[f'{key}_{part}_difference']:+.3f} "
+                line += f"[{low:+.3f}, {high:+.3f}])"
+            print(line)
+    if json_out:
+        write_json(json_out, {"kind": "comparison", **report, "provenance": provenance()})
+        print(f"wrote {json_out}")
 
 
 def _parse_boxes(texts: list[str] | None) -> list[list[float]] | None:
@@ -362,15 +391,29 @@ def convert(
 def join(
     image: Annotated[str, typer.Argument(help="weights of an RCN: a name, a file or a run's folder")],
     denoiser: Annotated[str, typer.Argument(help="weights of a denoiser, likewise")],
-    out: Annotated[Path, typer.Option(help="weights file to write (.safetensors)")],
+    out: Annotated[Path, typer.Option(help="weights file to write: .safetensors, or .json that names the two")],
     weight: Annotated[float, typer.Option(min=0, help="of the denoiser's scores")] = 1.0,
     iterations: Annotated[int, typer.Option(min=1, help="passes through the denoiser")] = 1,
+    choose: Annotated[Path | None, typer.Option(help="a validation table that chooses both instead")] = None,
 ) -> None:
     """The joint model: an RCN's scores plus a denoiser's."""
-    from recombinator import weights
+    from recombinator import evaluation, weights
 
-    weights.save_weights(out, weights.join(image, denoiser, weight, iterations))
-    print(f"wrote {out}")
+    if choose:
+        tried = evaluation.choose_joint(weights.join(image, denoiser), choose)
+        for row in tried:
+            print(f"weight {row['weight']:4g}, {row['iterations']} iterations: plain {row['plain']:.3f} %, "
+                  f"occluded {row['occluded']:.3f} %")  # fmt: skip
+        best = min(tried, key=lambda row: row["plain"] + row["occluded"])
+        weight, iterations = best["weight"], int(best["iterations"])
+    if out.suffix == ".json":
+        weights.join(image, denoiser, weight, iterations)  # do they fit?
+        parts = {"image": weights.resolve(image), "denoiser": weights.resolve(denoiser)}
+        names = {k: os.path.relpath(p.resolve(), out.parent.resolve()) for k, p in parts.items()}
+        write_json(out, {**names, "weight": weight, "iterations": iterations})
+    else:
+        weights.save_weights(out, weights.join(image, denoiser, weight, iterations))
+    print(f"wrote {out}: weight {weight:g}, {iterations} iteration{'s' * (iterations > 1)}")
 
 
 @app.command()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,8 @@ from recombinator.files import write_atomically
 from recombinator.keypoints import KeypointSet
 from recombinator.models import Denoiser, Joint, ScoreMapNet
 from recombinator.models.decode import maximum, subpixel
-from recombinator.transforms.augment import Augment, draw_samples
-from recombinator.weights import load_weights
+from recombinator.transforms.augment import COVERED, Augment, draw_samples
+from recombinator.weights import Weights, load_weights
 
 PAPER_GRID = 80
 
@@ -134,7 +134,7 @@ def evaluate_table(
     # a jittered crop is turned: its photograph's edges are no rectangle to clamp to
     limits = (
         (table.limits - corner) * scale
-        if augment is None
+        if augment is None or not augment.moves
         else np.tile([-np.inf, -np.inf, np.inf, np.inf], (len(table), 1))
     )
     return Evaluation(
@@ -145,10 +145,11 @@ def evaluate_table(
 
 
 def evaluate(
-    weights: str | os.PathLike[str], data: str | os.PathLike[str], *, limit: int | None = None
+    weights: str | os.PathLike[str], data: str | os.PathLike[str], *, limit: int | None = None, occlude: bool = False
 ) -> tuple[Evaluation, dict[str, Any]]:
     """`weights` (shipped name, file or run folder) on the table `data`: per-sample results, and a report with
-    errors in percent, both protocols by name, and how the network was trained.
+    errors in percent, both protocols by name, and how the network was trained. occlude: with one black rectangle of
+    20 to 50 pixels (of 80) on each image, the same at every call.
 
     Raises InputError if either cannot be read or their keypoints differ.
     """
@@ -161,7 +162,7 @@ def evaluate(
             f"{data}: has {len(table.info.keypoints)} keypoints ({table.info.keypoints.name}), but {weights} "
             f"finds {len(loaded.keypoints)} ({loaded.keypoints.name})"
         )
-    result = evaluate_table(loaded.net, table)
+    result = evaluate_table(loaded.net, table, COVERED if occlude else None)
     report = {
         "weights": str(weights),
         "keypoints": list(loaded.keypoints.names),
@@ -176,9 +177,60 @@ def evaluate(
         "crop": f"ground-truth keypoints, rule {table.info.crop_rule!r}",
         "decoder": {"nme_paper": "highest cell", "nme": "probability-weighted mean of 7x7 cells"},
         "grid": loaded.net.size,
+        "occluded": occlude,
         "training": loaded.training,
     }  # fmt: skip
     return result, report
+
+
+def compare(
+    weights: Sequence[str | os.PathLike[str]], data: str | os.PathLike[str], *, limit: int | None = None,
+    occlude: bool = False,
+) -> dict[str, Any]:  # fmt: skip
+    """Networks on the same images: for each the mean error in percent, and its difference from the first one's with the
+    95 % interval of the paired bootstrap; on all images, and on the tenth where the first one is worst.
+
+    (Being chosen for the first one's errors, that tenth flatters every other network: some of a worst error is chance.)
+    """
+    if len(weights) < 2:
+        raise InputError("compare wants two or more weights")
+    results = [evaluate(w, data, limit=limit, occlude=occlude) for w in weights]
+    rows = []
+    for w, (result, report) in zip(weights, results, strict=True):
+        row: dict[str, Any] = {"weights": str(w), "model": report["model"]["name"]}
+        for key, protocol in (("nme_paper", "paper"), ("nme", "continuous")):
+            first, own = results[0][0].image_errors(protocol), result.image_errors(protocol)
+            usable = np.isfinite(first) & np.isfinite(own)
+            order = np.argsort(-np.where(usable, first, -np.inf))
+            worst = order[: max(1, round(usable.sum() / 10))]
+            for part, which in (("all", np.flatnonzero(usable)), ("worst_tenth", worst)):
+                difference = own[which] - first[which]
+                row[f"{key}_{part}"] = 100 * float(own[which].mean())
+                row[f"{key}_{part}_difference"] = 100 * float(difference.mean())
+                row[f"{key}_{part}_difference_ci95"] = [100 * v for v in metrics.bootstrap_ci(difference)]
+        rows.append(row)
+    _, report = results[0]
+    kept = ("data", "protocols", "normaliser", "crop", "decoder", "grid", "occluded")
+    return {"images": report["images"], "rows": rows, **{k: report[k] for k in kept}}
+
+
+@torch.no_grad()
+def choose_joint(joint: Weights, data: str | os.PathLike[str]) -> list[dict[str, float]]:
+    """Errors in percent (paper's protocol) of the joint model on a validation table, plain and with a black rectangle,
+    for several weights of the denoiser and numbers of iterations. Weight 0 is the image network alone."""
+    net = joint.net
+    if not isinstance(net, Joint):
+        raise InputError("choosing weight and iterations needs a joint model")
+    table = load_table(data, net.channels)
+    rows = []
+    for weight, iterations in ((0.0, 1), *((w, n) for w in (0.25, 0.5, 0.75, 1.0, 1.5, 2.0) for n in (1, 2))):
+        net.weight, net.iterations = weight, iterations
+        plain, covered = (evaluate_table(net, table, a).image_errors("paper") for a in (None, COVERED))
+        rows.append({
+            "weight": weight, "iterations": iterations, "plain": 100 * float(np.nanmean(plain)),
+            "occluded": 100 * float(np.nanmean(covered)),
+        })  # fmt: skip
+    return rows
 
 
 def normaliser_text(keypoints: KeypointSet) -> str:

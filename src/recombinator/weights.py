@@ -34,9 +34,9 @@ class Weights:
 
 
 def shipped() -> dict[str, Path]:
-    """Weights inside the package, by name."""
+    """Weights inside the package, by name; a .json is a pair for `join`."""
     folder = Path(str(resources.files("recombinator") / "weights_data"))
-    return {p.stem: p for p in sorted(folder.glob("*.safetensors"))}
+    return {p.stem: p for p in sorted([*folder.glob("*.safetensors"), *folder.glob("*.json")])}
 
 
 def resolve(name_or_path: str | os.PathLike[str]) -> Path:
@@ -103,11 +103,23 @@ def join(
     return Weights(net, first.keypoints, first.crop_rule, first.template, training)
 
 
+def read_pair(path: Path) -> dict[str, Any]:
+    """The arguments of `join` in a small JSON file; parts are named relative to it. Raises InputError."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        parts = {"weight": float(found["weight"]), "iterations": int(found["iterations"])}
+        return parts | {part: path.parent / found[part] for part in ("image", "denoiser")}
+    except (OSError, json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{path}: wants a JSON object with image, denoiser, weight, iterations ({error!r})") from None
+
+
 def load_weights(name_or_path: str | os.PathLike[str]) -> Weights:
     """The network in evaluation mode, on the CPU. Raises InputError for anything that is not such a file."""
     from recombinator.models import create_model
 
     path = resolve(name_or_path)
+    if path.suffix == ".json":  # a joint model whose two parts have files of their own
+        return join(**read_pair(path))
     tensors, meta = read_tensors(path)
     if "position" in meta:
         raise InputError(f"{path}: a state of training, not weights; use the best.safetensors beside it")

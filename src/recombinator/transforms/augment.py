@@ -34,6 +34,15 @@ class Augment:
     blur: float = 0.0
     noise: float = 0.0
 
+    @property
+    def moves(self) -> bool:
+        """False where pixels stay in their place."""
+        return bool(self.shift or self.zoom or self.degrees or self.stretch or self.flip)
+
+
+STILL = Augment(shift=0.0, zoom=0.0, degrees=0, occlude=(0, 0))
+COVERED = Augment(shift=0.0, zoom=0.0, degrees=0)  # one black rectangle, nothing else
+
 
 def draw_points(
     points: Tensor, boxes: Tensor, size: int, augment: Augment | None, mirrored: list[int], generator: Generator
