@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from recombinator.predict.predictor import Face
 
 DEFAULT_WEIGHTS = "rcn-6-mtfl"
+DEMO_WEIGHTS = (DEFAULT_WEIGHTS, "joint-68-300w")
 KEEP_BELOW = 4.6  # a hundredth as probable as the best place
 
 app = typer.Typer(
@@ -300,7 +301,7 @@ def predict(
     weights: Annotated[str, typer.Option(help="a shipped name, a weights file or a run's folder")] = DEFAULT_WEIGHTS,
     box: Annotated[list[str] | None, typer.Option(help="a face as x,y,width,height, in place of detection")] = None,
     passes: Annotated[int, typer.Option(min=1, help="crops again from its own points after the first")] = 2,
-    min_confidence: Annotated[float, typer.Option(help="detections below it are dropped; 0 keeps all")] = 0.85,
+    min_confidence: Annotated[float | None, typer.Option(help="drop detections below it; 0 keeps all")] = None,
     pictures: Annotated[bool, typer.Option("--pictures/--no-pictures", help="write annotated PNGs")] = True,
 ) -> None:
     """Every face's keypoints, in pixels of the photograph. Exit status 1 if a photograph could not be read."""
@@ -351,7 +352,7 @@ def demo(
     photo: Annotated[Path | None, typer.Option(help="a photograph; Grace Hopper's without it")] = None,
     out: Annotated[Path, typer.Option(help="folder to write to")] = Path("out/demo"),
 ) -> None:
-    """Five keypoints on a photograph, with the weights inside the package."""
+    """Keypoints on a photograph, five and 68, with the weights inside the package."""
     from recombinator.predict import predictor
     from recombinator.predict.output import as_table, draw_faces, save_picture
 
@@ -360,15 +361,19 @@ def demo(
 
         photo = Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg"
     image = predictor.as_image(photo)
-    faces = predictor.load(DEFAULT_WEIGHTS).predict(image)
-    if not faces:
-        raise InputError(f"{photo}: no face found; try a photograph with a larger, frontal face")
-    print(f"{photo}: {len(faces)} face{'s' * (len(faces) > 1)}, {image.shape[1]}x{image.shape[0]} pixels")
-    print(as_table(faces))
-    picture, points = out / f"{photo.stem}.keypoints.png", out / f"{photo.stem}.keypoints.json"
-    save_picture(picture, draw_faces(image, faces))
-    write_json(points, {"weights": DEFAULT_WEIGHTS, "file": str(photo), "faces": [f.to_dict() for f in faces]})
-    print(f"picture: {picture}\npoints:  {points}")
+    print(f"{photo}: {image.shape[1]}x{image.shape[0]} pixels")
+    for weights in DEMO_WEIGHTS:
+        faces = predictor.load(weights).predict(image)
+        if not faces:
+            raise InputError(f"{photo}: {weights} found no face; try a photograph with a larger, frontal face")
+        number = len(faces[0].points)
+        print(f"\n{weights}: {len(faces)} face{'s' * (len(faces) > 1)}, {number} keypoints each")
+        print(as_table(faces) if number <= 10 else f"mean confidence {faces[0].confidence.mean():.3f}")
+        stem = f"{photo.stem}.{number}-keypoints"
+        picture, points = out / f"{stem}.png", out / f"{stem}.json"
+        save_picture(picture, draw_faces(image, faces))
+        write_json(points, {"weights": weights, "file": str(photo), "faces": [f.to_dict() for f in faces]})
+        print(f"picture: {picture}\npoints:  {points}")
 
 
 @app.command()

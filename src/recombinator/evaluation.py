@@ -16,8 +16,8 @@ from recombinator.data.table import FaceTable, load_table
 from recombinator.errors import InputError
 from recombinator.files import write_atomically
 from recombinator.keypoints import KeypointSet
-from recombinator.models import Denoiser, Joint, ScoreMapNet
-from recombinator.models.decode import maximum, subpixel
+from recombinator.models import TCDCN, Denoiser, Joint, ScoreMapNet
+from recombinator.models.decode import decode
 from recombinator.transforms.augment import COVERED, Augment, draw_samples
 from recombinator.weights import Weights, load_weights
 
@@ -116,18 +116,17 @@ def fixed_samples(
 
 @torch.no_grad()
 def evaluate_table(
-    net: ScoreMapNet | Joint, table: FaceTable, augment: Augment | None = None, batch: int = 64
+    net: ScoreMapNet | TCDCN | Joint, table: FaceTable, augment: Augment | None = None, batch: int = 64
 ) -> Evaluation:
     """Runs `net` over the table; `augment` jitters every sample once, from seed 0 (the authors' validation)."""
     device = next(net.parameters()).device
     net.eval()
     true, predicted, highest, confidence = [], [], [], []
     for inputs, points in fixed_samples(table, net.size, augment, device, batch):
-        scores = net(inputs)
-        p, c = subpixel(scores)
+        p, h, c = decode(net(inputs))
         true.append(points.cpu())
         predicted.append(p.cpu())
-        highest.append(maximum(scores).cpu())
+        highest.append(h.cpu())
         confidence.append(c.cpu())
     truth = torch.cat(true).double().numpy()
     corner, scale = np.tile(table.boxes[:, :2], 2), net.size / table.boxes[:, 2:]
@@ -175,7 +174,9 @@ def evaluate(
         "protocols": PROTOCOLS,
         "normaliser": normaliser_text(table.info.keypoints),
         "crop": f"ground-truth keypoints, rule {table.info.crop_rule!r}",
-        "decoder": {"nme_paper": "highest cell", "nme": "probability-weighted mean of 7x7 cells"},
+        "decoder": {"nme_paper": "the cell of the coordinates", "nme": "coordinates as they are"}
+        if isinstance(loaded.net, TCDCN)
+        else {"nme_paper": "highest cell", "nme": "probability-weighted mean of 7x7 cells"},
         "grid": loaded.net.size,
         "occluded": occlude,
         "training": loaded.training,

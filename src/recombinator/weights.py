@@ -16,7 +16,7 @@ from recombinator.keypoints import KeypointSet
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from recombinator.models import Denoiser, Joint, ScoreMapNet
+    from recombinator.models import TCDCN, Denoiser, Joint, ScoreMapNet
 
 FORMAT = "recombinator-1"
 
@@ -26,7 +26,7 @@ class Weights:
     """A network in memory with what its file says of it: keypoint set, crop rule by name, template (K mean
     positions in the crop, as shares of its side), how it was trained."""
 
-    net: ScoreMapNet | Denoiser | Joint
+    net: ScoreMapNet | TCDCN | Denoiser | Joint
     keypoints: KeypointSet
     crop_rule: str
     template: list[list[float]]

@@ -66,12 +66,19 @@ def scaled_box(points: np.ndarray, factor: float, width: int, height: int) -> Bo
 
 @dataclass(frozen=True)
 class CropRule:
-    """How a table's crops were made, and how a network's input is cut from them."""
+    """How a table's crops were made, and how a network's input is cut from them.
+
+    from_detector: where the stage-2 box lies around the box of OpenCV's frontal cascade: its side in detector sides,
+    and how far its centre lies below, likewise (medians over the datasets' training photographs; docs/log.md).
+    least: mean confidence below which a detection is taken for a false one.
+    """
 
     name: str
     box: Callable[[np.ndarray, float, int, int], Box]
     stage1: float
     stage2: float
+    from_detector: tuple[float, float]
+    least: float
 
     def inner_box(self, points: np.ndarray, size: int) -> np.ndarray:
         """Stage 2: (x, y, side) in a size x size crop, from the (K, 2) file's numbers brought into it."""
@@ -93,8 +100,9 @@ class CropRule:
 
 
 RULES = {
-    "mtfl": CropRule("mtfl", eye_mouth_box, 1.25, 0.95),
-    "300w": CropRule("300w", scaled_box, 1.7, 1.3),
+    # below 0.85 lay no true face of 500 MTFL validation photographs, and most false ones
+    "mtfl": CropRule("mtfl", eye_mouth_box, 1.25, 0.95, (1.2, 0.086), 0.85),
+    "300w": CropRule("300w", scaled_box, 1.7, 1.3, (1.139, 0.156), 0.6),
 }
 
 

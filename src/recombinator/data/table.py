@@ -197,7 +197,8 @@ class FaceTable:
     """A table in memory. images: (N, C, S, S) uint8 crops; points: (N, K, 2) float32 in crop pixels;
     mask: (N, K), False where a point must not be used; boxes: (N, 3) stage-2 (x, y, side) in crop pixels;
     to_file: (N, 2, 3) crop -> file; limits: (N, 4) the file's left, top, right and bottom edge in crop pixels
-    (beyond them a crop is black); subsets: the part of the dataset each row belongs to."""
+    (beyond them a crop is black); subsets: the part of the dataset each row belongs to; attributes: (N,) int64
+    classes by name, where the dataset has them."""
 
     info: TableInfo
     images: np.ndarray
@@ -209,6 +210,7 @@ class FaceTable:
     files: list[str]
     subsets: list[str]
     fingerprint: str
+    attributes: dict[str, np.ndarray] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.files)
@@ -257,7 +259,8 @@ def load_table(
 
     info = read_info(path)
     columns = ["image", "points", "mask", "box", "to_file", "file", "file_size", "subset"]
-    table = pq.read_table(path, columns=columns)
+    attributes = [f.name for f in pq.read_schema(path) if f.name not in (*columns, "split")]
+    table = pq.read_table(path, columns=columns + attributes)
     if limit and spread:
         table = table.take(np.sort(np.random.RandomState(0).permutation(len(table))[:limit]))
     elif limit:
@@ -292,4 +295,5 @@ def load_table(
         files=files,
         subsets=table["subset"].to_pylist(),
         fingerprint=fingerprint,
+        attributes={a: np.array(table[a].to_pylist(), np.int64) for a in attributes},
     )

@@ -10,11 +10,13 @@ from recombinator.errors import InputError
 from recombinator.models.denoiser import Denoiser, MapDenoiser, PointDenoiser
 from recombinator.models.joint import Joint
 from recombinator.models.networks import RCN, Level, ScoreMapNet, SumNet
+from recombinator.models.tcdcn import TCDCN
 
 __all__ = [
     "DENOISERS",
     "MODELS",
     "RCN",
+    "TCDCN",
     "Denoiser",
     "Joint",
     "Level",
@@ -81,10 +83,14 @@ DENOISERS: dict[str, tuple[type[Denoiser], dict[str, Any]]] = {
     "denoiser-depthwise": (MapDenoiser, {"depthwise": True}),
     "denoiser-lite": (PointDenoiser, {}),
 }
+BASELINES: dict[str, tuple[type[TCDCN], dict[str, Any]]] = {
+    "tcdcn": (TCDCN, {}),
+    "tcdcn-alone": (TCDCN, {"auxiliary": False}),
+}
 
 
 def model_names() -> list[str]:
-    return [*MODELS, *DENOISERS]
+    return [*MODELS, *BASELINES, *DENOISERS]
 
 
 def create_model(name: str, keypoints: int | None = None, **options: Any) -> Any:
@@ -98,7 +104,7 @@ def create_model(name: str, keypoints: int | None = None, **options: Any) -> Any
     variant's `upsampling="learned"` and `keep_maxima` (see RCN). A denoiser takes `size`, `width` and
     `kernel`, or for "denoiser-lite" `layers`, `heads`, `parts`.
 
-    Returns a ScoreMapNet (RCN or SumNet), a Denoiser or a Joint model.
+    Returns a ScoreMapNet (RCN or SumNet), a TCDCN, a Denoiser or a Joint model.
 
     Raises InputError for an unknown name or option and for sizes that the poolings do not allow.
     """
@@ -112,12 +118,12 @@ def create_model(name: str, keypoints: int | None = None, **options: Any) -> Any
         raise InputError(f"no model is called {name!r}{hint} (known: {', '.join(model_names())})")
     architecture = MODELS.get(name)
     if keypoints is None:
-        keypoints = architecture.keypoints if architecture else 68
+        keypoints = architecture.keypoints if architecture else 5 if name in BASELINES else 68
     try:
         if architecture:
             net: Any = _scored(name, architecture, keypoints, options)
         else:
-            network, fixed = DENOISERS[name]
+            network, fixed = {**DENOISERS, **BASELINES}[name]
             net = network(keypoints, **fixed, **options)
     except TypeError as error:
         raise InputError(f"model {name}: {str(error).split('() ')[-1]}") from None

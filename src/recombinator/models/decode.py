@@ -9,6 +9,15 @@ from torch import Tensor
 WINDOW = 7  # side of the neighbourhood of the maximum, in cells
 
 
+def decode(output: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """What any network for images gave -> sub-pixel points, centres of the highest cells, (B, K) confidences. From
+    coordinates (a regression's (B, K, 2)) both are the coordinates, and the confidence is 1: it says nothing."""
+    if output.ndim == 3:
+        return output, output, torch.ones_like(output[..., 0])
+    points, confidence = subpixel(output)
+    return points, maximum(output), confidence
+
+
 def maximum(scores: Tensor) -> Tensor:
     """(B, K, H, W) scores -> (B, K, 2) centres of the highest cells (the first of equals): the paper's decoder."""
     cell = scores.flatten(2).argmax(dim=2)

@@ -15,15 +15,11 @@ from recombinator.data.images import read_image, to_grey
 from recombinator.errors import InputError
 from recombinator.keypoints import KeypointSet
 from recombinator.models import Denoiser
-from recombinator.models.decode import subpixel
+from recombinator.models.decode import decode
 from recombinator.predict.detect import Detector, HaarDetector
 from recombinator.transforms.affine import box_affine, warp
 from recombinator.weights import Weights, load_weights
 
-# Where the stage-2 box lies around a detector's box: its side in detector sides, and how far its centre lies
-# below, likewise. Medians over MTFL's training photographs (docs/log.md).
-_FROM_DETECTOR = (1.2, 0.086)
-MIN_CONFIDENCE = 0.85  # below it lay no true face of 500 MTFL validation photographs, and most false ones
 SAME_FACE = 0.5  # two results nearer than this share of the face's spread are one face
 
 
@@ -80,14 +76,15 @@ class Predictor:
 
     def predict(
         self, image: np.ndarray | str | os.PathLike[str], boxes: Iterable[Iterable[float]] | None = None,
-        passes: int = 2, min_confidence: float = MIN_CONFIDENCE,
+        passes: int = 2, min_confidence: float | None = None,
     ) -> list[Face]:  # fmt: skip
         """Every face's keypoints, largest face first.
 
         image: a path, or (H, W), (H, W, 3) RGB uint8. boxes: faces as (x, y, width, height) in pixels, in place
         of the detector. passes: each pass after the first crops again from the last one's points by the training
         rule, so that the box's habits do not matter. min_confidence: a detected face whose keypoints' mean
-        confidence is lower is taken for a false detection. An image without a face gives an empty list.
+        confidence is lower is taken for a false detection (by default
+        the crop rule's figure). An image without a face gives an empty list.
         """
         pixels = as_image(image)
         if passes < 1:
@@ -104,11 +101,12 @@ class Predictor:
         faces = [Face(*one, self.keypoints) for one in zip(points, confidence, around, strict=True)]
         if boxes is not None:
             return faces
-        return distinct([f for f in faces if float(f.confidence.mean()) >= min_confidence])
+        least = self.rule.least if min_confidence is None else min_confidence
+        return distinct([f for f in faces if float(f.confidence.mean()) >= least])
 
     def _from_boxes(self, boxes: np.ndarray) -> np.ndarray:
         """(N, 4) detector boxes -> (N, K, 2) typical points in them."""
-        scale, lower = _FROM_DETECTOR
+        scale, lower = self.rule.from_detector
         side = boxes[:, 2:].max(axis=1)
         centre = boxes[:, :2] + boxes[:, 2:] / 2 + np.stack([np.zeros_like(side), lower * side], axis=1)
         template = np.array(self.weights.template) - 0.5
@@ -125,7 +123,7 @@ class Predictor:
             boxes.append(box)
         looked_at = box_affine(torch.from_numpy(np.stack(boxes)), self.net.size)
         inputs = warp(torch.stack(crops), looked_at, self.net.size)
-        found, confidence = subpixel(self.net(inputs))
+        found, _, confidence = decode(self.net(inputs))
         scale, corner = np.array([a[0, 0] for a in affines]), np.array([a[:, 2] for a in affines])
         square = np.stack(boxes).astype(np.float64)
         in_crop = found.double().numpy() * (square[:, 2] / self.net.size)[:, None, None] + square[:, None, :2]

@@ -24,10 +24,10 @@ from torch import Tensor, nn
 from recombinator.data.table import FaceTable
 from recombinator.errors import InputError
 from recombinator.files import copy_file, write_json, write_text
-from recombinator.models import Denoiser, create_model
+from recombinator.models import TCDCN, Denoiser, create_model
 from recombinator.provenance import provenance
 from recombinator.training.recipe import Recipe, make_optimiser
-from recombinator.training.tasks import FromPixels, FromPoints
+from recombinator.training.tasks import FromPixels, FromPoints, Regression
 from recombinator.weights import Weights, load_weights, read_tensors, save_weights, write_tensors
 
 STATE = "recombinator-state-1"
@@ -63,6 +63,8 @@ class Trainer:
         if isinstance(self.net, Denoiser):
             teacher = load_weights(errors_of).net if errors_of else None
             self.task = FromPoints(self.net, train, valid, recipe, self.device, teacher)  # type: ignore[arg-type]
+        elif isinstance(self.net, TCDCN):
+            self.task = Regression(self.net, train, valid, recipe, self.device)
         else:
             self.task = FromPixels(self.net, train, valid, recipe, self.device)
         self.steps = math.ceil(len(train) / recipe.batch)

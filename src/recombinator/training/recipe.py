@@ -39,6 +39,7 @@ class Recipe:
     patience: int = 0  # epochs without a better validation error before stopping; 0: never
     corrupt: int = 35  # denoiser: points of a face that are corrupted
     corruption: str = "uniform"  # denoiser: one of CORRUPTIONS
+    auxiliary: float = 0.01  # tcdcn: weight of each attribute's loss
     judged: str = "corrupted"  # denoiser: the points whose answers count, "corrupted" (the paper) or "all"
     regularise: dict[str, float] = field(default_factory=dict)  # L2 factors: trunk, branch, alpha
 

@@ -7,13 +7,14 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from recombinator.data.table import FaceTable
 from recombinator.denoising import corrupted, errors_of_corrupted
 from recombinator.errors import InputError
 from recombinator.evaluation import evaluate_table, fixed_samples
-from recombinator.models import Denoiser, Joint, ScoreMapNet
+from recombinator.models import TCDCN, Denoiser, Joint, ScoreMapNet
 from recombinator.models.decode import maximum
 from recombinator.models.denoiser import BLANK, PointDenoiser
 from recombinator.shapes import ShapeModel
@@ -50,18 +51,22 @@ class FromPixels(Task):
     """Eq. 2 for SumNet and RCN."""
 
     def __init__(
-        self, net: ScoreMapNet, table: FaceTable, valid: FaceTable, recipe: Recipe, device: torch.device
+        self, net: ScoreMapNet | TCDCN, table: FaceTable, valid: FaceTable, recipe: Recipe, device: torch.device
     ) -> None:
         super().__init__(table, valid, recipe, net.size, device)
         self.net = net
         self.forward: Forward = torch.compile(net) if device.type == "cuda" else net
         self.bfloat16 = recipe.precision == "bfloat16" or (recipe.precision == "auto" and bfloat16_is_fast(device))
 
-    def loss(self, index: Tensor, generator: Generator) -> Tensor:
+    def samples(self, index: Tensor, generator: Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """Network inputs, points, and the mask of those to learn."""
         images, points, boxes = (x[index.to(self.device)] for x in self.data)
+        inputs, points = draw_samples(images, points, boxes, self.size, self.recipe.augment, self.mirrored, generator)
+        return inputs, *self.inside(points)
+
+    def loss(self, index: Tensor, generator: Generator) -> Tensor:
         recipe = self.recipe
-        inputs, points = draw_samples(images, points, boxes, self.size, recipe.augment, self.mirrored, generator)
-        points, mask = self.inside(points)
+        inputs, points, mask = self.samples(index, generator)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
             scores = self.forward(inputs)
         return LOSSES[recipe.loss](scores.float(), points, mask, recipe.sigma)
@@ -78,6 +83,52 @@ class FromPixels(Task):
                 ("clean", clean, "paper"), ("clean_nme", clean, "continuous"),
             )
         }  # fmt: skip
+
+
+class Regression(FromPixels):
+    """TCDCN: half the squared distance of the coordinates, plus each attribute's cross-entropy by its weight until its
+    validation loss has not fallen for `PATIENCE` epochs (the original's rule for stopping a task compares training and
+    validation errors by two thresholds that it does not report)."""
+
+    PATIENCE = 5
+
+    def __init__(self, net: TCDCN, table: FaceTable, valid: FaceTable, recipe: Recipe, device: torch.device) -> None:
+        super().__init__(net, table, valid, recipe, device)
+        self.tcdcn = net
+        if net.tasks and recipe.augment.flip:
+            raise InputError("tcdcn learns the head's pose, which a flip changes: train it with --no-flip")
+        for t, where in ((t, where) for t in (table, valid) for where in net.tasks if where not in t.attributes):
+            raise InputError(
+                f"{t.info.dataset}: its {t.info.split} table has no attribute {where!r}, which tcdcn learns beside the "
+                "points; train tcdcn-alone"
+            )
+        self.labels, self.valid_labels = (
+            {name: torch.from_numpy(t.attributes[name]).to(device) for name in net.tasks} for t in (table, valid)
+        )
+
+    def loss(self, index: Tensor, generator: Generator) -> Tensor:
+        inputs, points, mask = self.samples(index, generator)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
+            found, heads = self.tcdcn.heads(inputs)
+        wanted = points * (2 / self.size) - 1
+        total = masked_sum(((found - wanted) ** 2).sum(dim=2) / 2, mask)
+        goes_on = (self.tcdcn.since < self.PATIENCE).float() * self.recipe.auxiliary
+        for i, (name, logits) in enumerate(heads.items()):
+            total = total + goes_on[i] * F.cross_entropy(logits, self.labels[name][index.to(self.device)])
+        return total
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, float]:
+        errors = super().validate()
+        logits = [self.tcdcn.heads(x)[1] for x, _ in fixed_samples(self.valid, self.size, None, self.device)]
+        for i, name in enumerate(self.tcdcn.tasks):
+            found, labels = torch.cat([part[name] for part in logits]), self.valid_labels[name]
+            value = F.cross_entropy(found, labels)
+            if self.tcdcn.since[i] < self.PATIENCE:
+                self.tcdcn.since[i] = 0 if value < self.tcdcn.best[i] else self.tcdcn.since[i] + 1
+                self.tcdcn.best[i] = torch.minimum(self.tcdcn.best[i], value)
+            errors[f"{name}_accuracy"] = float((found.argmax(1) == labels).float().mean())
+        return errors
 
 
 class FromPoints(Task):
