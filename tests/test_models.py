@@ -43,7 +43,14 @@ def images(n=2, channels=1, size=80, seed=0):
 
 
 def test_the_registry_is_what_the_paper_has():
-    assert set(model_names()) == {*PARAMETERS, "denoiser", "denoiser-depthwise", "denoiser-lite", "tcdcn", "tcdcn-alone"}
+    assert set(model_names()) == {
+        *PARAMETERS,
+        "denoiser",
+        "denoiser-depthwise",
+        "denoiser-lite",
+        "tcdcn",
+        "tcdcn-alone",
+    }
 
 
 @pytest.mark.parametrize("name", MODELS)

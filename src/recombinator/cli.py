@@ -29,12 +29,13 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )  # fmt: skip
 prepare = typer.Typer(help="Turn a dataset into Parquet tables of crops and points.", no_args_is_help=True)
-study = typer.Typer(help="Tables from the files under results/.", no_args_is_help=True)
+study = typer.Typer(help="The paper's experiments, and tables from the files under results/.", no_args_is_help=True)
 app.add_typer(prepare, name="prepare")
 app.add_typer(study, name="study")
 
 Data = Annotated[Path, typer.Option("--data", help="folder that `prepare` wrote")]
 Table = Annotated[Path, typer.Option("--data", help="one table that `prepare` wrote, such as OUT/test.parquet")]
+Root = Annotated[Path, typer.Option(help="the checkout: results/ and the documents in it")]
 Size = Annotated[int, typer.Option(min=16, max=1024, help="side of the stored crops in pixels")]
 Quality = Annotated[int, typer.Option(min=0, max=100, help="JPEG quality; 0 stores PNG, without loss")]
 
@@ -485,9 +486,68 @@ def bench(
         print(f"wrote {json_out}")
 
 
+def _study(name: str, title: str) -> None:
+    """One command for each study; they differ in data only."""
+
+    def command(
+        data: Data,
+        root: Root = Path("."),
+        runs: Annotated[Path, typer.Option(help="folder of the trainings")] = Path("runs/study"),
+        epochs: Annotated[int | None, typer.Option(min=1, help="of every run; results say so")] = None,
+        seed: Annotated[int, typer.Option(min=0)] = 0,
+        only: Annotated[str, typer.Option(help="only runs whose name contains this")] = "",
+        threads: Annotated[int | None, typer.Option(min=1, help="CPU threads")] = None,
+    ) -> None:
+        import torch
+
+        from recombinator.study import run
+
+        if threads:
+            torch.set_num_threads(threads)
+        with progress(name) as advance:
+            done = run.run_study(name, data, root, runs, epochs=epochs, seed=seed, only=only, step_done=advance)
+        print(f"{done} runs done now; `recombinator study render` writes the table")
+
+    study.command(name, help=title)(command)
+
+
+def _studies() -> None:
+    from recombinator.study.plan import STUDIES
+
+    for name, plan in STUDIES.items():
+        _study(name, plan.title)
+
+
+_studies()
+
+
+@study.command("list")
+def list_studies(
+    data: Annotated[Path | None, typer.Option(help="tables; with them the cost on this machine is measured")] = None,
+    root: Root = Path("."),
+    runs: Annotated[Path, typer.Option(help="folder of the trainings")] = Path("runs/study"),
+    epochs: Annotated[int | None, typer.Option(min=1, help="of every run")] = None,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+) -> None:
+    """What exists, what is done, what is begun, and what the rest will cost here."""
+    from recombinator.study import run
+    from recombinator.study.plan import STUDIES
+
+    for name, plan in STUDIES.items():
+        rows = run.state(name, root, runs, epochs, seed)
+        done = sum(r["state"] == "done" for r in rows)
+        print(f"{name}: {plan.title}; {done} of {len(rows)} done, {epochs or plan.epochs} epochs each")
+        for row, one in zip(rows, plan.runs, strict=True):
+            epoch = f", epoch {row['epoch']}" if row["state"] == "begun" else ""
+            text = f"  {row['run']:24}{row['state']}{epoch}"
+            if data and row["state"] != "done":
+                text += f", about {run.cost(plan, one, data, epochs) / 60:.0f} min"
+            print(text)
+
+
 @study.command("render")
 def render(
-    root: Annotated[Path, typer.Option(help="the checkout: results/ and the documents in it")] = Path("."),
+    root: Root = Path("."),
     check: Annotated[bool, typer.Option("--check", help="change nothing; exit status 1 if a table is stale")] = False,
 ) -> None:
     """Writes the tables in README and docs from the files under results/."""

@@ -9,11 +9,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from recombinator.errors import InputError
 from recombinator.files import write_text
+from recombinator.study.plan import QUOTED, STUDIES, Run
 
 DOCUMENTS = ("README.md", "docs/*.md")
 _BLOCK = re.compile(r"(<!-- results: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -23,11 +25,12 @@ PAPER_AFLW = {"rcn-6": 5.60, "sumnet-6": 6.27}
 
 
 def load_results(root: Path) -> dict[str, dict[str, Any]]:
-    """results/NAME.json by name."""
+    """results/NAME.json and results/STUDY/RUN.json by name."""
     found = {}
-    for path in sorted((root / "results").glob("*.json")):
+    folder = root / "results"
+    for path in sorted([*folder.glob("*.json"), *folder.glob("*/*.json")]):
         try:
-            found[path.stem] = json.loads(path.read_text(encoding="utf-8"))
+            found[path.relative_to(folder).with_suffix("").as_posix()] = json.loads(path.read_text(encoding="utf-8"))
         except json.JSONDecodeError as error:
             raise InputError(f"{path}: not JSON ({error})") from None
     return found
@@ -144,12 +147,55 @@ def explorations_table(results: dict[str, dict[str, Any]]) -> str:
     return _markdown(header, rows)
 
 
+def _study_rows(results: dict[str, dict[str, Any]], name: str) -> list[tuple[str, Run, dict[str, Any]]]:
+    """(result's name, run, result) of what a study's table shows and is done, in the paper's order."""
+    plan = STUDIES[name]
+    runs = [(f"{name}/{r.name}", r) for r in plan.runs]
+    for other in plan.beside:
+        study, _, run = other.partition("/")
+        runs.append((other, next(r for r in STUDIES[study].runs if r.name == run)))
+    return [(key, run, results[key]) for key, run in runs if key in results]
+
+
+def _against_the_paper(rows: list[tuple[str, Run, dict[str, Any]]]) -> dict[str, list[str]]:
+    """For each row, the rows that the paper has the other way round: ours differ beyond both 95 % intervals."""
+    found: dict[str, list[str]] = {}
+    for key, run, r in rows:
+        for _, other, s in rows:
+            better_there = run.paper and other.paper and run.paper[0] < other.paper[0]
+            if better_there and r["nme_paper_ci95"][0] > s["nme_paper_ci95"][1]:
+                found.setdefault(key, []).append(other.name)
+    return found
+
+
+def study_table(results: dict[str, dict[str, Any]], name: str) -> str:
+    """A study beside the paper: its figure, ours with the interval over images, the difference, and what contradicts
+    the paper's order."""
+    rows, table = _study_rows(results, name), []
+    contradicted = _against_the_paper(rows)
+    for key, run, r in rows:
+        low, high = r["nme_paper_ci95"]
+        paper = run.paper[0] if run.paper else None
+        training = r["training"]
+        table.append([
+            f"[{run.name}](../results/{key}.json)", f"{paper:.2f}" if paper else "-",
+            f"**{r['nme_paper']:.2f}** [{low:.2f}, {high:.2f}]", f"{r['nme_paper'] - paper:+.2f}" if paper else "-",
+            f"{r['nme']:.2f}", f"{training['epoch']} of {training['recipe']['epochs']}",
+            ", ".join(f"worse than {other}" for other in contradicted.get(key, [])),
+        ])  # fmt: skip
+    if name == "table3":
+        table += [[f"{who} (quoted)", f"{aflw:.2f}", "-", "-", "-", "-", ""] for who, (aflw, _) in QUOTED.items()]
+    header = ["run", "paper", "ours, paper's protocol", "difference", "ours, continuous", "epoch", "against the paper"]
+    return _markdown(header, table)
+
+
 TABLES: dict[str, Callable[[dict[str, dict[str, Any]]], str]] = {
     "aflw": aflw_table,
     "aflw-all": lambda results: aflw_table(results, "").replace("](results/", "](../results/"),
     "card": card_table,
     "explorations": explorations_table,
     "speed": speed_table,
+    **{name: partial(study_table, name=name) for name in STUDIES},
     "machine": machine_line,
 }
 

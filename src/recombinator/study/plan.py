@@ -1,0 +1,102 @@
+"""The paper's experiments as data: which network, with which options and recipe, beside which of its figures."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+MASKS = ("1000", "0100", "1100", "0010", "0001", "0011", "0111", "1001", "1111")  # coarsest branch first
+OCCLUDED: dict[str, Any] = {"occlude": (20, 50)}
+PLAIN: dict[str, Any] = {"occlude": (0, 0)}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training. paper: the figures the paper has for it, AFLW then AFW."""
+
+    name: str
+    model: str
+    options: dict[str, Any] = field(default_factory=dict)
+    changes: dict[str, Any] = field(default_factory=dict)
+    paper: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
+class Study:
+    """Trainings of equal budget, each judged on the same test table. shared: changes to the recipe of all; beside: runs
+    of other studies, of the same budget, that its table shows too."""
+
+    title: str
+    runs: tuple[Run, ...]
+    epochs: int  # on two CPU cores
+    shared: dict[str, Any] = field(default_factory=lambda: {"flip": False, "learning_rate": 2e-3})
+    beside: tuple[str, ...] = ()
+
+
+# SPEC 8, Table 1: SumNet, then RCN
+_TABLE_1 = {
+    "sumnet-4": {
+        "1000": (10.54, 10.63), "0100": (11.28, 11.43), "1100": (9.47, 9.65), "0010": (16.14, 16.35),
+        "0001": (45.39, 47.97), "0011": (13.90, 14.14), "0111": (7.91, 8.22), "1001": (6.91, 7.51),
+        "1111": (6.44, 6.78),
+    },
+    "rcn-4": {
+        "1000": (10.61, 10.89), "0100": (11.56, 11.87), "1100": (9.31, 9.44), "0010": (15.78, 15.91),
+        "0001": (46.87, 48.61), "0011": (12.67, 13.53), "0111": (7.62, 7.95), "1001": (6.79, 7.27),
+        "1111": (6.37, 6.43),
+    },
+}  # fmt: skip
+# SPEC 8, Table 2
+_TABLE_2 = {
+    ("sumnet-4", False): (6.44, 6.78), ("sumnet-5", False): (6.42, 6.53), ("sumnet-6", False): (6.34, 6.48),
+    ("rcn-4", False): (6.37, 6.43), ("rcn-5", False): (6.11, 6.05), ("rcn-6", False): (6.00, 5.98),
+    ("rcn-7", False): (6.17, 6.12), ("sumnet-5", True): (6.29, 6.34), ("sumnet-6", True): (6.27, 6.33),
+    ("rcn-5", True): (5.65, 5.44), ("rcn-6", True): (5.60, 5.36), ("rcn-7", True): (5.76, 5.55),
+    ("rcn-6-skip", True): (5.63, 5.56),
+}  # fmt: skip
+
+STUDIES: dict[str, Study] = {
+    "table1": Study(
+        "Table 1: branch masks (coarsest first), four branches, no occlusion",
+        tuple(
+            Run(f"{model}-{mask}", model, {"mask": tuple(int(m) for m in mask)}, PLAIN, _TABLE_1[model][mask])
+            for mask in MASKS
+            for model in _TABLE_1
+        ),
+        epochs=12,
+    ),
+    "table2": Study(
+        "Table 2: number of branches, occlusion, skip connections",
+        tuple(
+            Run(f"{model}{'-occlusion' * covered}", model, {}, OCCLUDED if covered else PLAIN, paper)
+            for (model, covered), paper in _TABLE_2.items()
+        ),
+        epochs=12,
+    ),
+    "table3": Study(
+        "Table 3: TCDCN, with and without its attributes, beside SumNet and RCN",
+        (
+            Run("tcdcn", "tcdcn", {}, OCCLUDED, (7.60, 7.87)),
+            Run("tcdcn-alone", "tcdcn-alone", {}, OCCLUDED),
+        ),
+        epochs=12,
+        beside=("table2/sumnet-6-occlusion", "table2/rcn-6-occlusion"),
+    ),
+    "alternatives": Study(
+        "What the paper mentions without figures (footnotes 3, 4, 8; Eq. 1)",
+        (
+            Run("rcn-5-bilinear", "rcn-5", {"upsampling": "bilinear"}, PLAIN),
+            Run("rcn-5-l2", "rcn-5", {}, {**PLAIN, "loss": "l2"}),
+            Run("rcn-5-rgb", "rcn-5", {"channels": 3}, PLAIN),
+            Run("rcn-5-global", "rcn-5", {"norm": "global"}, PLAIN),
+            Run("sumnet-5-pixel", "sumnet-5", {"alpha": "pixel"}, PLAIN),
+        ),
+        epochs=12,
+        beside=("table2/rcn-5", "table2/sumnet-5"),
+    ),
+}
+# SPEC 8, Table 3's other rows: quoted by the paper, never run here
+QUOTED = {
+    "TSPM": (15.9, 14.3), "CDM": (13.1, 11.1), "ESR": (12.4, 10.4), "RCPR": (11.6, 9.3), "SDM": (8.5, 8.8),
+    "TCDCN": (8.0, 8.2),
+}  # fmt: skip

@@ -1,0 +1,116 @@
+"""Runs a study's trainings one after the other, each resumable, each ending in a file under results/."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from recombinator.data.table import load_table
+from recombinator.errors import InputError
+from recombinator.evaluation import evaluate, write_per_image
+from recombinator.files import write_json
+from recombinator.provenance import provenance
+from recombinator.study.plan import STUDIES, Run, Study
+from recombinator.training.loop import Trainer
+from recombinator.training.recipe import Recipe, get_recipe
+from recombinator.training.run import train
+
+
+def get_study(name: str) -> Study:
+    if name not in STUDIES:
+        raise InputError(f"no study is called {name!r}: use one of {', '.join(STUDIES)}")
+    return STUDIES[name]
+
+
+def recipe_of(study: Study, run: Run, epochs: int | None) -> Recipe:
+    return get_recipe("fast", run.model, **{**study.shared, **run.changes, "epochs": epochs or study.epochs})
+
+
+def result_path(root: Path, study: str, run: Run) -> Path:
+    return root / "results" / study / f"{run.name}.json"
+
+
+def finished(path: Path, recipe: Recipe, seed: int) -> bool:
+    """True where `path` holds the result of this very recipe and seed."""
+    try:
+        training = json.loads(path.read_text(encoding="utf-8"))["training"]
+    except (OSError, json.JSONDecodeError, KeyError):
+        return False
+    return training["recipe"] == json.loads(json.dumps(recipe.to_dict())) and training["seed"] == seed
+
+
+def _line(report: Callable[[str], None], name: str, line: dict[str, Any]) -> None:
+    report(f"{name}: epoch {line['epoch']}, validation {line['valid']:.2f} %, {line['seconds']:.0f} s")
+
+
+def run_study(
+    name: str, data: Path, root: Path, runs: Path, *, epochs: int | None = None, seed: int = 0, only: str = "",
+    device: str = "auto", report: Callable[[str], None] = print,
+    step_done: Callable[[int, int], None] = lambda i, n: None,
+) -> int:  # fmt: skip
+    """Trains and evaluates what of the study is not done yet; returns how many runs that were. `runs`: the folder of
+    the trainings, which go on where they stopped; `only`: a part of the names of the runs wanted."""
+    study, done = get_study(name), 0
+    wanted = [r for r in study.runs if only in r.name]
+    if not wanted:
+        known = ", ".join(r.name for r in study.runs)
+        raise InputError(f"study {name} has no run whose name contains {only!r}: {known}")
+    for i, run in enumerate(wanted, 1):
+        recipe, path = recipe_of(study, run, epochs), result_path(root, name, run)
+        if finished(path, recipe, seed):
+            report(f"{i} of {len(wanted)}, {run.name}: done before")
+            continue
+        out = runs / name / run.name
+        resume = (out / "last.safetensors").is_file()
+        summary = train(
+            run.model, data, out, recipe=recipe, seed=seed, resume=resume, device=device, options=dict(run.options),
+            report=partial(_line, report, run.name),
+            notice=report, step_done=step_done,
+        )  # fmt: skip
+        result, told = evaluate(out, data / "test.parquet")
+        metrics = [json.loads(t) for t in (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+        curve = [{k: line[k] for k in ("epoch", "seconds", "valid", "clean")} for line in metrics]
+        write_per_image(path.with_suffix(".images.parquet"), result)
+        told |= {"kind": "study", "study": name, "run": run.name, "curve": curve, "provenance": provenance()}
+        write_json(path, told)
+        done += 1
+        report(
+            f"{i} of {len(wanted)}, {run.name}: {told['nme_paper']:.2f} % on {told['data']['images']} images, epoch "
+            f"{summary['best_epoch']} of {summary['epochs']}, {summary['seconds'] / 60:.1f} min; {path}"
+        )
+    return done
+
+
+def cost(study: Study, run: Run, data: Path, epochs: int | None) -> float:
+    """Seconds that the training will take on this machine, from a few steps now (validation not counted)."""
+    table = load_table(data / "train.parquet", int(run.options.get("channels", 1)), limit=64)
+    recipe = recipe_of(study, run, epochs)
+    trainer = Trainer(run.model, table, table, Path(), recipe, options=dict(run.options))
+    generator, times = torch.Generator().manual_seed(0), []
+    for _ in range(3):
+        began = time.perf_counter()
+        trainer.task.loss(torch.arange(min(recipe.batch, len(table))), generator).backward()
+        trainer.optimiser.step()
+        times.append(time.perf_counter() - began)
+    import pyarrow.parquet as pq
+
+    steps = -(-pq.read_metadata(data / "train.parquet").num_rows // recipe.batch)
+    return min(times) * steps * recipe.epochs
+
+
+def state(name: str, root: Path, runs: Path, epochs: int | None, seed: int) -> list[dict[str, Any]]:
+    """For each run of a study: "done", "begun" (with its finished epochs) or "open"."""
+    study, rows = get_study(name), []
+    for run in study.runs:
+        recipe = recipe_of(study, run, epochs)
+        begun = runs / name / run.name / "metrics.jsonl"
+        epoch = len(begun.read_text(encoding="utf-8").splitlines()) if begun.is_file() else 0
+        done = finished(result_path(root, name, run), recipe, seed)
+        rows.append({"run": run.name, "state": "done" if done else "begun" if epoch else "open", "epoch": epoch})
+    return rows

@@ -1,0 +1,80 @@
+"""The paper's experiments as a resumable list of trainings, and the tables made of their results."""
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from recombinator.cli import app
+from recombinator.errors import InputError
+from recombinator.models import create_model
+from recombinator.study import render, run
+from recombinator.study.plan import MASKS, STUDIES, Run, Study
+
+
+def test_the_papers_rows_are_there():
+    table1, table2 = STUDIES["table1"].runs, STUDIES["table2"].runs
+    assert len(table1) == 18 and len(table2) == 13 and len(MASKS) == 9
+    by_name = {r.name: r.paper for r in (*table1, *table2)}
+    assert by_name["rcn-4-0001"] == (46.87, 48.61) and by_name["sumnet-4-1000"] == (10.54, 10.63)
+    assert by_name["rcn-6-occlusion"] == (5.60, 5.36) and by_name["rcn-4"] == by_name["rcn-4-1111"]
+    for plan in STUDIES.values():
+        for one in plan.runs:
+            create_model(one.model, **one.options)
+            recipe = run.recipe_of(plan, one, None)
+            assert recipe.epochs == plan.epochs and not recipe.augment.flip
+        for other in plan.beside:
+            study, name = other.split("/")
+            assert name in {r.name for r in STUDIES[study].runs} and STUDIES[study].epochs == plan.epochs
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """A study of two very small networks."""
+    options = {"width": 0.2}
+    runs = (Run("a", "rcn-4", options, {}, (5.0, 5.0)), Run("b", "sumnet-4", options, {"occlude": (0, 0)}, (6.0, 6.0)))
+    monkeypatch.setitem(STUDIES, "small", Study("two small networks", runs, 1))
+    return runs
+
+
+def test_a_study_runs_once_and_resumes(small, faces5, tmp_path):
+    told = []
+    kind = {"report": told.append}
+    assert run.run_study("small", faces5, tmp_path, tmp_path / "runs", only="a", **kind) == 1
+    states = run.state("small", tmp_path, tmp_path / "runs", None, 0)
+    assert [s["state"] for s in states] == ["done", "open"]
+    first = (tmp_path / "results" / "small" / "a.json").read_text()
+    assert run.run_study("small", faces5, tmp_path, tmp_path / "runs", **kind) == 1
+    assert (tmp_path / "results" / "small" / "a.json").read_text() == first and any("done before" in t for t in told)
+    assert run.run_study("small", faces5, tmp_path, tmp_path / "runs", epochs=2, **kind) == 2  # another budget: anew
+    told = json.loads((tmp_path / "results" / "small" / "b.json").read_text())
+    assert [line["epoch"] for line in told["curve"]] == [1, 2] and told["training"]["recipe"]["epochs"] == 2
+    assert (tmp_path / "results" / "small" / "b.images.parquet").is_file()
+    assert run.cost(STUDIES["small"], small[0], faces5, 10) > 0
+    with pytest.raises(InputError, match="no run whose name contains 'c'"):
+        run.run_study("small", faces5, tmp_path, tmp_path / "runs", only="c")
+    with pytest.raises(InputError, match="no study is called"):
+        run.run_study("tabel1", faces5, tmp_path, tmp_path / "runs")
+
+
+def result(nme, half=0.1):
+    ci = [nme - half, nme + half]
+    training = {"epoch": 3, "recipe": {"epochs": 12}}
+    return {"nme_paper": nme, "nme_paper_ci95": ci, "nme": nme - 0.3, "training": training}
+
+
+def test_a_row_against_the_papers_order_is_marked(small):
+    table = render.study_table({"small/a": result(6.5), "small/b": result(6.2)}, "small")
+    lines = table.splitlines()
+    assert "| 5.00 | **6.50** [6.40, 6.60] | +1.50 | 6.20 | 3 of 12 | worse than b |" in lines[2]
+    assert lines[3].endswith("| +0.20 | 5.90 | 3 of 12 |  |")
+    close = render.study_table({"small/a": result(6.3), "small/b": result(6.2)}, "small")
+    assert "worse" not in close
+    assert len(render.study_table({"small/b": result(6.2)}, "small").splitlines()) == 3
+
+
+def test_study_commands(small, faces5, tmp_path):
+    listed = CliRunner().invoke(app, ["study", "list", "--root", str(tmp_path), "--runs", str(tmp_path)])
+    assert listed.exit_code == 0 and "table1" in listed.output and "rcn-6-skip-occlusion" in listed.output
+    cost = CliRunner().invoke(app, ["study", "table3", "--help"])
+    assert cost.exit_code == 0 and "--only" in cost.output
