@@ -521,6 +521,33 @@ def _studies() -> None:
 _studies()
 
 
+def _figure(name: str, title: str, wants_data: bool) -> None:
+    def command(
+        out: Annotated[Path, typer.Option(help="folder for the PNG and the PDF; faces stay outside the repository")],
+        data: Annotated[Path | None, typer.Option(help="a test table")] = None,
+        weights: Annotated[list[str] | None, typer.Option(help="instead of the study's own runs (repeatable)")] = None,
+        runs: Annotated[Path, typer.Option(help="folder of the study's trainings")] = Path("runs/study"),
+    ) -> None:
+        from recombinator.study import figures
+
+        if wants_data and data is None:
+            raise InputError(f"{name} wants --data, a test table that `recombinator prepare` wrote")
+        for path in figures.draw(name, out, data, runs, weights):
+            print(path)
+
+    study.command(name, help=f"Figure: {title}.")(command)
+
+
+def _figures() -> None:
+    from recombinator.study.plan import FIGURES
+
+    for name, (title, weights) in FIGURES.items():
+        _figure(name, title, wants_data=bool(weights))
+
+
+_figures()
+
+
 @study.command("list")
 def list_studies(
     data: Annotated[Path | None, typer.Option(help="tables; with them the cost on this machine is measured")] = None,

@@ -100,3 +100,18 @@ QUOTED = {
     "TSPM": (15.9, 14.3), "CDM": (13.1, 11.1), "ESR": (12.4, 10.4), "RCPR": (11.6, 9.3), "SDM": (8.5, 8.8),
     "TCDCN": (8.0, 8.2),
 }  # fmt: skip
+
+# name -> title and whose answers it shows: weights' names, or STUDY/RUN where the study's trainings leave them
+_FOUR = ("table2/sumnet-5", "table2/sumnet-5-occlusion", "table2/rcn-5", "table2/rcn-5-occlusion")
+_OCCLUDED = ("table2/sumnet-6-occlusion", "table2/rcn-6-occlusion")
+FIGURES: dict[str, tuple[str, tuple[str, ...]]] = {
+    "fig1": ("the architectures of SumNet and RCN", ()),
+    "fig2": ("RCN, denoiser and their sum", ()),
+    "fig3": ("easy to hard images, without and with occlusion in training", _FOUR),
+    "fig4": ("expression, light, glasses", _OCCLUDED),
+    "fig5": ("RCN without and with occlusion in training", ("table2/rcn-6", "table2/rcn-6-occlusion")),
+    "fig6": ("TCDCN, SumNet and RCN on hard images", ("table3/tcdcn", *_OCCLUDED)),
+    "fig7": ("RCN, denoiser and joint model", ("joint-68-300w",)),
+    "figS1": ("the maps of SumNet's branches beside RCN's", ("table2/sumnet-4", "table2/rcn-4")),
+    "figS2": ("error against difficulty, four models", _FOUR),
+}
