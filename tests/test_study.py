@@ -22,7 +22,7 @@ def test_the_papers_rows_are_there():
         for one in plan.runs:
             create_model(one.model, **one.options)
             recipe = run.recipe_of(plan, one, None)
-            assert recipe.epochs == plan.epochs and not recipe.augment.flip
+            assert recipe.epochs == plan.epochs * one.part and recipe.augment.flip == (one.model == "rcn-68")
         for other in plan.beside:
             study, name = other.split("/")
             assert name in {r.name for r in STUDIES[study].runs} and STUDIES[study].epochs == plan.epochs

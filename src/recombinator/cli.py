@@ -67,6 +67,7 @@ def _reader(name: str, module: str, text: str) -> None:
 
 
 _reader("mtfl", "mtfl", "MTFL: training.txt (9,000 + 1,000, the authors' split) and its AFLW testing.txt.")
+_reader("afw", "afw", "AFW: photographs and anno.mat (MATLAB 7.3); a test table of five points.")
 _reader("300w", "w300", "300-W: images beside .pts files; folders testset and ibug are the test table.")
 
 

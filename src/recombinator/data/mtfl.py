@@ -12,14 +12,14 @@ from pathlib import Path
 import numpy as np
 
 from recombinator.data.crops import FILE_ORIGIN, GRID, RULES
-from recombinator.data.images import encode_image, read_image, to_grey
+from recombinator.data.images import read_image
+from recombinator.data.rows import crop_row
 from recombinator.data.table import Row, TableInfo, write_splits
 from recombinator.errors import InputError
 from recombinator.keypoints import FACE_5
 
 ATTRIBUTES = ("gender", "smile", "glasses", "pose")
 SPLIT_SEED = 7345
-FAR_OUTSIDE = 0.5  # of the image's longer side
 
 
 @dataclass(frozen=True)
@@ -101,17 +101,12 @@ def prepare_mtfl(
         where = f"{source / listing}:{number}"
         line = parse_line(text, where)
         try:
-            image = read_image(source / line.file)
-            height, width = image.shape[:2]
-            margin = FAR_OUTSIDE * max(height, width)
-            if (line.points < -margin).any() or (line.points > np.array([width, height]) + margin).any():
-                raise InputError(f"a point lies far outside the {width}x{height} image")
-            crop, to_file, box = rule.crop(to_grey(image) if grey else image, line.points, size)
+            return crop_row(
+                read_image(source / line.file), line.points, line.file, rule, size=size, grey=grey, quality=quality,
+                attributes=line.attributes,
+            )  # fmt: skip
         except InputError as error:
             raise InputError(f"{where}: {error}") from None
-        points = (line.points - to_file[:, 2]) / to_file[0, 0]
-        data = encode_image(crop, quality)
-        return Row(data, points, box, to_file, line.file, (width, height), attributes=line.attributes)
 
     return write_splits(
         out, jobs, make, lambda split: TableInfo("mtfl", split, FACE_5, rule.name, size, grey),

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from recombinator.data.crops import GRID, RULES
-from recombinator.data.images import encode_image, to_grey
+from recombinator.data.rows import crop_row
 from recombinator.data.table import Row, TableInfo, write_splits
 from recombinator.errors import InputError
 from recombinator.keypoints import FACE_5, FACE_68, KeypointSet
@@ -126,9 +126,8 @@ def synthetic_row(index: int, seed: int, keypoints: int, size: int, grey: bool, 
     """Face number `index` of the set that `seed` names: the same picture for 5 and for 68 points."""
     image, points = draw_face(np.random.default_rng([seed, index]))
     points = five_of(points) if keypoints == 5 else points
-    crop, to_file, box = RULES[_SETS[keypoints][1]].crop(to_grey(image) if grey else image, points, size)
-    inside = (points - to_file[:, 2]) / to_file[0, 0]
-    return Row(encode_image(crop, quality), inside, box, to_file, f"synthetic/{index:06d}", (CANVAS, CANVAS))
+    rule = RULES[_SETS[keypoints][1]]
+    return crop_row(image, points, f"synthetic/{index:06d}", rule, size=size, grey=grey, quality=quality)
 
 
 def prepare_synthetic(

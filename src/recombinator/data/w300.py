@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from recombinator.data.crops import FILE_ORIGIN, GRID, RULES
-from recombinator.data.images import encode_image, read_image, to_grey
-from recombinator.data.mtfl import FAR_OUTSIDE, SPLIT_SEED
+from recombinator.data.images import read_image
+from recombinator.data.mtfl import SPLIT_SEED
+from recombinator.data.rows import crop_row
 from recombinator.data.table import Row, TableInfo, write_splits
 from recombinator.errors import InputError
 from recombinator.keypoints import FACE_68
@@ -84,15 +85,12 @@ def prepare_300w(
         beside = [p for p in (file.with_suffix(s) for e in IMAGES for s in (e, e.upper())) if p.is_file()]
         if not beside:
             raise InputError(f"{file}: no image of that name beside it ({', '.join(IMAGES)})")
+        name, subset = beside[0].relative_to(source).as_posix(), _subset(source, file)
         image = read_image(beside[0])
-        height, width = image.shape[:2]
-        margin = FAR_OUTSIDE * max(height, width)
-        if (points < -margin).any() or (points > np.array([width, height]) + margin).any():
-            raise InputError(f"{file}: a point lies far outside the {width}x{height} image")
-        crop, to_file, box = rule.crop(to_grey(image) if grey else image, points, size)
-        inside = (points - to_file[:, 2]) / to_file[0, 0]
-        name = beside[0].relative_to(source).as_posix()
-        return Row(encode_image(crop, quality), inside, box, to_file, name, (width, height), _subset(source, file))
+        try:
+            return crop_row(image, points, name, rule, size=size, grey=grey, quality=quality, subset=subset)
+        except InputError as error:
+            raise InputError(f"{file}: {error}") from None
 
     return write_splits(
         out, jobs, make, lambda split: TableInfo("300w", split, FACE_68, rule.name, size, grey),

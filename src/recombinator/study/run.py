@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import torch
 
 from recombinator.data.table import load_table
@@ -29,7 +30,9 @@ def get_study(name: str) -> Study:
 
 
 def recipe_of(study: Study, run: Run, epochs: int | None) -> Recipe:
-    return get_recipe("fast", run.model, **{**study.shared, **run.changes, "epochs": epochs or study.epochs})
+    return get_recipe(
+        "fast", run.model, **{**study.shared, **run.changes, "epochs": (epochs or study.epochs) * run.part}
+    )
 
 
 def result_path(root: Path, study: str, run: Run) -> Path:
@@ -67,11 +70,12 @@ def run_study(
             report(f"{i} of {len(wanted)}, {run.name}: done before")
             continue
         out = runs / name / run.name
+        rows = pq.read_metadata(data / "train.parquet").num_rows
         resume = (out / "last.safetensors").is_file()
         summary = train(
             run.model, data, out, recipe=recipe, seed=seed, resume=resume, device=device, options=dict(run.options),
             report=partial(_line, report, run.name),
-            notice=report, step_done=step_done,
+            notice=report, step_done=step_done, limit=rows // run.part if run.part > 1 else None,
         )  # fmt: skip
         result, told = evaluate(out, data / "test.parquet")
         metrics = [json.loads(t) for t in (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
@@ -98,9 +102,7 @@ def cost(study: Study, run: Run, data: Path, epochs: int | None) -> float:
         trainer.task.loss(torch.arange(min(recipe.batch, len(table))), generator).backward()
         trainer.optimiser.step()
         times.append(time.perf_counter() - began)
-    import pyarrow.parquet as pq
-
-    steps = -(-pq.read_metadata(data / "train.parquet").num_rows // recipe.batch)
+    steps = -(-(pq.read_metadata(data / "train.parquet").num_rows // run.part) // recipe.batch)
     return min(times) * steps * recipe.epochs
 
 
