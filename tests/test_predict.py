@@ -43,7 +43,7 @@ def test_the_photograph(predictor):
 
 def test_points_move_with_the_image(predictor, hopper):
     face = only(predictor.predict(hopper))
-    cell = face.box[2] / predictor.net.size  # one of the network's pixels: crops begin at whole file pixels
+    cell = face.box[2] / predictor.about.size  # one of the network's pixels: crops begin at whole file pixels
     moved = only(predictor.predict(np.roll(hopper, (31, 17), axis=(0, 1))))
     np.testing.assert_allclose(moved.points - [17, 31], face.points, atol=cell)
     doubled = only(predictor.predict(cv2.resize(hopper, None, fx=2, fy=2)))

@@ -300,7 +300,8 @@ def _parse_boxes(texts: list[str] | None) -> list[list[float]] | None:
 def predict(
     photos: Annotated[list[Path], typer.Argument(help="photographs")],
     out: Annotated[Path, typer.Option(help="folder for points.json, points.csv and annotated pictures")],
-    weights: Annotated[str, typer.Option(help="a shipped name, a weights file or a run's folder")] = DEFAULT_WEIGHTS,
+    weights: Annotated[str, typer.Option(help="a shipped name, .onnx or weights file, run folder")] = DEFAULT_WEIGHTS,
+    engine: Annotated[str | None, typer.Option(help="onnx or torch; onnx where there is a graph")] = None,
     box: Annotated[list[str] | None, typer.Option(help="a face as x,y,width,height, in place of detection")] = None,
     passes: Annotated[int, typer.Option(min=1, help="crops again from its own points after the first")] = 2,
     min_confidence: Annotated[float | None, typer.Option(help="drop detections below it; 0 keeps all")] = None,
@@ -313,7 +314,7 @@ def predict(
     boxes = _parse_boxes(box)
     if boxes and len(photos) > 1:
         raise InputError("--box belongs to one photograph; give one photograph")
-    loaded = predictor.load(weights)
+    loaded = predictor.load(weights, engine=engine)
     found: dict[str, list[Face]] = {}
     failed = []
     taken: set[str] = set()
@@ -376,6 +377,19 @@ def demo(
         save_picture(picture, draw_faces(image, faces))
         write_json(points, {"weights": weights, "file": str(photo), "faces": [f.to_dict() for f in faces]})
         print(f"picture: {picture}\npoints:  {points}")
+
+
+@app.command()
+def export(
+    weights: Annotated[str, typer.Argument(help="a shipped name, a weights file or a run's folder")],
+    onnx: Annotated[Path, typer.Option(help="file to write")],
+    maps: Annotated[bool, typer.Option("--maps", help="score maps as a third output")] = False,
+) -> None:
+    """One ONNX graph: uint8 crop in, points and confidences out."""
+    from recombinator.export import export as write
+
+    write(weights, onnx, maps=maps)
+    print(f"wrote {onnx}: {onnx.stat().st_size / 1e6:.2f} MB")
 
 
 @app.command()

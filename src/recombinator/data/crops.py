@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from recombinator.data.resample import resized
 from recombinator.errors import InputError
 
 GRID = 160  # side of the stage-1 crop in which stage 2's whole-pixel rule is stated
@@ -117,10 +118,3 @@ def cut(image: np.ndarray, box: Box) -> np.ndarray:
     if x1 > x0 and y1 > y0:
         out[y0 - y : y1 - y, x0 - x : x1 - x] = image[y0:y1, x0:x1]
     return out
-
-
-def resized(image: np.ndarray, size: int) -> np.ndarray:
-    """Lanczos with antialiasing, as the authors' PIL resize."""
-    from PIL import Image
-
-    return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.LANCZOS))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 WINDOW = 7  # side of the neighbourhood of the maximum, in cells
@@ -32,19 +31,15 @@ def subpixel(scores: Tensor, window: int = WINDOW) -> tuple[Tensor, Tensor]:
     confidence is the softmax probability inside that window.
     """
     scores = scores.float()
-    b, k, h, w = scores.shape
-    peak = (maximum(scores) - 0.5).long()
-    probability = scores.flatten(2).softmax(dim=2).reshape(b * k, h, w)
-    r = window // 2
-    padded = F.pad(probability, (r, r, r, r))
-    offset = torch.arange(window, device=scores.device)
-    x, y = peak.reshape(b * k, 2).unbind(1)
-    rows, columns = y[:, None] + offset, x[:, None] + offset
-    each = torch.arange(b * k, device=scores.device)[:, None, None]
-    patch = padded[each, rows[:, :, None], columns[:, None, :]]
-    mass = patch.sum(dim=(1, 2))
-    centres = offset - r + 0.5
-    dx = (patch.sum(dim=1) * centres).sum(dim=1) / mass
-    dy = (patch.sum(dim=2) * centres).sum(dim=1) / mass
-    points = torch.stack([x + dx, y + dy], dim=1)
-    return points.reshape(b, k, 2), mass.reshape(b, k)
+    _, _, h, w = scores.shape
+    peak = maximum(scores) - 0.5
+    probability = scores.flatten(2).softmax(dim=2).unflatten(2, (h, w))
+    # distances from the peak, zero beyond the window: sums over it are two products with the whole map
+    dx = torch.arange(w, device=scores.device) - peak[..., :1]  # (B, K, w)
+    dy = torch.arange(h, device=scores.device) - peak[..., 1:]
+    near_x, near_y = ((d.abs() <= window // 2).to(scores.dtype) for d in (dx, dy))
+    across = (near_y[:, :, None] @ probability)[:, :, 0]  # (B, K, w), summed over the window's rows
+    down = (probability @ near_x[..., None])[..., 0]
+    mass = (across * near_x).sum(dim=2)
+    shift = torch.stack([(across * near_x * dx).sum(dim=2), (down * near_y * dy).sum(dim=2)], dim=2)
+    return peak + shift / mass[..., None] + 0.5, mass

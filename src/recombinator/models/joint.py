@@ -40,5 +40,5 @@ class Joint(nn.Module):
         from_image = self.image(x)
         total = from_image
         for _ in range(self.iterations):
-            total = from_image + self.weight * self.denoiser((maximum(total) - 0.5).long())
+            total = from_image + self.weight * self.denoiser.scores((maximum(total) - 0.5).long())
         return total

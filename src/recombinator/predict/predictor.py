@@ -8,17 +8,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 
 from recombinator.data.crops import GRID, RULES
 from recombinator.data.images import read_image, to_grey
+from recombinator.data.resample import square
 from recombinator.errors import InputError
 from recombinator.keypoints import KeypointSet
-from recombinator.models import Denoiser
-from recombinator.models.decode import decode
 from recombinator.predict.detect import Detector, HaarDetector
-from recombinator.transforms.affine import box_affine, warp
-from recombinator.weights import Weights, load_weights
+from recombinator.predict.engine import Engine, load_engine
 
 SAME_FACE = 0.5  # two results nearer than this share of the face's spread are one face
 
@@ -66,13 +63,10 @@ def as_image(image: np.ndarray | str | os.PathLike[str]) -> np.ndarray:
 class Predictor:
     """A network with the crop rule it was trained on. `recombinator.load` makes one."""
 
-    def __init__(self, weights: Weights, detector: Detector | None = None) -> None:
-        if isinstance(weights.net, Denoiser):
-            raise InputError("these weights are a denoiser's, which sees no image; give a network for images")
-        self.weights, self.net, self.keypoints = weights, weights.net, weights.keypoints
-        self.rule = RULES[weights.crop_rule]
+    def __init__(self, engine: Engine, detector: Detector | None = None) -> None:
+        self.engine, self.about, self.keypoints = engine, engine.about, engine.about.keypoints
+        self.rule = RULES[self.about.crop_rule]
         self.detector: Detector = detector or HaarDetector()
-        self.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def predict(
         self, image: np.ndarray | str | os.PathLike[str], boxes: Iterable[Iterable[float]] | None = None,
@@ -92,8 +86,8 @@ class Predictor:
         found = self.detector.detect(pixels) if boxes is None else checked_boxes(boxes, pixels)
         if found.size == 0:
             return []
-        source = to_grey(pixels) if self.net.channels == 1 else np.atleast_3d(pixels)
-        if self.net.channels == 3 and source.shape[2] == 1:
+        source = to_grey(pixels) if self.about.channels == 1 else np.atleast_3d(pixels)
+        if self.about.channels == 3 and source.shape[2] == 1:
             source = np.repeat(source, 3, axis=2)
         points = self._from_boxes(found)
         for _ in range(passes):
@@ -109,27 +103,24 @@ class Predictor:
         scale, lower = self.rule.from_detector
         side = boxes[:, 2:].max(axis=1)
         centre = boxes[:, :2] + boxes[:, 2:] / 2 + np.stack([np.zeros_like(side), lower * side], axis=1)
-        template = np.array(self.weights.template) - 0.5
+        template = np.array(self.about.template) - 0.5
         return centre[:, None] + scale * side[:, None, None] * template
 
-    @torch.no_grad()
     def _refine(self, image: np.ndarray, points: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(N, K, 2) rough points -> points, (N, K) confidences, (N, 3) boxes looked at, in image pixels."""
-        crops, affines, boxes = [], [], []
+        inputs, affines, boxes = [], [], []
         for p in points:
             crop, to_image, box = self.rule.crop(image, p, GRID)
-            crops.append(torch.from_numpy(np.atleast_3d(crop).transpose(2, 0, 1).copy()))
+            inputs.append(np.round(square(crop, box, self.about.size)).clip(0, 255).astype(np.uint8))
             affines.append(to_image)
             boxes.append(box)
-        looked_at = box_affine(torch.from_numpy(np.stack(boxes)), self.net.size)
-        inputs = warp(torch.stack(crops), looked_at, self.net.size)
-        found, _, confidence = decode(self.net(inputs))
+        found, confidence = self.engine.run(np.stack(inputs))
         scale, corner = np.array([a[0, 0] for a in affines]), np.array([a[:, 2] for a in affines])
-        square = np.stack(boxes).astype(np.float64)
-        in_crop = found.double().numpy() * (square[:, 2] / self.net.size)[:, None, None] + square[:, None, :2]
+        looked_at = np.stack(boxes).astype(np.float64)
+        in_crop = found * (looked_at[:, 2] / self.about.size)[:, None, None] + looked_at[:, None, :2]
         in_image = in_crop * scale[:, None, None] + corner[:, None]
-        around = np.concatenate([square[:, :2] * scale[:, None] + corner, square[:, 2:] * scale[:, None]], axis=1)
-        return in_image, confidence.numpy(), around
+        around = np.concatenate([looked_at[:, :2] * scale[:, None] + corner, looked_at[:, 2:] * scale[:, None]], axis=1)
+        return in_image, confidence, around
 
 
 def checked_boxes(boxes: Iterable[Iterable[float]], image: np.ndarray) -> np.ndarray:
@@ -159,6 +150,16 @@ def distinct(faces: list[Face]) -> list[Face]:
     return sorted(kept, key=lambda f: -f.box[2])
 
 
-def load(name_or_path: str | os.PathLike[str], detector: Detector | None = None) -> Predictor:
-    """Weights by name ("rcn-6-mtfl"), file or run folder -> a Predictor. Raises InputError if there are none."""
-    return Predictor(load_weights(name_or_path), detector)
+def load(
+    name_or_path: str | os.PathLike[str],
+    detector: Detector | None = None,
+    *,
+    engine: str | None = None,
+    threads: int = 0,
+) -> Predictor:
+    """A shipped name ("rcn-6-mtfl"), an exported .onnx file, weights or a run folder -> a Predictor.
+
+    engine: "onnx" or "torch"; by default ONNX Runtime where there is a graph, which needs no torch. threads: of the
+    engine, 0 for its own choice. Raises InputError if there is nothing of that name or form.
+    """
+    return Predictor(load_engine(name_or_path, engine, threads), detector)

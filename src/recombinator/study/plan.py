@@ -12,8 +12,8 @@ PLAIN: dict[str, Any] = {"occlude": (0, 0)}
 
 @dataclass(frozen=True)
 class Run:
-    """One training. paper: the figures the paper has for it, AFLW then AFW. part: one of so many of the training images,
-    with as many times the epochs: the same number of steps."""
+    """One training. paper: the figures the paper has for it, AFLW then AFW. part: one of so many of the training
+    images, with as many times the epochs: the same number of steps."""
 
     name: str
     model: str
@@ -100,9 +100,7 @@ STUDIES: dict[str, Study] = {
 # what the training images that are missing here cost: on 300-W's tables
 STUDIES["images"] = Study(
     "68 points: error against the number of training images, the same number of steps",
-    tuple(
-        Run(f"rcn-68-{name}", "rcn-68", {}, {}, None, part) for name, part in (("quarter", 4), ("half", 2), ("all", 1))
-    ),
+    tuple(Run(f"rcn-68-{name}", "rcn-68", part=n) for name, n in (("quarter", 4), ("half", 2), ("all", 1))),
     epochs=40,
     shared={"learning_rate": 2e-3, "batch": 16, "degrees": 30, "stretch": 0.2, "weight_decay": 0.05, "flip": True},
 )

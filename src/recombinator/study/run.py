@@ -30,9 +30,8 @@ def get_study(name: str) -> Study:
 
 
 def recipe_of(study: Study, run: Run, epochs: int | None) -> Recipe:
-    return get_recipe(
-        "fast", run.model, **{**study.shared, **run.changes, "epochs": (epochs or study.epochs) * run.part}
-    )
+    changes = {**study.shared, **run.changes, "epochs": (epochs or study.epochs) * run.part}
+    return get_recipe("fast", run.model, **changes)
 
 
 def result_path(root: Path, study: str, run: Run) -> Path:

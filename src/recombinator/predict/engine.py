@@ -1,0 +1,128 @@
+"""What turns crops into points: an exported graph by ONNX Runtime, or the network by torch. Same answers, two costs."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from importlib import resources
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from recombinator.errors import InputError
+from recombinator.keypoints import KeypointSet
+
+ENGINES = ("onnx", "torch")
+GRAPH_FORMAT = "recombinator-graph-1"
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a network wants and gives: keypoint set, crop rule by name, template (K mean positions in the crop, as
+    shares of its side), input side in pixels, channels (1 grey, 3 RGB)."""
+
+    keypoints: KeypointSet
+    crop_rule: str
+    template: list[list[float]]
+    size: int
+    channels: int
+
+
+class Engine(Protocol):
+    about: Description
+
+    def run(self, crops: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(N, channels, size, size) uint8 -> (N, K, 2) points in crop pixels, (N, K) confidences. Thread-safe."""
+        ...
+
+
+class OnnxEngine:
+    """A file that `recombinator export` wrote. threads: 0 leaves the number to ONNX Runtime."""
+
+    def __init__(self, path: Path, threads: int = 0) -> None:
+        try:
+            import onnxruntime as ort
+        except ImportError:
+            raise InputError("ONNX Runtime is not installed: pip install onnxruntime, or use engine='torch'") from None
+        options = ort.SessionOptions()
+        options.intra_op_num_threads, options.log_severity_level = threads, 3
+        try:
+            self.session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+            found = self.session.get_modelmeta().custom_metadata_map.get("recombinator")
+        except Exception as error:  # ONNX Runtime has its own exceptions for each kind of damage
+            raise InputError(f"{path}: not a readable ONNX file ({str(error).splitlines()[0]})") from None
+        if found is None:
+            raise InputError(f"{path}: not written by `recombinator export` (its metadata is missing)")
+        meta = json.loads(found)
+        if meta.pop("format", None) != GRAPH_FORMAT:
+            raise InputError(f"{path}: written by another version of `recombinator export`; export it again")
+        keypoints = KeypointSet.from_dict(meta["keypoints"])
+        self.about = Description(keypoints, meta["crop_rule"], meta["template"], meta["size"], meta["channels"])
+
+    def run(self, crops: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        points, confidence = self.session.run(["points", "confidence"], {"image": crops})
+        return points, confidence
+
+
+class TorchEngine:
+    """Weights of any kind, by torch."""
+
+    def __init__(self, weights: Any, threads: int = 0) -> None:
+        import torch
+
+        from recombinator.models import Denoiser
+
+        if isinstance(weights.net, Denoiser):
+            raise InputError("these weights are a denoiser's, which sees no image; give a network for images")
+        if threads:
+            torch.set_num_threads(threads)
+        self.net = weights.net.eval().to(memory_format=torch.channels_last)
+        self.about = Description(
+            weights.keypoints, weights.crop_rule, weights.template, self.net.size, self.net.channels
+        )
+
+    def run(self, crops: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        import torch
+
+        from recombinator.models.decode import decode
+
+        with torch.inference_mode():
+            points, _, confidence = decode(self.net(torch.from_numpy(crops)))
+        return points.numpy(), confidence.numpy()
+
+
+def shipped_graphs() -> dict[str, Path]:
+    """Exported graphs inside the package, by name."""
+    folder = Path(str(resources.files("recombinator") / "weights_data"))
+    return {p.stem: p for p in sorted(folder.glob("*.onnx"))}
+
+
+def load_engine(name_or_path: str | os.PathLike[str], engine: str | None = None, threads: int = 0) -> Engine:
+    """An engine for a shipped name, an .onnx file, a weights file or a run's folder.
+
+    engine: "onnx" or "torch"; by default ONNX Runtime where there is a graph, torch otherwise. Raises InputError where
+    there is nothing of that name, or not in that form.
+    """
+    if engine not in (None, *ENGINES):
+        raise InputError(f"engine={engine!r} is not known: use one of {', '.join(ENGINES)}")
+    text = os.fspath(name_or_path)
+    graph = Path(text) if text.endswith(".onnx") else shipped_graphs().get(text)
+    if Path(text).exists() and not text.endswith(".onnx"):
+        graph = None  # a file or folder of that name comes before what ships
+    if text.endswith(".onnx") and not Path(text).is_file():
+        raise InputError(f"{text}: no such file")
+    if graph and engine != "torch":
+        return OnnxEngine(graph, threads)
+    if text.endswith(".onnx"):
+        raise InputError(f"{text}: an exported graph; torch wants the weights it was exported from")
+    if engine == "onnx":
+        raise InputError(f"{text}: has no exported graph; `recombinator export {text} --onnx FILE` writes one")
+    if find_spec("torch") is None:
+        known = ", ".join(shipped_graphs())
+        raise InputError(f"{text}: needs torch: pip install 'recombinator[train]', or use an exported graph ({known})")
+    from recombinator.weights import load_weights
+
+    return TorchEngine(load_weights(name_or_path), threads)

@@ -1,0 +1,135 @@
+"""An exported graph answers as the network does, for every kind of network."""
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from recombinator.cli import app
+from recombinator.errors import InputError
+from recombinator.export import export
+from recombinator.keypoints import FACE_5, FACE_68
+from recombinator.models import Joint, create_model
+from recombinator.predict.engine import OnnxEngine, TorchEngine, load_engine, shipped_graphs
+from recombinator.predict.predictor import load
+from recombinator.weights import Weights, load_weights, save_weights, shipped
+
+SMALL = {"width": 0.2}
+
+
+def some_joint():
+    net = Joint(create_model("rcn-68", **SMALL), create_model("denoiser-lite", width=16, layers=2, heads=2), 0.7, 2)
+    net.config["image"] |= SMALL
+    net.config["denoiser"] |= {"width": 16, "layers": 2, "heads": 2}
+    return net
+
+
+NETWORKS = {
+    "sumnet-4": lambda: create_model("sumnet-4", **SMALL),
+    "sumnet-5": lambda: create_model("sumnet-5", alpha="pixel", upsampling="bilinear", **SMALL),
+    "rcn-6": lambda: create_model("rcn-6", **SMALL),
+    "rcn-7": lambda: create_model("rcn-7", size=96, channels=3, norm="batch", **SMALL),
+    "rcn-6-skip": lambda: create_model("rcn-6-skip", norm="global", **SMALL),
+    "masked": lambda: create_model("rcn-4", mask=(1, 0, 0, 1), **SMALL),
+    "released": lambda: create_model("rcn-68", upsampling="learned", keep_maxima=True, **SMALL),
+    "tcdcn": lambda: create_model("tcdcn"),
+    "joint": some_joint,
+}
+
+
+def saved(name, folder):
+    torch.manual_seed(0)
+    net = NETWORKS[name]()
+    keypoints = FACE_5 if net.keypoints == 5 else FACE_68
+    path = folder / f"{name}.safetensors"
+    save_weights(path, Weights(net, keypoints, "mtfl", [[0.5, 0.5]] * net.keypoints, {}))
+    return path
+
+
+def crops(about, n, seed=0):
+    """Smooth random pictures: noise makes flat score maps, whose maximum is a matter of the last bit."""
+    rng = np.random.default_rng(seed)
+    coarse = torch.from_numpy(rng.random((n, about.channels, 8, 8)))
+    fine = torch.nn.functional.interpolate(coarse, size=(about.size,) * 2, mode="bicubic")
+    return (fine.clamp(0, 1) * 255).to(torch.uint8).numpy()
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_graph_and_network_agree(name, tmp_path):
+    path = saved(name, tmp_path)
+    export(path, tmp_path / "a.onnx")
+    graph, net = load_engine(tmp_path / "a.onnx"), load_engine(path)
+    assert isinstance(graph, OnnxEngine) and isinstance(net, TorchEngine) and graph.about == net.about
+    batches = (1, 1, 1) if name == "rcn-7" else (1, 5)  # norm="batch": neighbours count, in both alike
+    for n in batches:
+        x = crops(graph.about, n)
+        (points, confidence), (wanted, sure) = graph.run(x), net.run(x)
+        assert points.shape == wanted.shape == (n, len(graph.about.keypoints), 2)
+        np.testing.assert_allclose(points, wanted, atol=1e-3)
+        np.testing.assert_allclose(confidence, sure, atol=1e-4)
+
+
+def test_maps_are_a_third_output(tmp_path):
+    path = saved("rcn-6", tmp_path)
+    run = CliRunner().invoke(app, ["export", str(path), "--onnx", str(tmp_path / "a.onnx"), "--maps"])
+    assert run.exit_code == 0 and "MB" in run.output
+    engine = OnnxEngine(tmp_path / "a.onnx")
+    x = crops(engine.about, 2)
+    maps = engine.session.run(["scores"], {"image": x})[0]
+    with torch.no_grad():
+        wanted = load_weights(path).net(torch.from_numpy(x)).numpy()
+    np.testing.assert_allclose(maps, wanted, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", shipped_graphs() or ["none"])
+def test_what_ships_agrees_in_both_forms(name):
+    assert set(shipped_graphs()) == {n for n in shipped() if not n.startswith("denoiser")}
+    graph, net = load_engine(name, "onnx"), load_engine(name, "torch")
+    assert graph.about == net.about
+    x = crops(graph.about, 4)
+    np.testing.assert_allclose(graph.run(x)[0], net.run(x)[0], atol=1e-3)
+
+
+def test_prediction_needs_no_torch():
+    import subprocess
+    import sys
+
+    code = (
+        "import sys; sys.modules.update(dict.fromkeys(['torch', 'safetensors', 'pyarrow', 'PIL', 'matplotlib']))\n"
+        "import numpy as np, recombinator\n"
+        "p = recombinator.load('rcn-6-mtfl')\n"
+        "face, = p.predict(np.full((200, 200, 3), 90, np.uint8), boxes=[(50, 50, 90, 90)])\n"
+        "assert face.points.shape == (5, 2); print('fine')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "fine\n", done.stderr
+
+
+def test_choosing_an_engine(tmp_path):
+    path = saved("rcn-6", tmp_path)
+    assert isinstance(load("rcn-6-mtfl").engine, OnnxEngine)
+    assert isinstance(load("rcn-6-mtfl", engine="torch").engine, TorchEngine)
+    assert isinstance(load(path).engine, TorchEngine)
+    (tmp_path / "bad.onnx").write_bytes(b"no graph")
+    for name, engine, message in (
+        (path, "onnx", "has no exported graph"), ("rcn-6-mtfl", "tensorrt", "not known"),
+        (tmp_path / "none.onnx", None, "no such file"), (tmp_path / "bad.onnx", None, "not a readable ONNX file"),
+        ("nothing", None, "neither a weights file"), (tmp_path / "bad.onnx", "torch", "an exported graph"),
+    ):  # fmt: skip
+        with pytest.raises(InputError, match=message):
+            load_engine(name, engine)
+
+
+def test_what_has_no_graph(tmp_path):
+    save_weights(tmp_path / "d.safetensors", Weights(create_model("denoiser-lite"), FACE_68, "300w", [[0.5, 0.5]], {}))
+    with pytest.raises(InputError, match="export the joint model"):
+        export(tmp_path / "d.safetensors", tmp_path / "d.onnx")
+    with pytest.raises(InputError, match="sees no image"):
+        load_engine(tmp_path / "d.safetensors")
+    maps = create_model("denoiser-depthwise", width=4)
+    joint = Joint(create_model("rcn-68", **SMALL), maps)
+    joint.config["image"] |= SMALL
+    save_weights(tmp_path / "j.safetensors", Weights(joint, FACE_68, "300w", [[0.5, 0.5]], {}))
+    with pytest.raises(InputError, match="by FFT"):
+        export(tmp_path / "j.safetensors", tmp_path / "j.onnx")
+    assert not list(tmp_path.glob("*.onnx"))
