@@ -264,7 +264,7 @@ class PointDenoiser(Denoiser):
         x = self.name + (1 - there) * self.blank
         multiples = 2.0 ** torch.arange(self.FEATURES - 1, device=at.device)
         weight = there + 1e-6  # a set without any point is answered too
-        shape = self.shape.expand(len(cells), -1, -1)
+        shape = self.shape.expand(cells.shape[0], -1, -1)
         linear, shift = self._similarity(shape, at, weight)  # nothing is trusted yet: the mean shape alone
         for place, trust, layer in zip(self.place, self.trust, [*self.layers, nn.Identity()], strict=True):
             rest = (self._into(at, linear, shift) - shape).clamp(-4, 4)
