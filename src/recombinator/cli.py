@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from recombinator.predict.predictor import Face
 
 DEFAULT_WEIGHTS = "rcn-6-mtfl"
+# extra -> what it brings; prediction with exported graphs needs none of them
+EXTRAS = {"train": ("torch", "pyarrow", "safetensors", "matplotlib"), "onnx": ("onnx", "onnxscript"), "afw": ("h5py",)}
 DEMO_WEIGHTS = (DEFAULT_WEIGHTS, "joint-68-300w")
 KEEP_BELOW = 4.6  # a hundredth as probable as the best place
 
@@ -608,6 +610,13 @@ def main() -> None:
         app()
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").split(".")[0]
+        extra = next((e for e, names in EXTRAS.items() if missing in names), None)
+        if extra is None:
+            raise
+        print(f"error: this command needs {missing}: pip install 'recombinator[{extra}]'", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -138,12 +138,16 @@ def machine_line(results: dict[str, dict[str, Any]]) -> str:
 def explorations_table(results: dict[str, dict[str, Any]]) -> str:
     """Short runs that chose the recipe, one source after the other, best first."""
     rows = []
-    for r in sorted(results.get("explorations", {}).get("rows", []), key=lambda r: (-r["images"], r["final"]["clean"])):
+    found = results.get("explorations", {}).get("rows", [])
+    for r in sorted(found, key=lambda r: (-r["images"], r["epochs"], r["final"]["clean"])):
         photometric = "/".join(f"{r[k]:g}" for k in ("gamma", "blur", "noise"))
         settings = [f"{r[k]:g}" for k in ("learning_rate", "weight_decay", "sigma", "zoom")]
-        final = [f"{r['final'][k]:.2f}" for k in ("valid", "clean")]
-        rows.append([r["data"], str(r["epochs"]), *settings, photometric, *final])
-    header = ["data", "epochs", "rate", "decay", "spread", "zoom", "gamma/blur/noise", "jittered", "plain"]
+        worst = r["final"].get("worst_tenth_nme")
+        final = [f"{r['final'][k]:.2f}" for k in ("valid", "clean")] + [f"{worst:.2f}" if worst else ""]
+        turned = ["flips" if r["flip"] else "no flips", f"{r['stretch']:g}"]
+        rows.append([r["data"], str(r["epochs"]), *settings, photometric, *turned, *final])
+    header = ["data", "epochs", "rate", "decay", "spread", "zoom", "gamma/blur/noise", "flips", "stretch", "jittered",
+              "plain", "worst tenth"]  # fmt: skip
     return _markdown(header, rows)
 
 

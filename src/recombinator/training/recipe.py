@@ -80,15 +80,15 @@ class Recipe:
 
 FAST = Recipe(
     name="fast",
-    epochs=120,
+    epochs=60,
     batch=32,
     optimiser="adamw",
-    learning_rate=4e-3,
+    learning_rate=2e-3,
     weight_decay=0.02,
     warmup_steps=300,
     decay=0.7,
     sigma=0.5,
-    augment=Augment(flip=True),
+    augment=Augment(stretch=0.2),
 )
 PAPER = Recipe(
     name="paper",
