@@ -6,18 +6,14 @@ import json
 import os
 import sys
 from importlib import import_module
-from itertools import chain, count
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from recombinator.console import progress, warn
 from recombinator.errors import InputError
-from recombinator.files import write_json, write_text
-
-if TYPE_CHECKING:
-    from recombinator.predict.predictor import Face
+from recombinator.files import write_json
 
 DEFAULT_WEIGHTS = "rcn-6-mtfl"
 # extra -> what it brings; prediction with exported graphs needs none of them
@@ -300,56 +296,50 @@ def _parse_boxes(texts: list[str] | None) -> list[list[float]] | None:
 
 @app.command()
 def predict(
-    photos: Annotated[list[Path], typer.Argument(help="photographs")],
-    out: Annotated[Path, typer.Option(help="folder for points.json, points.csv and annotated pictures")],
+    photos: Annotated[list[str], typer.Argument(help="photographs, folders, patterns such as '*.jpg', or - for one")],
+    out: Annotated[Path, typer.Option(help="folder for points.jsonl, the other formats and annotated pictures")],
     weights: Annotated[str, typer.Option(help="a shipped name, .onnx or weights file, run folder")] = DEFAULT_WEIGHTS,
     engine: Annotated[str | None, typer.Option(help="onnx or torch; onnx where there is a graph")] = None,
+    formats: Annotated[list[str] | None, typer.Option("--format", help="json, csv, coco, pts (repeatable)")] = None,
+    detector: Annotated[str, typer.Option(help="haar, none (each photograph is a face), yunet:MODEL.onnx")] = "haar",
     box: Annotated[list[str] | None, typer.Option(help="a face as x,y,width,height, in place of detection")] = None,
+    boxes: Annotated[Path | None, typer.Option(help="CSV of faces: file, x, y, width, height")] = None,
     passes: Annotated[int, typer.Option(min=1, help="crops again from its own points after the first")] = 2,
     min_confidence: Annotated[float | None, typer.Option(help="drop detections below it; 0 keeps all")] = None,
     pictures: Annotated[bool, typer.Option("--pictures/--no-pictures", help="write annotated PNGs")] = True,
+    numbers: Annotated[bool, typer.Option("--numbers", help="number the points in the pictures")] = False,
+    chips: Annotated[int, typer.Option(min=0, help="also write aligned faces of so many pixels")] = 0,
+    resume: Annotated[bool, typer.Option("--resume", help="leave out what an earlier run into OUT finished")] = False,
 ) -> None:
     """Every face's keypoints, in pixels of the photograph. Exit status 1 if a photograph could not be read."""
-    from recombinator.predict import predictor
-    from recombinator.predict.output import as_csv, as_table, draw_faces, save_picture
+    from recombinator.predict import batch, predictor
+    from recombinator.predict.detect import detector_by_name
+    from recombinator.predict.output import as_table
 
-    boxes = _parse_boxes(box)
-    if boxes and len(photos) > 1:
-        raise InputError("--box belongs to one photograph; give one photograph")
-    loaded = predictor.load(weights, engine=engine)
-    found: dict[str, list[Face]] = {}
-    failed = []
-    taken: set[str] = set()
+    names = batch.find_photographs(photos)
+    given = _parse_boxes(box)
+    if given and (len(names) > 1 or boxes):
+        raise InputError("--box belongs to one photograph; give one photograph, or --boxes FILE for many")
+    by_file = {names[0]: given} if given else batch.read_boxes(boxes) if boxes else None
+    loaded = predictor.load(weights, detector_by_name(detector), engine=engine)
     with progress("photographs") as advance:
-        for i, photo in enumerate(photos, 1):
-            try:
-                image = predictor.as_image(photo)
-                faces = loaded.predict(image, boxes, passes, min_confidence)
-            except InputError as error:
-                failed.append(str(error))
-                continue
-            found[str(photo)] = faces
-            if pictures and faces:
-                # two folders may hold the same file name
-                stems = chain([photo.stem], (f"{photo.stem}-{n}" for n in count(2)))
-                stem = next(s for s in stems if s not in taken)
-                taken.add(stem)
-                save_picture(out / f"{stem}.keypoints.png", draw_faces(image, faces))
-            if not faces:
-                warn(f"{photo}: no face found; --min-confidence 0 keeps doubtful ones, --box x,y,w,h gives one")
-            advance(i, len(photos))
-    if len(photos) == 1 and any(found.values()):
-        print(as_table(faces))
-    plain = [{"file": file, "faces": [f.to_dict() for f in faces]} for file, faces in found.items()]
-    if found:
-        write_json(out / "points.json", {"weights": weights, "photographs": plain})
-        write_text(out / "points.csv", as_csv(found))
-        total = sum(map(len, found.values()))
-        print(f"{total} faces in {len(found)} photographs: {out / 'points.json'}, {out / 'points.csv'}")
-    for sentence in failed:
+        outcome = batch.predict_all(
+            loaded, names, out, formats=formats or ("json", "csv"), boxes=by_file, passes=passes,
+            min_confidence=min_confidence, pictures=pictures, numbers=numbers, chips=chips, resume=resume,
+            weights=weights, notice=warn, advance=advance,
+        )  # fmt: skip
+    if len(names) == 1 and outcome.last:
+        print(as_table(outcome.last))
+    for name in outcome.empty[:20]:
+        warn(f"{name}: no face found; --min-confidence 0 keeps doubtful ones, --box x,y,w,h gives one")
+    if len(outcome.empty) > 20:
+        warn(f"and no face in {len(outcome.empty) - 20} more")
+    before = f", {outcome.skipped} done before" if outcome.skipped else ""
+    print(f"{outcome.faces} faces in {outcome.photographs} photographs{before}: {out / 'points.jsonl'}")
+    for sentence in outcome.failed:
         warn(f"error: {sentence}")
-    if failed:
-        raise typer.Exit(1 if found else 2)
+    if outcome.failed:
+        raise typer.Exit(1 if outcome.photographs or outcome.skipped else 2)
 
 
 @app.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
@@ -49,3 +50,52 @@ class HaarDetector:
         boxes = np.array(found, np.float64).reshape(-1, 4)
         boxes[:, :2] -= border
         return boxes[np.argsort(-boxes[:, 2])] / scale
+
+
+class WholeImage:
+    """Each image is one face: for crops that are cut already."""
+
+    def detect(self, image: np.ndarray) -> np.ndarray:
+        height, width = image.shape[:2]
+        side = 0.8 * min(height, width)
+        return np.array([[(width - side) / 2, (height - side) / 2, side, side]])
+
+
+class YuNetDetector:
+    """OpenCV's YuNet, from a model file that the user has (face_detection_yunet_*.onnx). Not thread-safe."""
+
+    def __init__(self, path: str, least: float = 0.6) -> None:
+        import cv2
+
+        if not Path(path).is_file():
+            raise InputError(f"{path}: no such file; yunet:PATH wants OpenCV's face_detection_yunet ONNX file")
+        try:
+            self.net = cv2.FaceDetectorYN.create(path, "", (320, 320), least)
+        except cv2.error as error:
+            raise InputError(f"{path}: OpenCV cannot read it as a YuNet model ({error.err})") from None
+
+    def detect(self, image: np.ndarray) -> np.ndarray:
+        import cv2
+
+        bgr = cv2.cvtColor(image, cv2.COLOR_GRAY2BGR) if image.ndim == 2 else np.ascontiguousarray(image[..., ::-1])
+        scale = min(1.0, LONGEST / max(bgr.shape))
+        if scale < 1:
+            bgr = cv2.resize(bgr, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+        self.net.setInputSize((bgr.shape[1], bgr.shape[0]))
+        _, found = self.net.detect(bgr)
+        boxes = np.array([] if found is None else found[:, :4], np.float64).reshape(-1, 4)
+        # its boxes hug the face; crop rules know the cascade's squares, a little wider (the second pass forgives)
+        side = boxes[:, 2] * 1.15
+        centre = boxes[:, :2] + boxes[:, 2:] / 2
+        squares = np.concatenate([centre - side[:, None] / 2, side[:, None], side[:, None]], axis=1)
+        return squares[np.argsort(-squares[:, 2])] / scale
+
+
+def detector_by_name(name: str) -> Detector:
+    """ "haar", "none" (each image is a face) or "yunet:PATH". Raises InputError for anything else."""
+    if name.startswith("yunet:"):
+        return YuNetDetector(name[6:])
+    known: dict[str, Callable[[], Detector]] = {"haar": HaarDetector, "none": WholeImage}
+    if name not in known:
+        raise InputError(f"detector {name!r} is not known: use haar, none or yunet:PATH")
+    return known[name]()

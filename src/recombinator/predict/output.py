@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import csv
-import io
+import json
+from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from recombinator.data.images import encode_image
-from recombinator.files import write_atomically
+from recombinator.files import write_atomically, write_json, write_text
+from recombinator.keypoints import KeypointSet
 from recombinator.predict.predictor import Face
 
 _LOW, _HIGH = np.array([213, 94, 0]), np.array([0, 158, 115])  # vermilion to green, told apart by the colour-blind
 
 
-def draw_faces(image: np.ndarray, faces: list[Face], box: bool = True) -> np.ndarray:
+def draw_faces(image: np.ndarray, faces: list[Face], box: bool = True, numbers: bool = False) -> np.ndarray:
     """(H, W[, 3]) uint8 -> an RGB copy with every face's box, lines and points; a point's colour is its
-    confidence, its size follows the face's."""
+    confidence, its size follows the face's. numbers: each point's number beside it, from 1."""
     import cv2
 
     canvas = np.ascontiguousarray(np.repeat(image[..., None], 3, 2) if image.ndim == 2 else image.copy())
@@ -40,6 +44,9 @@ def draw_faces(image: np.ndarray, faces: list[Face], box: bool = True) -> np.nda
             colour = tuple(float(v) for v in _LOW + (_HIGH - _LOW) * float(confidence))
             cv2.circle(canvas, at(point), round(radius * 16), colour, -1, cv2.LINE_AA, 4)
             cv2.circle(canvas, at(point), round(radius * 16), (255, 255, 255), thickness, cv2.LINE_AA, 4)
+        for number, (x, y) in enumerate(face.points, 1) if numbers else ():
+            place = (round(x + radius), round(y - radius))
+            cv2.putText(canvas, str(number), place, cv2.FONT_HERSHEY_SIMPLEX, side / 500, (255, 255, 255), thickness)
     return canvas
 
 
@@ -59,13 +66,87 @@ def as_table(faces: list[Face]) -> str:
     return "\n".join(lines)
 
 
-def as_csv(found: dict[str, list[Face]]) -> str:
-    """Faces by file -> a row a keypoint: file, face (from 1), keypoint, x, y, confidence."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["file", "face", "keypoint", "x", "y", "confidence"])
-    for file, faces in found.items():
-        for number, face in enumerate(faces, 1):
-            for p in face.to_dict()["keypoints"]:
-                writer.writerow([file, number, p["name"], p["x"], p["y"], p["confidence"]])
-    return text.getvalue()
+def face_chip(image: np.ndarray, face: Face, template: np.ndarray, size: int) -> np.ndarray:
+    """(size, size[, 3]) picture of the face, turned and scaled by the similarity that brings its points nearest to the
+    template's (K, 2) places, as shares of the side."""
+    import cv2
+
+    from recombinator.shapes import similarity
+
+    linear, shift = similarity(template * size, face.points[None], np.ones((1, len(template))))  # chip -> image
+    matrix = np.concatenate([linear[0], shift[0][:, None]], axis=1)
+    matrix[:, 2] += linear[0] @ [0.5, 0.5] - 0.5  # OpenCV counts a pixel's centre at its integer
+    flags = cv2.INTER_AREA if np.linalg.det(linear[0]) > 4 else cv2.INTER_LINEAR
+    return cv2.warpAffine(np.ascontiguousarray(image), matrix, (size, size), flags=flags | cv2.WARP_INVERSE_MAP)
+
+
+# ---- files, each from points.jsonl, a line at a time -------------------------------------------------------------
+
+
+def records(path: Path) -> Iterator[dict[str, Any]]:
+    """The objects of a points.jsonl."""
+    with open(path, encoding="utf-8") as stream:
+        for line in stream:
+            yield json.loads(line)
+
+
+def _write_json(lines: Path, out: Path, weights: str, keypoints: KeypointSet) -> None:
+    def write(path: Path) -> None:
+        with open(path, "w", encoding="utf-8") as stream:
+            stream.write(f'{{"weights": {json.dumps(weights)}, "photographs": [')
+            for i, record in enumerate(records(lines)):
+                stream.write(("," if i else "") + "\n" + json.dumps(record))
+            stream.write("\n]}\n")
+
+    write_atomically(out / "points.json", write)
+
+
+def _write_csv(lines: Path, out: Path, weights: str, keypoints: KeypointSet) -> None:
+    """A row a keypoint: file, face (from 1), keypoint, x, y, confidence."""
+
+    def write(path: Path) -> None:
+        with open(path, "w", encoding="utf-8", newline="") as stream:
+            writer = csv.writer(stream, lineterminator="\n")
+            writer.writerow(["file", "face", "keypoint", "x", "y", "confidence"])
+            for record in records(lines):
+                for number, face in enumerate(record["faces"], 1):
+                    for p in face["keypoints"]:
+                        writer.writerow([record["file"], number, p["name"], p["x"], p["y"], p["confidence"]])
+
+    write_atomically(out / "points.csv", write)
+
+
+def _write_coco(lines: Path, out: Path, weights: str, keypoints: KeypointSet) -> None:
+    """COCO's keypoints, where a pixel's centre is its integer: half a pixel less than elsewhere here."""
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    for record in records(lines):
+        images.append({"id": len(images) + 1, "file_name": record["file"], "width": record["width"],
+                       "height": record["height"]})  # fmt: skip
+        for face in record["faces"]:
+            x, y, side = face["box"]
+            flat = [v for p in face["keypoints"] for v in (round(p["x"] - 0.5, 2), round(p["y"] - 0.5, 2), 2)]
+            annotations.append({
+                "id": len(annotations) + 1, "image_id": len(images), "category_id": 1, "keypoints": flat,
+                "num_keypoints": len(keypoints), "bbox": [x, y, side, side], "area": round(side * side, 2),
+                "iscrowd": 0, "score": face["confidence"],
+            })  # fmt: skip
+    skeleton = sorted({(a + 1, b + 1) for path in keypoints.lines for a, b in pairwise(path)})
+    category = {"id": 1, "name": "face", "keypoints": list(keypoints.names), "skeleton": skeleton}
+    write_json(out / "points.coco.json", {"images": images, "annotations": annotations, "categories": [category]})
+
+
+def _write_pts(lines: Path, out: Path, weights: str, keypoints: KeypointSet) -> None:
+    """A .pts file a face, as 300-W has them: the first pixel's centre is 1."""
+    taken: dict[str, int] = {}
+    for record in records(lines):
+        stem = Path(record["file"]).stem
+        for face in record["faces"]:
+            taken[stem] = taken.get(stem, 0) + 1
+            rows = "".join(f"{p['x'] + 0.5:.3f} {p['y'] + 0.5:.3f}\n" for p in face["keypoints"])
+            text = f"version: 1\nn_points: {len(keypoints)}\n{{\n{rows}}}\n"
+            write_text(out / "pts" / f"{stem}_{taken[stem]}.pts", text)
+
+
+Writer = Callable[[Path, Path, str, KeypointSet], None]
+FORMATS: dict[str, Writer] = {"json": _write_json, "csv": _write_csv, "coco": _write_coco, "pts": _write_pts}

@@ -1,0 +1,120 @@
+"""Photographs by the folder: found, resumed, written in every format."""
+
+import csv
+import io
+import json
+import sys
+
+import cv2
+import numpy as np
+import pytest
+from test_predict import HOPPER
+from typer.testing import CliRunner
+
+from recombinator.cli import app
+from recombinator.errors import InputError
+from recombinator.predict import batch
+from recombinator.predict.detect import detector_by_name
+from recombinator.predict.predictor import load
+
+
+@pytest.fixture(scope="module")
+def album(tmp_path_factory):
+    """Three photographs of one face, one without, one broken, in nested folders."""
+    folder = tmp_path_factory.mktemp("album")
+    (folder / "deep" / "er").mkdir(parents=True)
+    hopper = cv2.imread(str(HOPPER))
+    for name, image in (
+        ("a.jpg", hopper), ("deep/a.jpg", hopper[:, ::-1]), ("deep/er/b.PNG", cv2.resize(hopper, None, fx=0.5, fy=0.5)),
+        ("empty.png", np.full((90, 120, 3), 80, np.uint8)),
+    ):  # fmt: skip
+        assert cv2.imwrite(str(folder / name), image)
+    (folder / "deep" / "broken.jpg").write_bytes(b"no")
+    (folder / "notes.txt").write_text("not a photograph")
+    return folder
+
+
+def test_photographs_are_found(album):
+    found = batch.find_photographs([album])
+    names = [p[len(str(album)) + 1 :] for p in found]
+    assert names == ["a.jpg", "deep/a.jpg", "deep/broken.jpg", "deep/er/b.PNG", "empty.png"]
+    assert batch.find_photographs([album / "a.jpg", str(album / "*.jpg")]) == [str(album / "a.jpg")]
+    assert batch.find_photographs([str(album / "**" / "*.jpg")])[0].endswith("/a.jpg")
+    assert batch.find_photographs(["nowhere.jpg", "-"]) == ["nowhere.jpg", "-"]
+    for bad, message in (("https://a.b/c.jpg", "download"), (str(album / "*.gif"), "no photograph")):
+        with pytest.raises(InputError, match=message):
+            batch.find_photographs([bad])
+
+
+def command(album, out, *more):
+    return CliRunner().invoke(app, ["predict", str(album), "--out", str(out), *map(str, more)], catch_exceptions=False)
+
+
+def test_a_folder_in_every_format(album, tmp_path):
+    formats = [f"--format={f}" for f in ("json", "csv", "coco", "pts")]
+    run = command(album, tmp_path, "--chips", 96, "--numbers", *formats)
+    assert run.exit_code == 1 and "3 faces in 4 photographs" in run.output
+    assert "broken.jpg: not an image" in run.output and "empty.png: no face found" in run.output
+    lines = [json.loads(t) for t in (tmp_path / "points.jsonl").read_text().splitlines()]
+    assert json.loads((tmp_path / "points.json").read_text())["photographs"] == lines
+    assert not (tmp_path / "points.jsonl.part").exists()
+    first = lines[0]["faces"][0]["keypoints"]
+    rows = list(csv.DictReader((tmp_path / "points.csv").open()))
+    assert len(rows) == 15 and float(rows[0]["x"]) == first[0]["x"]
+    coco = json.loads((tmp_path / "points.coco.json").read_text())
+    assert len(coco["images"]) == 4 and len(coco["annotations"]) == 3
+    x, y, visible = coco["annotations"][0]["keypoints"][:3]
+    assert (x + 0.5, y + 0.5, visible) == (pytest.approx(first[0]["x"]), pytest.approx(first[0]["y"]), 2)
+    assert coco["images"][0]["width"] == lines[0]["width"] and coco["categories"][0]["keypoints"][2] == "nose"
+    assert sorted(p.name for p in (tmp_path / "pts").iterdir()) == ["a_1.pts", "a_2.pts", "b_1.pts"]
+    text = (tmp_path / "pts" / "a_1.pts").read_text().splitlines()
+    assert float(text[3].split()[0]) == pytest.approx(first[0]["x"] + 0.5)
+    assert {p.name for p in tmp_path.glob("*.png")} == {"a.keypoints.png", "a-2.keypoints.png", "b.keypoints.png"}
+    chips = [cv2.imread(str(p)) for p in sorted((tmp_path / "chips").iterdir())]
+    assert [c.shape for c in chips] == [(96, 96, 3)] * 3
+    again = load("rcn-6-mtfl").predict(chips[0][..., ::-1].copy(), boxes=[(10, 10, 76, 76)])[0].points / 96
+    template = np.array(load("rcn-6-mtfl").about.template)
+    assert np.abs(again - template).max() < 0.08  # the chip shows the face where the template has it
+
+
+def test_resuming_leaves_out_what_is_done_and_a_killed_run_keeps_its_lines(album, tmp_path):
+    assert command(album, tmp_path, "--no-pictures").exit_code == 1
+    whole = (tmp_path / "points.jsonl").read_text()
+    lines = whole.splitlines(keepends=True)
+    (tmp_path / "points.jsonl").unlink()
+    (tmp_path / "points.jsonl.part").write_text(lines[0] + lines[1][:30])
+    run = command(album, tmp_path, "--no-pictures", "--resume")
+    assert "2 faces" in run.output or "1 faces" in run.output
+    assert "1 done before" in run.output
+    assert sorted((tmp_path / "points.jsonl").read_text().splitlines()) == sorted(whole.splitlines())
+    third = command(album, tmp_path, "--no-pictures", "--resume")
+    assert "4 done before" in third.output and third.exit_code == 1  # the broken one is tried again
+    assert (tmp_path / "points.jsonl").read_text().count("\n") == 4
+
+
+def test_standard_input(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", type("Pipe", (), {"buffer": io.BytesIO(HOPPER.read_bytes())}))
+    outcome = batch.predict_all(load("rcn-6-mtfl"), ["-"], tmp_path)
+    assert outcome.faces == 1 and (tmp_path / "stdin.keypoints.png").is_file()
+
+
+def test_boxes_from_a_file_and_detectors_by_name(album, tmp_path):
+    table = tmp_path / "boxes.csv"
+    table.write_text(f"file,x,y,width,height\n{album / 'a.jpg'},150,110,220,220\n{album / 'a.jpg'},140,100,240,240\n")
+    run = command(album / "a.jpg", tmp_path / "out", "--boxes", table)
+    assert run.exit_code == 0 and "2 faces in 1 photographs" in run.output
+    table.write_text("file,x,y,width,height\na.jpg,1,2,3,b\n")
+    with pytest.raises(InputError, match=r"boxes.csv:2"):
+        batch.read_boxes(table)
+    table.write_text("file,x\n")
+    with pytest.raises(InputError, match=r"boxes.csv:1: wants the columns"):
+        batch.read_boxes(table)
+    crop = cv2.imread(str(HOPPER))[100:330, 150:380, ::-1].copy()
+    face = load("rcn-6-mtfl", detector_by_name("none")).predict(crop)[0]
+    assert np.linalg.norm(face.points - load("rcn-6-mtfl").predict(HOPPER)[0].points + [150, 100], axis=1).mean() < 4
+    bad = (("dlib", "not known"), ("yunet:nowhere", "no such file"), (f"yunet:{HOPPER}", "cannot read it"))
+    for name, message in bad:
+        with pytest.raises(InputError, match=message):
+            detector_by_name(name)
+    with pytest.raises(InputError, match="format 'xml' is not known"):
+        command(album, tmp_path / "x", "--format", "xml")
