@@ -343,6 +343,38 @@ def predict(
 
 
 @app.command()
+def track(
+    video: Annotated[str, typer.Argument(help="a video file, or the number of a webcam")],
+    out: Annotated[Path, typer.Option(help="points: .jsonl (a line a frame) or .csv (a row a keypoint)")],
+    annotated: Annotated[Path | None, typer.Option("--video", help="also write the video with points, .mp4")] = None,
+    weights: Annotated[str, typer.Option(help="a shipped name, .onnx or weights file, run folder")] = DEFAULT_WEIGHTS,
+    engine: Annotated[str | None, typer.Option(help="onnx or torch; onnx where there is a graph")] = None,
+    detector: Annotated[str, typer.Option(help="haar or yunet:MODEL.onnx")] = "haar",
+    detect_every: Annotated[int, typer.Option(min=1, help="frames between looks for new faces")] = 15,
+    smooth: Annotated[bool, typer.Option("--smooth/--raw", help="One-Euro filter")] = True,
+    show: Annotated[bool, typer.Option("--show", help="a live window, where there is a screen; q ends it")] = False,
+    limit: Annotated[int | None, typer.Option(min=1, help="only the first frames")] = None,
+) -> None:
+    """Every face's keypoints through a video, with a number that stays."""
+    from recombinator.predict import predictor
+    from recombinator.predict import video as movie
+    from recombinator.predict.detect import detector_by_name
+    from recombinator.predict.track import Tracker, count_frames
+
+    tracker = Tracker(predictor.load(weights, detector_by_name(detector), engine=engine), detect_every, smooth)
+    total = min(count_frames(video) or 0, limit or 1 << 60)
+    with progress("frames") as advance:
+        told = movie.write_track(
+            tracker, video, out, annotated=annotated, show=show, limit=limit,
+            advance=lambda done: advance(done, max(total, done)),
+        )  # fmt: skip
+    print(
+        f"{told['frames']} frames, {told['faces']} faces with {told['numbers']} numbers, the detector ran "
+        f"{told['detections']} times, {told['seconds'] / max(told['frames'], 1) * 1000:.1f} ms a frame: {out}"
+    )
+
+
+@app.command()
 def demo(
     photo: Annotated[Path | None, typer.Option(help="a photograph; Grace Hopper's without it")] = None,
     out: Annotated[Path, typer.Option(help="folder to write to")] = Path("out/demo"),

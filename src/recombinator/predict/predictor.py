@@ -86,10 +86,7 @@ class Predictor:
         found = self.detector.detect(pixels) if boxes is None else checked_boxes(boxes, pixels)
         if found.size == 0:
             return []
-        source = to_grey(pixels) if self.about.channels == 1 else np.atleast_3d(pixels)
-        if self.about.channels == 3 and source.shape[2] == 1:
-            source = np.repeat(source, 3, axis=2)
-        points = self._from_boxes(found)
+        source, points = self._as_network_wants(pixels), self._from_boxes(found)
         for _ in range(passes):
             points, confidence, around = self._refine(source, points)
         faces = [Face(*one, self.keypoints) for one in zip(points, confidence, around, strict=True)]
@@ -97,6 +94,20 @@ class Predictor:
             return faces
         least = self.rule.least if min_confidence is None else min_confidence
         return distinct([f for f in faces if float(f.confidence.mean()) >= least])
+
+    def follow(self, image: np.ndarray, points: Iterable[np.ndarray]) -> list[Face]:
+        """Faces whose (K, 2) points are roughly known, from the last frame of a video say: one pass, no detector."""
+        rough, pixels = np.array(list(points), np.float64), as_image(image)
+        if not rough.size:
+            return []
+        found = self._refine(self._as_network_wants(pixels), rough)
+        return [Face(*one, self.keypoints) for one in zip(*found, strict=True)]
+
+    def _as_network_wants(self, pixels: np.ndarray) -> np.ndarray:
+        """Grey, or RGB also where the photograph is grey."""
+        if self.about.channels == 1:
+            return to_grey(pixels)
+        return np.repeat(pixels[..., None], 3, axis=2) if pixels.ndim == 2 else pixels
 
     def _from_boxes(self, boxes: np.ndarray) -> np.ndarray:
         """(N, 4) detector boxes -> (N, K, 2) typical points in them."""

@@ -1,0 +1,107 @@
+"""A tracked video as files: points by frame, and the video with the points drawn."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from recombinator.errors import InputError
+from recombinator.predict.output import draw_faces
+from recombinator.predict.track import Track, Tracker, frames
+
+
+def _drawn(image: np.ndarray, tracks: list[Track]) -> np.ndarray:
+    import cv2
+
+    canvas = draw_faces(image, [t.face for t in tracks])
+    for t in tracks:
+        x, y, side = t.face.box
+        place = (round(x), max(12, round(y) - 4))
+        cv2.putText(canvas, str(t.number), place, cv2.FONT_HERSHEY_SIMPLEX, max(0.5, side / 250), (255, 255, 255), 2)
+    return canvas
+
+
+def write_track(
+    tracker: Tracker, source: str, out: Path, *, annotated: Path | None = None, show: bool = False,
+    limit: int | None = None, advance: Callable[[int], None] = lambda done: None,
+) -> dict[str, Any]:  # fmt: skip
+    """Follows `source` and writes `out` (.jsonl or .csv) and, where given, the annotated video; both appear under
+    their names when they are whole. Returns counts and the seconds that following took. Raises InputError."""
+    import cv2
+
+    if out.suffix.lower() not in (".jsonl", ".csv"):
+        raise InputError(f"--out {out}: wants a name that ends in .jsonl or .csv")
+    if annotated and annotated.suffix.lower() != ".mp4":
+        raise InputError(f"--video {annotated}: wants a name that ends in .mp4")
+    for path in (out, annotated):
+        if path and path.resolve() == Path(source).resolve():
+            raise InputError(f"{path}: would overwrite the video; choose another name")
+        if path:
+            path.parent.mkdir(parents=True, exist_ok=True)
+    partial = {p: p.with_name(f".{p.stem}.{os.getpid()}.part{p.suffix}") for p in (out, annotated) if p}
+    writer: Any = None
+    told = {"frames": 0, "faces": 0, "seconds": 0.0}
+    numbers: set[int] = set()
+    try:
+        with open(partial[out], "w", encoding="utf-8", newline="") as stream:
+            rows = csv.writer(stream, lineterminator="\n")
+            if out.suffix.lower() == ".csv":
+                rows.writerow(["frame", "seconds", "face", "keypoint", "x", "y", "confidence"])
+            for number, (seconds, image, rate) in enumerate(frames(source)):
+                if limit is not None and number >= limit:
+                    break
+                began = time.perf_counter()
+                tracks = tracker.update(image, seconds)
+                told["seconds"] += time.perf_counter() - began
+                told["frames"] += 1
+                told["faces"] += len(tracks)
+                numbers |= {t.number for t in tracks}
+                faces = [{"face": t.number, **t.face.to_dict()} for t in tracks]
+                if out.suffix.lower() == ".csv":
+                    for face in faces:
+                        for p in face["keypoints"]:
+                            values = [p["name"], p["x"], p["y"], p["confidence"]]
+                            rows.writerow([number, round(seconds, 4), face["face"], *values])
+                else:
+                    line = {"frame": number, "seconds": round(seconds, 4), "faces": faces}
+                    stream.write(json.dumps(line) + "\n")
+                if annotated or show:
+                    bgr = np.ascontiguousarray(_drawn(image, tracks)[..., ::-1])
+                    if annotated:
+                        if writer is None:
+                            size = (image.shape[1], image.shape[0])
+                            codec = cv2.VideoWriter.fourcc(*"mp4v")
+                            writer = cv2.VideoWriter(str(partial[annotated]), codec, rate, size)
+                        writer.write(bgr)
+                    if show and not _shown(bgr):
+                        break
+                advance(number + 1)
+        if writer is not None:
+            writer.release()
+        for path, temporary in partial.items():
+            if temporary.exists():
+                os.replace(temporary, path)
+    finally:
+        for temporary in partial.values():
+            temporary.unlink(missing_ok=True)
+    return {**told, "numbers": len(numbers), "detections": tracker.detections}
+
+
+def _shown(bgr: np.ndarray) -> bool:
+    """Shows a frame; False once the user pressed q. Raises InputError where OpenCV has no windows."""
+    import cv2
+
+    try:
+        cv2.imshow("recombinator", bgr)
+        return cv2.waitKey(1) & 0xFF != ord("q")
+    except cv2.error:
+        raise InputError(
+            "this OpenCV has no windows (the headless build has none): pip install opencv-python, or leave --show out"
+        ) from None

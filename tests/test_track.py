@@ -1,0 +1,142 @@
+"""Video made from a photograph that moves in a known way."""
+
+import csv
+import json
+
+import cv2
+import numpy as np
+import pytest
+from test_predict import HOPPER
+from typer.testing import CliRunner
+
+from recombinator.cli import app
+from recombinator.errors import InputError
+from recombinator.predict.predictor import load
+from recombinator.predict.track import OneEuro, Tracker, frames, jitter
+
+RATE = 25.0
+
+
+@pytest.fixture(scope="module")
+def scene():
+    image = cv2.imread(str(HOPPER))[40:440, 60:480, ::-1]
+    return np.ascontiguousarray(image)
+
+
+def shifted(image, x, y, noise=0.0, seed=0):
+    """The photograph moved by (x, y) pixels, with grey noise."""
+    out = cv2.warpAffine(image, np.float32([[1, 0, x], [0, 1, y]]), image.shape[1::-1], borderMode=cv2.BORDER_REPLICATE)
+    rng = np.random.default_rng(seed)
+    return np.clip(out + rng.normal(0, noise, out.shape), 0, 255).astype(np.uint8) if noise else out
+
+
+@pytest.fixture(scope="module")
+def predictor():
+    return load("rcn-6-mtfl")
+
+
+def follow(predictor, images, **options):
+    tracker = Tracker(predictor, **options)
+    return tracker, [tracker.update(image, i / RATE) for i, image in enumerate(images)]
+
+
+def test_a_moving_face_is_followed_without_the_detector_and_without_lag(predictor, scene):
+    steps = np.array([(20 * np.sin(i / 6), 0.8 * i) for i in range(24)])
+    images = [shifted(scene, x, y) for x, y in steps]
+    tracker, found = follow(predictor, images, detect_every=1000)
+    assert tracker.detections == 1
+    assert [[t.number for t in tracks] for tracks in found] == [[1]] * 24
+    still = predictor.predict(scene)[0].points
+    side = found[0][0].face.box[2]
+    lag = []
+    for (x, y), (track,) in zip(steps, found, strict=True):
+        assert np.linalg.norm(track.raw.points - still - [x, y], axis=1).mean() < 0.03 * side
+        lag.append(np.linalg.norm(track.face.points - still - [x, y], axis=1).mean())
+    assert np.mean(lag) < 0.03 * side
+
+
+def still_scene(predictor, scene, smooth):
+    images = [shifted(scene, 0, 0, noise=12, seed=i) for i in range(20)]
+    _, found = follow(predictor, images, smooth=smooth, detect_every=1000)
+    points = np.array([tracks[0].face.points for tracks in found])
+    return jitter(points, float(np.linalg.norm(points[0, 0] - points[0, 1])))
+
+
+def test_smoothing_steadies_a_still_scene(predictor, scene):
+    raw, smooth = (still_scene(predictor, scene, s) for s in (False, True))
+    assert 0 < smooth < 0.5 * raw
+
+
+def test_a_face_that_is_lost_and_found_keeps_its_number_for_a_while(predictor, scene):
+    black = np.zeros_like(scene)
+    images = [scene] * 3 + [black] * 8 + [scene] * 3 + [black] * 60 + [scene] * 2
+    _, found = follow(predictor, images)
+    numbers = [[t.number for t in tracks] for tracks in found]
+    assert numbers[:3] == [[1]] * 3 and numbers[5:11] == [[]] * 6
+    assert numbers[11:14] == [[1]] * 3  # back within two seconds
+    assert numbers[-1] == [2]  # after more than two seconds: somebody new
+
+
+def test_two_faces_have_two_numbers(predictor, scene):
+    both = np.concatenate([scene, scene[:, ::-1]], axis=1)
+    _, found = follow(predictor, [both] * 4, detect_every=1)
+    assert [sorted(t.number for t in tracks) for tracks in found] == [[1, 2]] * 4
+    left = [next(t for t in tracks if t.number == 1).face.points[:, 0].mean() for tracks in found]
+    assert np.ptp(left) < 5
+
+
+def test_the_filter_follows_a_jump_and_rests():
+    rng = np.random.default_rng(0)
+    still = OneEuro()
+    noisy = [rng.normal(0, 1, (5, 2)) for _ in range(200)]
+    out = np.array([still(p, 100.0, 0.04, np.ones(5)) for p in noisy])
+    assert out[50:].std() < 0.6 * np.array(noisy)[50:].std()
+    moving = OneEuro()
+    line = [np.full((5, 2), 8.0 * i) for i in range(50)]  # two face sides a second
+    out = np.array([moving(p, 100.0, 0.04, np.ones(5)) for p in line])
+    assert np.abs(out[20:] - np.array(line)[20:]).max() < 8.0  # less than a frame behind
+    doubtful = OneEuro()
+    out_doubtful = np.array([doubtful(p, 100.0, 0.04, np.full(5, 0.3)) for p in noisy])
+    assert out_doubtful[50:].std() < np.array([OneEuro()(p, 100.0, 0.04, np.ones(5)) for p in noisy])[50:].std()
+
+
+@pytest.fixture(scope="module")
+def video(scene, tmp_path_factory):
+    path = tmp_path_factory.mktemp("video") / "moving.mp4"
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), RATE, scene.shape[1::-1])
+    for i in range(10):
+        writer.write(np.ascontiguousarray(shifted(scene, 3 * i, 0)[..., ::-1]))
+    writer.release()
+    return path
+
+
+def test_track_command(video, tmp_path):
+    command = ["track", str(video), "--video", str(tmp_path / "drawn.mp4"), "--out"]
+    run = CliRunner().invoke(app, [*command, str(tmp_path / "points.jsonl")], catch_exceptions=False)
+    assert run.exit_code == 0 and "10 frames, 10 faces with 1 numbers" in run.output
+    lines = [json.loads(t) for t in (tmp_path / "points.jsonl").read_text().splitlines()]
+    assert [line["frame"] for line in lines] == list(range(10)) and lines[-1]["seconds"] == 0.36
+    nose = [line["faces"][0]["keypoints"][2]["x"] for line in lines]
+    assert nose[-1] - nose[0] == pytest.approx(27, abs=4)
+    drawn = [f for _, f, _ in frames(str(tmp_path / "drawn.mp4"))]
+    plain = [f for _, f, _ in frames(str(video))]
+    assert len(drawn) == 10 and drawn[0].shape == plain[0].shape
+    assert np.abs(drawn[5].astype(int) - plain[5]).max() > 100
+    run = CliRunner().invoke(app, [*command, str(tmp_path / "p.csv"), "--limit", "2", "--raw"], catch_exceptions=False)
+    rows = list(csv.DictReader((tmp_path / "p.csv").open()))
+    assert run.exit_code == 0 and len(rows) == 10 and rows[5]["frame"] == "1"
+    assert not [p for p in tmp_path.iterdir() if "part" in p.name]
+
+
+def test_what_cannot_be_tracked(video, tmp_path):
+    (tmp_path / "bad.mp4").write_bytes(b"no video")
+    for arguments, message in (
+        ([str(video), "--out", str(tmp_path / "a.txt")], "ends in .jsonl or .csv"),
+        (["nowhere.mp4", "--out", str(tmp_path / "a.csv")], "no such file"),
+        ([str(tmp_path / "bad.mp4"), "--out", str(tmp_path / "a.csv")], "not a video"),
+        (["77", "--out", str(tmp_path / "a.csv")], "no webcam"),
+        ([str(video), "--out", str(tmp_path / "a.csv"), "--video", str(video)], "overwrite"),
+    ):
+        with pytest.raises(InputError, match=message):
+            CliRunner().invoke(app, ["track", *arguments], catch_exceptions=False)
+        assert not list(tmp_path.glob("*.csv"))
