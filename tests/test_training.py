@@ -272,7 +272,10 @@ def test_damaged_runs(faces5, tmp_path, damage):
 
 
 def test_validation_is_jittered_by_the_runs_own_ranges(faces5, tmp_path):
-    for name, changes in (("plain", {"shift": 0.0, "zoom": 0.0, "degrees": 0, "occlude": (0, 0)}), ("rough", {})):
+    for name, changes in (
+        ("plain", {"shift": 0.0, "zoom": 0.0, "degrees": 0, "stretch": 0.0, "occlude": (0, 0)}),
+        ("rough", {}),
+    ):
         train("rcn-4", faces5, tmp_path / name, epochs=1, **changes, **SMALL)
     lines = [json.loads((tmp_path / n / "metrics.jsonl").read_text()) for n in ("plain", "rough")]
     assert lines[0]["valid"] == lines[0]["clean"] and lines[1]["valid"] != lines[1]["clean"]

@@ -175,7 +175,9 @@ class Trainer:
         for what in ("model", "seed", "data", "validation_data"):
             if meta[what] != now[what]:
                 raise InputError(f"{self.out}: was started with {what} {meta[what]}, not {now[what]}")
-        theirs, ours = dict(meta["recipe"]), dict(now["recipe"])
+        # by way of Recipe: a field that is newer than the run has its default there
+        theirs = json.loads(json.dumps(Recipe.from_dict(meta["recipe"]).to_dict()))
+        ours = dict(now["recipe"])
         for free in ("epochs", "patience"):
             theirs.pop(free), ours.pop(free)
         different = [k for k in ours if theirs.get(k) != ours[k]]

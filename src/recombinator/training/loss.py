@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -23,17 +26,38 @@ def softmax_loss(scores: Tensor, points: Tensor, mask: Tensor, sigma: float = 0.
     the map, in place of one cell (beyond the paper).
     """
     size = scores.shape[-1]
-    log_total = scores.flatten(2).logsumexp(dim=2)
+    share = mask * (scores.shape[1] / (mask.sum() + 1e-8))
     if sigma == 0:
         cell = target_cells(points, size).long()
-        index = cell[..., 1] * size + cell[..., 0]
-        at_target = scores.flatten(2).gather(2, index[..., None])[..., 0]
+        x, y = (F.one_hot(cell[..., i], size).to(scores.dtype) for i in range(2))
     else:
         centres = torch.arange(size, device=scores.device) + 0.5
-        weights = (-((centres - points[..., None]) ** 2) / (2 * sigma**2)).softmax(dim=-1)  # (B, K, 2, S)
-        rows = (scores @ weights[:, :, 0, :, None])[..., 0]
-        at_target = (rows * weights[:, :, 1]).sum(dim=-1)
-    return masked_sum(log_total - at_target, mask)
+        x, y = (-((centres - points[..., None]) ** 2) / (2 * sigma**2)).softmax(dim=-1).to(scores.dtype).unbind(dim=2)
+    return _CrossEntropy.apply(scores, x, y, share)
+
+
+class _CrossEntropy(torch.autograd.Function):
+    """sum of share * (logsumexp(scores) - sum(y x scores)), the targets as outer products of rows and columns.
+
+    Its gradient is share * (softmax - y x), written into the one large map that is kept: with 68 keypoints the usual
+    chain of operations over (B, K, S, S) costs more than some convolutions.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, scores: Tensor, x: Tensor, y: Tensor, share: Tensor) -> Tensor:
+        log_p = scores.flatten(2).log_softmax(dim=2).view_as(scores)
+        at_target = ((log_p @ x[..., None])[..., 0] * y).sum(dim=-1)
+        ctx.save_for_backward(log_p, x, y, share)
+        return -(at_target * share).sum()
+
+    @staticmethod
+    def backward(ctx: Any, *gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        log_p, x, y, share = ctx.saved_tensors
+        factor = (share * gradient[0])[..., None]
+        p = log_p.exp().mul_(factor[..., None])
+        b, k, s, _ = p.shape
+        p.view(b * k, s, s).baddbmm_((y * factor).view(b * k, s, 1), x.reshape(b * k, 1, s), alpha=-1)
+        return p, None, None, None
 
 
 def l2_loss(scores: Tensor, points: Tensor, mask: Tensor, sigma: float = 0.0) -> Tensor:

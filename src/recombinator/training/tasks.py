@@ -69,7 +69,8 @@ class FromPixels(Task):
         inputs, points, mask = self.samples(index, generator)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
             scores = self.forward(inputs)
-        return LOSSES[recipe.loss](scores.float(), points, mask, recipe.sigma)
+        scores = scores.to(torch.float32, memory_format=torch.contiguous_format)
+        return LOSSES[recipe.loss](scores, points, mask, recipe.sigma)
 
     def validate(self) -> dict[str, float]:
         """Errors in percent on the set that is jittered and occluded once, by the recipe's ranges (SPEC 7 row 7), and
