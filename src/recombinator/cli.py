@@ -69,6 +69,28 @@ _reader("afw", "afw", "AFW: photographs and anno.mat (MATLAB 7.3); a test table 
 _reader("300w", "w300", "300-W: images beside .pts files; folders testset and ibug are the test table.")
 
 
+@prepare.command("points")
+def prepare_own(
+    source: Annotated[Path, typer.Argument(help="points: .csv, .json or .jsonl, naming their images")],
+    out: Annotated[Path, typer.Argument(help="folder to write train, valid and test.parquet to")],
+    images: Annotated[Path | None, typer.Option(help="folder of the images; else beside the points")] = None,
+    normaliser: Annotated[str | None, typer.Option(help="two keypoints, a,b: errors are shares of their gap")] = None,
+    size: Size = 160,
+    grey: Annotated[bool, typer.Option("--grey", help="store grey crops")] = False,
+    quality: Quality = 95,
+    strict: Annotated[bool, typer.Option("--strict", help="stop at the first that cannot be used")] = False,
+) -> None:
+    """Your own keypoints, of faces or of anything: a file of points and the images it names."""
+    from recombinator.data.own import prepare_points
+
+    with progress("preparing") as advance:
+        counts = prepare_points(
+            source, out, images=images, normaliser=normaliser, size=size, grey=grey, quality=quality, strict=strict,
+            drop=warn, advance=advance,
+        )  # fmt: skip
+    _counts(counts, out)
+
+
 @prepare.command("synthetic")
 def prepare_synthetic(
     out: Annotated[Path, typer.Argument(help="folder to write train, valid and test.parquet to")],

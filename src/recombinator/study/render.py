@@ -86,31 +86,103 @@ def aflw_table(results: dict[str, dict[str, Any]], ending: str = "-mtfl") -> str
     return _markdown(header, rows)
 
 
-def card_table(results: dict[str, dict[str, Any]]) -> str:
-    """The shipped network: what it is, how it was trained, what it reaches."""
-    r = results.get("rcn-6-mtfl")
-    if r is None:
-        return ""
-    training = r["training"]
+CARDS = {"rcn-6-mtfl": "AFLW", "rcn-68-300w": "300-W Common", "joint-68-300w": "300-W Common"}
+
+
+def _trained(training: dict[str, Any]) -> list[list[str]]:
     recipe = training["recipe"]
-    per_point = ", ".join(f"{n} {e:.2f}" for n, e in zip(r["keypoints"], r["per_keypoint"], strict=True))
     rows = [
-        ["AFLW, paper's protocol", "{:.2f} % [{:.2f}, {:.2f}]".format(r["nme_paper"], *r["nme_paper_ci95"])],
-        ["AFLW, continuous", "{:.2f} % [{:.2f}, {:.2f}]".format(r["nme"], *r["nme_ci95"])],
-        ["by keypoint, continuous, %", per_point],
-        ["images over 10 %", f"{100 * r['failure_rate_10']:.1f} %"],
-        ["AUC to 10 %", f"{r['auc_10']:.3f}"],
         ["validation, jittered and occluded, paper's protocol", f"{training['validation_nme_paper']:.2f} %"],
         [
             "training",
             f"recipe {recipe['name']}, seed {training['seed']}, epoch {training['epoch']} of {recipe['epochs']}"
-            f"{_before(training)}, "
-            f"{training['seconds'] / 60:.0f} minutes on {training['machine']['threads']} thread of "
-            f"{training['machine']['processor']}, commit {training['commit']}",
+            f"{_before(training)}, {training['seconds'] / 60:.0f} minutes on {training['machine']['threads']} thread "
+            f"of {training['machine']['processor']}, commit {training['commit']}",
         ],
         ["data", f"{training['dataset']}, {training['images']} images, fingerprint {training['data']}"],
     ]
-    return _markdown(["rcn-6-mtfl", ""], rows)
+    return rows
+
+
+def card_table(results: dict[str, dict[str, Any]], name: str) -> str:
+    """A shipped network: what it reaches and how it was trained."""
+    r = results.get(name)
+    if r is None:
+        return ""
+    where = CARDS[name]
+    rows = [
+        [f"{where}, paper's protocol", "{:.2f} % [{:.2f}, {:.2f}]".format(r["nme_paper"], *r["nme_paper_ci95"])],
+        [f"{where}, continuous", "{:.2f} % [{:.2f}, {:.2f}]".format(r["nme"], *r["nme_ci95"])],
+        ["images over 10 %", f"{100 * r['failure_rate_10']:.1f} %"],
+        ["AUC to 10 %", f"{r['auc_10']:.3f}"],
+    ]
+    if len(r["keypoints"]) <= 10:
+        by_point = ", ".join(f"{n} {e:.2f}" for n, e in zip(r["keypoints"], r["per_keypoint"], strict=True))
+        rows.append(["by keypoint, continuous, %", by_point])
+    more = {
+        "nme_outer": "by the outer eye corners, continuous", "nme_paper_49": "49 points, paper's protocol",
+        "nme_paper_oracle": "with the authors' border oracle",
+    }  # fmt: skip
+    for key, text in more.items():
+        if key in r:
+            rows.append([text, f"{r[key]:.2f} %"])
+    for part in r["training"].values() if "image" in r["training"] else [r["training"]]:
+        rows += _trained(part)
+    if r["model"]["name"] == "joint":
+        rows.append(["denoiser", f"weight {r['model']['weight']:g}, {r['model']['iterations']} pass(es)"])
+    return _markdown([name, ""], rows)
+
+
+# SPEC 8, Table 4: Common, 68 points, eye centres, with twice the training images that are here
+PAPER_COMMON = {"rcn-68": 4.70, "joint": 4.67}
+
+
+def common_table(results: dict[str, dict[str, Any]]) -> str:
+    """300-W's Common set beside the paper's Table 4."""
+    rows = []
+    found = {n: r for n, r in evaluations(results, "300w", "test").items() if not r.get("occluded")}
+    for name, r in sorted(found.items(), key=lambda item: -item[1]["nme_paper"]):
+        model = r["model"]["name"]
+        training = r["training"].get("image", r["training"])
+        paper = PAPER_COMMON.get(model)
+        rows.append([
+            f"[{name}](results/{name}.json)", f"{paper:.2f}" if paper else "-",
+            "**{:.2f}** [{:.2f}, {:.2f}]".format(r["nme_paper"], *r["nme_paper_ci95"]),
+            "{:.2f} [{:.2f}, {:.2f}]".format(r["nme"], *r["nme_ci95"]), f"{r['nme_outer']:.2f}",
+            f"{r['nme_paper_49']:.2f}", f"{100 * r['failure_rate_10']:.1f} %", f"{r['auc_10']:.3f}",
+            f"{training['images']:,}",
+        ])  # fmt: skip
+    header = ["network", "paper", "ours, paper's protocol", "ours, continuous", "outer eye corners", "49 points",
+              "over 10 %", "AUC to 10 %", "training images"]  # fmt: skip
+    return _markdown(header, rows)
+
+
+def joint_table(results: dict[str, dict[str, Any]]) -> str:
+    """Every comparison of networks on the same images: differences with the paired bootstrap's interval."""
+    rows = []
+    for name, r in results.items():
+        if r.get("kind") != "comparison":
+            continue
+        for part, text in (("all", "all"), ("worst_tenth", "the first one's worst tenth")):
+            for row in r["rows"]:
+                low, high = row[f"nme_paper_{part}_difference_ci95"]
+                difference = f"{row[f'nme_paper_{part}_difference']:+.2f} [{low:+.2f}, {high:+.2f}]"
+                images = ("covered" if r["occluded"] else "as they are") + f", {text}"
+                rows.append([f"[{images}](results/{name}.json)", row["weights"], f"{row[f'nme_paper_{part}']:.2f}",
+                             "" if row is r["rows"][0] else difference])  # fmt: skip
+    return _markdown(["images", "network", "paper's protocol", "difference from the first"], rows)
+
+
+def denoiser_table(results: dict[str, dict[str, Any]]) -> str:
+    """Corrupted points found again, beside simple rivals."""
+    rows = []
+    for name, r in results.items():
+        if r.get("kind") == "denoising":
+            for who, row in r["rows"].items():
+                label = f"[{name}](results/{name}.json)" if who == "denoiser" else who
+                error = "{:.2f} [{:.2f}, {:.2f}]".format(row["nme_paper"], *row["nme_paper_ci95"])
+                rows.append([label, f"{r['corrupted']}", error, f"{row['nme']:.2f}"])
+    return _markdown(["model", "corrupted of 68", "error, paper's grid", "continuous"], rows)
 
 
 def speed_table(results: dict[str, dict[str, Any]]) -> str:
@@ -196,9 +268,12 @@ def study_table(results: dict[str, dict[str, Any]], name: str) -> str:
 TABLES: dict[str, Callable[[dict[str, dict[str, Any]]], str]] = {
     "aflw": aflw_table,
     "aflw-all": lambda results: aflw_table(results, "").replace("](results/", "](../results/"),
-    "card": card_table,
+    **{f"card-{name}": partial(card_table, name=name) for name in CARDS},
     "explorations": explorations_table,
     "speed": speed_table,
+    "common": common_table,
+    "joint": joint_table,
+    "denoisers": denoiser_table,
     **{name: partial(study_table, name=name) for name in STUDIES},
     "machine": machine_line,
 }
