@@ -156,3 +156,20 @@ def test_a_changed_figure_is_noticed():
     name = next(n for n, r in results.items() if r.get("kind") == "evaluation")
     results[name]["nme_paper"] += 1
     assert render_text(text, results, "x") != text
+
+
+def test_a_command_that_lacks_its_extra_says_which(tmp_path):
+    code = (
+        "import sys; sys.modules.update({'torch': None, 'pyarrow': None})\n"
+        "from recombinator.cli import main; sys.argv = ['recombinator', *sys.argv[1:]]; main()"
+    )
+    for arguments, words in (
+        (["models"], "needs torch: pip install 'recombinator[train]'"),
+        (["train", "rcn-4", "--data", "x", "--out", "y"], "recombinator[train]"),
+    ):
+        done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, cwd=tmp_path)
+        assert done.returncode == 2 and words in done.stderr and "Traceback" not in done.stderr
+    found = subprocess.run(
+        [sys.executable, "-c", code, "predict", str(HOPPER), "--out", "o"], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert found.returncode == 0 and "left_eye" in found.stdout
