@@ -51,6 +51,13 @@ def test_splits_and_subsets(layout, tmp_path):
     assert {f.stem for f in again} == {f.rsplit("/", 1)[1].split(".")[0] for f in valid}
 
 
+def test_running_numbers_are_not_one_photograph(tmp_path):
+    files = [tmp_path / "lfpw" / f"image_{i:04d}.pts" for i in range(60)]
+    files += [tmp_path / "helen" / f"7{i:03d}_1.pts" for i in range(60)]
+    valid = split_files(tmp_path, files)["valid"]
+    assert len(valid) == 12 and 2 <= sum(f.parent.name == "lfpw" for f in valid) <= 10
+
+
 def test_points_are_read_one_based(tmp_path):
     points = write_face(tmp_path / "a.x", np.random.default_rng(1))
     np.testing.assert_allclose(read_pts(tmp_path / "a.pts"), points, atol=1e-3)

@@ -46,13 +46,13 @@ def read_pts(path: Path) -> np.ndarray:
 
 
 def split_files(source: Path, files: list[Path]) -> dict[str, list[Path]]:
-    """Test by folder name; of the rest, a seeded tenth for validation, faces of one photograph (NAME_1, NAME_2)
-    together. The order of names decides, not the file system's."""
+    """Test by folder name; of the rest, a seeded tenth for validation, faces of one photograph (NAME_1, NAME_2; not
+    LFPW's running numbers, image_0001) together. The order of names decides, not the file system's."""
     test = [f for f in files if _subset(source, f)]
     photographs: dict[str, list[Path]] = {}
     for f in files:
         if not _subset(source, f):
-            photographs.setdefault(str(f.parent / re.sub(r"_\d+$", "", f.stem)), []).append(f)
+            photographs.setdefault(str(f.parent / re.sub(r"_[1-9]\d?$", "", f.stem)), []).append(f)
     keys = sorted(photographs)
     valid: list[Path] = []
     wanted = sum(map(len, photographs.values())) // 10
