@@ -173,3 +173,14 @@ def test_keypoint_set_round_trip():
     for s in (FACE_5, FACE_68):
         assert KeypointSet.from_dict(s.to_dict()) == s
     assert len(FACE_68.names) == len(set(FACE_68.names)) == 68
+
+
+def test_a_constant_offset_is_told_apart_from_the_error():
+    rng = np.random.default_rng(0)
+    true = np.array([[30.0, 30], [50, 30], [40, 45], [33, 55], [47, 55]]) + rng.uniform(-1, 1, (50, 5, 2))
+    found = true + rng.normal(0, 0.1, true.shape)
+    plain, moved = (make_evaluation(f, true).summary() for f in (found, found + [1.0, -0.4]))
+    scale = 20  # about the eye distance
+    assert moved["offset"] == pytest.approx([100 / scale, -40 / scale], rel=0.15)
+    assert moved["nme"] > 3 * plain["nme"]
+    assert moved["nme_without_offset"] == pytest.approx(plain["nme"], rel=0.1)
