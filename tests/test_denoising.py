@@ -14,7 +14,7 @@ from recombinator.denoising import corrupted, corrupted_table, errors_of_rivals,
 from recombinator.errors import InputError
 from recombinator.keypoints import FACE_5, FACE_68
 from recombinator.models import create_model
-from recombinator.models.denoiser import BLANK, PointDenoiser, solve_positive
+from recombinator.models.denoiser import BLANK, PointDenoiser, newton_inverse, solve_positive
 from recombinator.shapes import ShapeModel, moved, similarity
 from recombinator.training.run import train
 from recombinator.weights import Weights, load_weights, save_weights
@@ -66,10 +66,13 @@ def test_missing_points_do_not_move_the_model():
     assert np.abs(fitted - whole).max() < 0.05
 
 
-def test_elimination_equals_the_solver():
-    a = torch.randn(4, 7, 7, dtype=torch.float64)
-    matrix, right = a @ a.transpose(1, 2) + torch.eye(7), torch.randn(4, 7, dtype=torch.float64)
-    torch.testing.assert_close(solve_positive(matrix, right), torch.linalg.solve(matrix, right))
+@pytest.mark.parametrize("spread", [1.0, 1e-2])
+def test_products_alone_invert_as_well_as_the_solver(spread):
+    torch.manual_seed(0)
+    a = torch.randn(4, 7, 12) * torch.logspace(0, np.log10(spread), 7)[:, None]
+    matrix, right = a @ a.transpose(1, 2) + 1e-4 * torch.eye(7), torch.randn(4, 7)
+    wanted = solve_positive(matrix, right)
+    torch.testing.assert_close((newton_inverse(matrix) @ right[..., None])[..., 0], wanted, rtol=1e-3, atol=1e-3)
 
 
 @pytest.fixture

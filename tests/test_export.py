@@ -18,19 +18,17 @@ SMALL = {"width": 0.2}
 
 
 def some_joint():
-    net = Joint(create_model("rcn-68", **SMALL), create_model("denoiser-lite", width=16, layers=2, heads=2), 0.7, 2)
+    net = Joint(create_model("rcn-68", **SMALL), create_model("denoiser-lite", width=16, layers=1, heads=2, modes=6), 0.7)
     net.config["image"] |= SMALL
-    net.config["denoiser"] |= {"width": 16, "layers": 2, "heads": 2}
+    net.config["denoiser"] |= {"width": 16, "layers": 1, "heads": 2, "modes": 6}
     return net
 
 
 NETWORKS = {
-    "sumnet-4": lambda: create_model("sumnet-4", **SMALL),
     "sumnet-5": lambda: create_model("sumnet-5", alpha="pixel", upsampling="bilinear", **SMALL),
-    "rcn-6": lambda: create_model("rcn-6", **SMALL),
+    "rcn-6": lambda: create_model("rcn-6", mask=(1, 0, 1, 1, 0, 1), **SMALL),
     "rcn-7": lambda: create_model("rcn-7", size=96, channels=3, norm="batch", **SMALL),
     "rcn-6-skip": lambda: create_model("rcn-6-skip", norm="global", **SMALL),
-    "masked": lambda: create_model("rcn-4", mask=(1, 0, 0, 1), **SMALL),
     "released": lambda: create_model("rcn-68", upsampling="learned", keep_maxima=True, **SMALL),
     "tcdcn": lambda: create_model("tcdcn"),
     "joint": some_joint,

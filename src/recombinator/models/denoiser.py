@@ -174,14 +174,23 @@ class MapDenoiser(Denoiser):
 
 
 def solve_positive(matrix: Tensor, right: Tensor) -> Tensor:
-    """(B, M, M) symmetric positive matrices, (B, M) -> (B, M), by elimination without pivots: plain arithmetic, which
-    any exported graph can hold."""
-    system = torch.cat([matrix, right[..., None]], dim=2)
+    """(B, M, M) symmetric positive matrices, (B, M) -> (B, M). An exported graph has no solver: there the inverse is
+    found by `newton_inverse`."""
+    if torch.compiler.is_exporting():
+        return (newton_inverse(matrix) @ right[..., None])[..., 0]
+    return torch.linalg.solve(matrix, right)
+
+
+def newton_inverse(matrix: Tensor, steps: int = 20) -> Tensor:
+    """Inverses of symmetric positive matrices by matrix products alone (Newton and Schulz), scaled to a unit diagonal
+    first. Each step squares the error; 20 are enough for condition numbers of 1e5 after scaling."""
     one = torch.eye(matrix.shape[1], device=matrix.device, dtype=matrix.dtype)
-    for i in range(matrix.shape[1]):
-        row = system[:, i : i + 1] / system[:, i : i + 1, i : i + 1]
-        system = system - (system[:, :, i : i + 1] - one[:, i : i + 1]) * row
-    return system[..., -1]
+    scale = (matrix * one).sum(dim=2).rsqrt()
+    scaled = matrix * scale[:, :, None] * scale[:, None]
+    inverse = one / scaled.abs().sum(dim=2).amax(dim=1)[:, None, None]
+    for _ in range(steps):
+        inverse = inverse @ (2 * one - scaled @ inverse)
+    return inverse * scale[:, :, None] * scale[:, None]
 
 
 class PointDenoiser(Denoiser):
