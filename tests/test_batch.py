@@ -13,9 +13,12 @@ from typer.testing import CliRunner
 
 from recombinator.cli import app
 from recombinator.errors import InputError
+from recombinator.keypoints import FACE_5
 from recombinator.predict import batch
 from recombinator.predict.detect import detector_by_name
-from recombinator.predict.predictor import load
+from recombinator.predict.output import face_chip
+from recombinator.predict.predictor import Face, load
+from recombinator.weights import shipped
 
 
 @pytest.fixture(scope="module")
@@ -84,12 +87,34 @@ def test_resuming_leaves_out_what_is_done_and_a_killed_run_keeps_its_lines(album
     (tmp_path / "points.jsonl").unlink()
     (tmp_path / "points.jsonl.part").write_text(lines[0] + lines[1][:30])
     run = command(album, tmp_path, "--no-pictures", "--resume")
-    assert "2 faces" in run.output or "1 faces" in run.output
     assert "1 done before" in run.output
     assert sorted((tmp_path / "points.jsonl").read_text().splitlines()) == sorted(whole.splitlines())
     third = command(album, tmp_path, "--no-pictures", "--resume")
     assert "4 done before" in third.output and third.exit_code == 1  # the broken one is tried again
     assert (tmp_path / "points.jsonl").read_text().count("\n") == 4
+
+
+def test_resuming_keeps_chips_and_weights_apart(album, tmp_path):
+    command(album / "a.jpg", tmp_path, "--no-pictures", "--chips", 64)
+    command(album / "deep" / "a.jpg", tmp_path, "--no-pictures", "--chips", 64, "--resume")
+    assert {p.name for p in (tmp_path / "chips").iterdir()} == {"a.face1.png", "a-2.face1.png"}
+    with pytest.raises(InputError, match="begun with the weights rcn-6-mtfl"):
+        command(album, tmp_path, "--resume", "--weights", str(shipped()["rcn-6-mtfl"]))
+    (tmp_path / "photo.jpg").write_bytes(HOPPER.read_bytes())
+    found = batch.find_photographs([tmp_path], tmp_path / "chips")
+    assert found == [str(tmp_path / "photo.jpg")]
+
+
+def test_chips_of_large_faces_are_averaged():
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (1600, 1600), dtype=np.uint8)
+    template = np.array([[0.3, 0.3], [0.7, 0.3], [0.5, 0.5], [0.35, 0.7], [0.65, 0.7]])
+    face = Face(template * 800 + 400, np.ones(5), np.array([400.0, 400.0, 800.0]), FACE_5)
+    chip = face_chip(image, face, template, 100)
+    assert chip.shape == (100, 100) and chip.std() < 0.3 * image.std()
+    ramp = np.tile(np.arange(1600) / 1600 * 255, (1600, 1)).astype(np.uint8)
+    centre = face_chip(ramp, face, template, 100)[50].astype(float)
+    np.testing.assert_allclose(centre, (400 + (np.arange(100) + 0.5) * 8) / 1600 * 255, atol=1.5)
 
 
 def test_standard_input(tmp_path, monkeypatch):

@@ -91,7 +91,8 @@ def test_scores_are_the_log_likelihood_and_sum_to_one_on_a_wide_enough_map(denoi
     at = torch.randint(0, 24, (3, 5, 2))
     picked = scores[torch.arange(3)[:, None], torch.arange(5), at[..., 1], at[..., 0]]
     torch.testing.assert_close(picked, denoiser.log_likelihood(cells, at + 0.5), atol=1e-4, rtol=1e-4)
-    assert (scores.exp().sum((2, 3)) < 1.2).all()
+    total = scores.exp().sum((2, 3))
+    assert (total < 1.2).all() and (total > 0.05).all()
     with pytest.raises(InputError, match="expected"):
         denoiser(cells[:, :4])
 
@@ -163,6 +164,10 @@ def test_repair_mends_a_wrong_point_in_any_frame(trained, faces68):
     assert mended.implausible[30] > np.median(mended.implausible)
     far = repair(weights, wrong * 7 + [1000, -300])
     np.testing.assert_allclose(far.points, mended.points * 7 + [1000, -300], atol=7 * 0.1 * eyes)
+    for astray in ([0.0, 0.0], [99999.0, 99999.0]):  # a sentinel, a slip of the decimal point
+        gross = wrong.copy()
+        gross[30] = astray
+        np.testing.assert_allclose(repair(weights, gross).points, mended.points, atol=0.35 * eyes)
     kept = repair(weights, wrong, keep_below=1e9)
     np.testing.assert_array_equal(kept.points[kept.kept], wrong[kept.kept])
     assert kept.kept.sum() == 67
@@ -184,12 +189,14 @@ def write_all_forms(folder, points, name=FACE_68):
     head = ["file", *(f"x{i}" for i in range(1, k + 1)), *(f"y{i}" for i in range(1, k + 1))]
     values = ["a.jpg", *points[:, 0], *points[:, 1]]
     (folder / "wide.csv").write_text(",".join(head) + "\n" + ",".join(map(str, values)) + "\n")
-    coco = [v for x, y in points.tolist() for v in (x, y, 2)]
+    coco = [v for x, y in points.tolist() for v in (x - 0.5, y - 0.5, 2)]  # a pixel's centre is whole there
     plain = [{"name": n, "x": x, "y": y} for n, (x, y) in zip(name.names, points.tolist(), strict=True)]
     forms = {
         "report.json": {"photographs": [{"file": "a.jpg", "faces": [{"keypoints": plain}]}]},
         "list.json": [{"file": "a.jpg", "points": points.tolist()}],
-        "coco.json": {"annotations": [{"image": "a.jpg", "keypoints": coco}]},
+        "coco.json": {
+            "images": [{"id": 7, "file_name": "a.jpg"}], "annotations": [{"image_id": 7, "keypoints": coco}],
+        },
     }  # fmt: skip
     for file, value in forms.items():
         (folder / file).write_text(json.dumps(value))
@@ -205,6 +212,7 @@ def test_every_form_of_points_is_read(tmp_path, faces68):
     for path in forms:
         (found,) = read_points(path, FACE_68, drop=lambda error: pytest.fail(str(error)))
         np.testing.assert_allclose(found.points, points, err_msg=str(path))
+        assert found.file == {"numbered.csv": "", "one.pts": "one.pts"}.get(path.name, "a.jpg")
 
 
 @pytest.mark.parametrize(
@@ -219,6 +227,8 @@ def test_every_form_of_points_is_read(tmp_path, faces68):
         ("a.json", '[{"points": [[1, 2]]}]', "entry 1: has 1 points, wants 5"),
         ("a.json", '[{"where": 1}]', "wants `points`"),
         ("a.json", '[{\n"where": }]', "a.json:2: not JSON"),
+        ("a.jsonl", '{"points": []}\n\n{"points": \n', "a.jsonl:3: not JSON"),
+        ("a.csv", "keypoint,x,y\n\u00b2,1,2\n", "no keypoint is called"),
         ("a.pts", "1 2\n", "has 1 points"),
         ("a.txt", "", "wants a name that ends in"),
     ],
@@ -268,6 +278,22 @@ def test_learning_a_networks_own_errors(faces68, tmp_path):
                        errors_of=tmp_path / "teacher.safetensors", **kind)  # fmt: skip
         assert result["epochs"] == 2 and np.isfinite(result["best_valid"])
         assert train("denoiser-lite", faces68, out, epochs=3, resume=True, **kind)["epochs"] == 3
+    torch.manual_seed(0)
+    save_weights(tmp_path / "tcdcn.safetensors", Weights(create_model("tcdcn-alone", 68), FACE_68, "300w", [], {}))
+    with pytest.raises(InputError, match="errors are learnt of an RCN"):
+        train("denoiser-lite", faces68, tmp_path / "no", epochs=1, errors_of=tmp_path / "tcdcn.safetensors", **kind)
     for changes in ({"corruption": "errors"}, {"errors_of": tmp_path / "teacher.safetensors"}):
         with pytest.raises(InputError, match="go together"):
             train("denoiser-lite", faces68, tmp_path / "no", epochs=1, **kind, **changes)
+
+
+def test_few_points_few_faces_and_a_start_from_weights(faces5, faces68, tmp_path):
+    kind = {"report": lambda line: None, "batch": 8, "learning_rate": 0.0}
+    train("denoiser-lite", faces5, tmp_path / "five", epochs=1, corrupt=2, **kind)
+    with pytest.raises(InputError, match="35 corrupted of 5 points"):
+        evaluate_denoiser(tmp_path / "five", faces5 / "test.parquet")
+    small = {"options": {"width": 16, "layers": 1, "modes": 4}}
+    train("denoiser-lite", faces68, tmp_path / "a", epochs=1, limit=12, **small, **kind)
+    train("denoiser-lite", faces68, tmp_path / "b", epochs=1, start=tmp_path / "a", seed=1, **small, **kind)
+    a, b = (load_weights(tmp_path / n).net.state_dict() for n in "ab")
+    assert all(torch.equal(a[k], b[k]) for k in a)  # a rate of zero: what was started from is still there

@@ -18,9 +18,10 @@ SMALL = {"width": 0.2}
 
 
 def some_joint():
-    net = Joint(create_model("rcn-68", **SMALL), create_model("denoiser-lite", width=16, layers=1, heads=2, modes=6), 0.7)
+    shape = {"width": 16, "layers": 1, "heads": 2, "modes": 6}
+    net = Joint(create_model("rcn-68", **SMALL), create_model("denoiser-lite", **shape), 0.7)
     net.config["image"] |= SMALL
-    net.config["denoiser"] |= {"width": 16, "layers": 1, "heads": 2, "modes": 6}
+    net.config["denoiser"] |= shape
     return net
 
 

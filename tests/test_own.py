@@ -85,6 +85,13 @@ def test_bad_faces_are_named_and_left_out(arrows, tmp_path):
     told = []
     counts = prepare_points(arrows / "points.csv", tmp_path / "t", images=arrows / "pictures", drop=told.append)
     assert counts["dropped"] == 2 and any("3.png" in t for t in told) and any("has 1 keypoints" in t for t in told)
+    text = (arrows / "points.csv").read_text().replace("7.png,left_tip,", "7.png,left_tip,,#").split("\n")
+    cut = [t.split("#")[0] if "#" in t else t for t in text]
+    (arrows / "points.csv").write_text("\n".join(cut))
+    told.clear()
+    kind = {"images": arrows / "pictures", "drop": told.append, "normaliser": "left_tip,right_tip"}
+    prepare_points(arrows / "points.csv", tmp_path / "n", **kind)
+    assert any("without left_tip its errors have no normaliser" in t for t in told)
     with pytest.raises(InputError):
         prepare_points(arrows / "points.csv", tmp_path / "s", images=arrows / "pictures", strict=True)
     (tmp_path / "few.csv").write_text("file,x1,x2,y1,y2\na.png,1,2,3,4\n")

@@ -140,3 +140,18 @@ def test_what_cannot_be_tracked(video, tmp_path):
         with pytest.raises(InputError, match=message):
             CliRunner().invoke(app, ["track", *arguments], catch_exceptions=False)
         assert not list(tmp_path.glob("*.csv"))
+
+
+def test_ctrl_c_keeps_what_was_recorded(video, tmp_path, monkeypatch):
+    whole = Tracker.update
+
+    def update(self, image, seconds):
+        if self._frames == 4:
+            raise KeyboardInterrupt
+        return whole(self, image, seconds)
+
+    monkeypatch.setattr(Tracker, "update", update)
+    out, drawn = tmp_path / "p.jsonl", tmp_path / "d.mp4"
+    run = CliRunner().invoke(app, ["track", str(video), "--out", str(out), "--video", str(drawn)])
+    assert run.exit_code == 0 and "4 frames" in run.output
+    assert len(out.read_text().splitlines()) == 4 and len(list(frames(str(drawn)))) == 4

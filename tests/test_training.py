@@ -15,7 +15,7 @@ from recombinator.errors import InputError
 from recombinator.evaluation import evaluate
 from recombinator.models.denoiser import BLANK
 from recombinator.training.loop import Trainer, copy_matching
-from recombinator.training.recipe import FAST, PAPER, Recipe, get_recipe, make_optimiser
+from recombinator.training.recipe import FAST, PAPER, Recipe, get_recipe, make_optimiser, parse_changes
 from recombinator.training.run import train
 from recombinator.training.tasks import corrupted
 from recombinator.weights import load_weights, read_tensors
@@ -326,3 +326,11 @@ def test_float32_and_bfloat16_agree_roughly(faces5, tmp_path):
         train("rcn-4", faces5, tmp_path / precision, epochs=1, precision=precision, **SMALL)
         losses.append(json.loads((tmp_path / precision / "metrics.jsonl").read_text())["loss"])
     assert losses[0] == pytest.approx(losses[1], rel=0.01) and losses[0] != losses[1]
+
+
+def test_fields_by_name():
+    found = parse_changes(["stretch=0.3", "flip=True", "shuffle=false", "loss=l2", "degrees=15"])
+    assert found == {"stretch": 0.3, "flip": True, "shuffle": False, "loss": "l2", "degrees": 15}
+    for bad, message in (("flip=yes", "true or false"), ("degrees=1.5", "wants int"), ("speed=1", "nothing is called")):
+        with pytest.raises(InputError, match=message):
+            parse_changes([bad])

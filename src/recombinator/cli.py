@@ -223,6 +223,11 @@ def train(
     )
 
 
+def _not_over(data: Path, *outputs: Path | None) -> None:
+    if data.resolve() in (p.resolve() for p in outputs if p):
+        raise InputError(f"--json {outputs[0]}: would overwrite the table {data}; choose another name")
+
+
 @app.command()
 def evaluate(
     weights: Annotated[str, typer.Argument(help="a shipped name, a weights file or a run's folder")],
@@ -238,6 +243,8 @@ def evaluate(
     from recombinator.provenance import provenance
     from recombinator.weights import load_weights
 
+    per_image = json_out and json_out.with_name(f"{json_out.stem}.images.parquet")
+    _not_over(data, json_out, per_image)
     if isinstance(load_weights(weights).net, Denoiser):
         told = denoising.evaluate_denoiser(weights, data, limit=limit)
         print(f"{weights} on {data}: {told['data']['images']} faces, {told['protocol']}")
@@ -248,9 +255,6 @@ def evaluate(
             write_json(json_out, {"kind": "denoising", **told, "provenance": provenance()})
             print(f"wrote {json_out}")
         return
-    per_image = json_out and json_out.with_name(f"{json_out.stem}.images.parquet")
-    if data.resolve() in (p.resolve() for p in (json_out, per_image) if p):
-        raise InputError(f"--json {json_out}: would overwrite the table {data}; choose another name")
     result, report = evaluation.evaluate(weights, data, limit=limit, occlude=occlude)
     names = report["keypoints"]
     print(f"{weights} on {data}: {report['images']} images, errors in % of the {report['normaliser']}")
@@ -287,6 +291,7 @@ def compare(
     from recombinator import evaluation
     from recombinator.provenance import provenance
 
+    _not_over(data, json_out)
     report = evaluation.compare(weights, data, limit=limit, occlude=occlude)
     print(f"{data}{', occluded' if occlude else ''}: {report['images']} images, % of the {report['normaliser']}")
     for part, text in (("all", "all images"), ("worst_tenth", f"the tenth where {weights[0]} is worst")):
@@ -338,11 +343,14 @@ def predict(
     from recombinator.predict.detect import detector_by_name
     from recombinator.predict.output import as_table
 
-    names = batch.find_photographs(photos)
+    names = batch.find_photographs(photos, out)
     given = _parse_boxes(box)
     if given and (len(names) > 1 or boxes):
         raise InputError("--box belongs to one photograph; give one photograph, or --boxes FILE for many")
     by_file = {names[0]: given} if given else batch.read_boxes(boxes) if boxes else None
+    unmatched = sorted(set(by_file or {}) - set(names))
+    if boxes and unmatched:
+        warn(f"{boxes}: {len(unmatched)} files are not among the photographs, such as {unmatched[0]}")
     loaded = predictor.load(weights, detector_by_name(detector), engine=engine)
     with progress("photographs") as advance:
         outcome = batch.predict_all(

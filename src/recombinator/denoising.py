@@ -47,7 +47,8 @@ def corrupted_table(
         generator,
     )  # fmt: skip
     cells = points.floor().clamp(0, size - 1).long()
-    given, changed = corrupted(cells, count, size, False, generator)
+    known = torch.from_numpy(table.mask)[..., None]
+    given, changed = corrupted(torch.where(known, cells, BLANK), count, size, False, generator)
     return points.double().numpy(), cells.numpy(), given.numpy(), changed.numpy()
 
 
@@ -105,6 +106,8 @@ def evaluate_denoiser(
     table = load_table(data, limit=limit)
     if table.info.keypoints.names != loaded.keypoints.names:
         raise InputError(f"{data}: its keypoints ({table.info.keypoints.name}) are not those of {weights}")
+    if not 0 < count < len(table.info.keypoints) - 1:
+        raise InputError(f"{count} corrupted of {len(table.info.keypoints)} points leave fewer than 2 clean ones")
     results = {"denoiser": errors_of_corrupted(loaded.net, table, count)}
     beside = [Path(data).parent / f"{split}.parquet" for split in ("train", "valid")]
     if all(p.is_file() for p in beside):
@@ -177,13 +180,13 @@ def repair(weights: Weights, points: np.ndarray, keep_below: float = 0.0) -> Rep
     given = np.isfinite(points).all(axis=1)
     if given.sum() < 3:
         raise InputError(f"has {given.sum()} known points; at least 3 are needed")
-    span = float(np.ptp(points[given], axis=0).max())
-    if span <= 0:
+    if np.ptp(points[given], axis=0).max() <= 0:
         raise InputError("all its points coincide")
-    # the crop rules count whole pixels: done on a photograph's scale, whatever the unit of the input
-    unit = GRID / span
-    rule = RULES[weights.crop_rule]
-    typical = _frame(points, np.array(weights.template)) * unit
+    # the crop rules count whole pixels: done on a photograph's scale, whatever the unit of the input, which the face
+    # gives, not a point that went astray
+    typical = _frame(points, np.array(weights.template))
+    unit = GRID / max(float(np.ptp(typical, axis=0).max()), 1e-9)
+    typical, rule = typical * unit, RULES[weights.crop_rule]
     x, y, side = rule.box(typical + FILE_ORIGIN, rule.stage2, 1 << 30, 1 << 30)
     scale = net.size / side
     inside = np.clip(np.floor(np.nan_to_num((points * unit - [x, y]) * scale)), 0, net.size - 1).astype(np.int64)

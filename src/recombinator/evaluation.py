@@ -234,6 +234,8 @@ def choose_joint(joint: Weights, data: str | os.PathLike[str]) -> list[dict[str,
     if not isinstance(net, Joint):
         raise InputError("choosing weight and iterations needs a joint model")
     table = load_table(data, net.channels)
+    if table.info.keypoints.names != joint.keypoints.names:
+        raise InputError(f"{data}: its keypoints ({table.info.keypoints.name}) are not those of the joint model")
     rows = []
     for weight, iterations in ((0.0, 1), *((w, n) for w in (0.25, 0.5, 0.75, 1.0, 1.5, 2.0) for n in (1, 2))):
         net.weight, net.iterations = weight, iterations

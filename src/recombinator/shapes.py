@@ -55,7 +55,8 @@ class ShapeModel:
         _, spread, axes = np.linalg.svd(flat, full_matrices=False)
         variance = spread**2 / len(points)
         kept = axes[:modes] * np.sqrt(variance[:modes, None])
-        noise = float(variance[modes:].sum() / max(flat.shape[1] - modes, 1))
+        # as many modes as faces leave nothing over: then a thousandth of the face's size
+        noise = max(float(variance[modes:].sum() / max(flat.shape[1] - modes, 1)), 1e-6)
         return cls(mean, kept.reshape(-1, *mean.shape), noise)
 
     def complete(self, points: np.ndarray, known: np.ndarray, rounds: int = 3) -> np.ndarray:

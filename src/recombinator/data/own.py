@@ -15,7 +15,7 @@ import numpy as np
 from recombinator.data.crops import GRID, RULES
 from recombinator.data.images import read_image
 from recombinator.data.mtfl import SPLIT_SEED
-from recombinator.data.points import PointSet, read_points
+from recombinator.data.points import ABOUT, PointSet, read_points
 from recombinator.data.rows import crop_row
 from recombinator.data.table import Row, TableInfo, write_splits
 from recombinator.errors import InputError
@@ -46,17 +46,20 @@ def infer_keypoints(path: Path, normaliser: str | None = None) -> KeypointSet:
     try:
         text = path.read_text(encoding="utf-8-sig")
         if path.suffix.lower() == ".csv":
-            rows = list(csv.DictReader(io.StringIO(text)))
+            reader = csv.DictReader(io.StringIO(text))
+            reader.fieldnames = [c.strip() for c in reader.fieldnames or ()]
+            rows = list(reader)
             if rows and "keypoint" in rows[0]:
-                first = [rows[0].get(c) for c in ("file", "image", "face")]
-                names = [r["keypoint"] for r in rows if [r.get(c) for c in ("file", "image", "face")] == first]
+                about = [c for c in ABOUT if c != "confidence"]
+                first = [rows[0].get(c) for c in about]
+                names = [r["keypoint"].strip() for r in rows if [r.get(c) for c in about] == first]
             elif rows:
                 names = [str(i + 1) for i in range(sum(bool(re.fullmatch(r"[xX]_?\d+", c or "")) for c in rows[0]))]
         else:
             found: Any = json.loads(text.splitlines()[0] if path.suffix.lower() == ".jsonl" else text)
             found = found.get("photographs", found.get("annotations", found)) if isinstance(found, dict) else found
-            entry = found[0] if isinstance(found, list) else found
-            entry = entry["faces"][0] if "faces" in entry else entry
+            entries = found if isinstance(found, list) else [found]
+            entry = next(face for e in entries for face in e.get("faces", [e]))
             points = entry.get("points", entry.get("keypoints"))
             flat = not isinstance(points[0], list | dict)
             names = [
@@ -65,7 +68,7 @@ def infer_keypoints(path: Path, normaliser: str | None = None) -> KeypointSet:
             ]
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise InputError(f"{path}: cannot be read ({error})") from None
-    except (KeyError, IndexError, TypeError, AttributeError):
+    except (KeyError, IndexError, TypeError, AttributeError, StopIteration):
         names = []
     if not names:
         raise InputError(f"{path}: no face with points in it (see `recombinator denoise --help` for the forms)")
@@ -117,6 +120,9 @@ def prepare_points(
         try:
             if known.sum() < 2:
                 raise InputError(f"{known.sum()} known points; at least 2 are needed")
+            lacking = [keypoints.names[i] for group in keypoints.normaliser for i in group if not known[i]]
+            if lacking:
+                raise InputError(f"without {lacking[0]} its errors have no normaliser")
             points = np.where(known[:, None], face.points, face.points[known].mean(axis=0))
             image = read_image(folder / face.file)
             return crop_row(image, points, face.file, rule, size=size, grey=grey, quality=quality, mask=known)

@@ -7,7 +7,7 @@ import io
 import json
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,7 @@ from recombinator.keypoints import KeypointSet
 if TYPE_CHECKING:
     from recombinator.denoising import Repair
 
-_ABOUT = ("file", "image", "face", "id", "confidence")  # columns that are carried or ignored, not points
+ABOUT = ("file", "image", "frame", "seconds", "face", "id", "confidence")  # columns that are no points
 
 
 @dataclass(frozen=True)
@@ -86,11 +86,11 @@ def _from_csv(path: Path, text: str, keypoints: KeypointSet, drop: Callable[[Inp
         match = re.fullmatch(r"([xy])_?(\d+)", c, re.IGNORECASE)
         if match:
             axes[match[1].lower()].append(c)
-    unknown = [c for c in columns if c not in axes["x"] + axes["y"] and c not in _ABOUT]
+    unknown = [c for c in columns if c not in axes["x"] + axes["y"] and c not in ABOUT]
     if unknown or not len(axes["x"]) == len(axes["y"]) == len(keypoints):
         raise InputError(
             f"{path}:1: wants the columns keypoint, x, y, or x1 to x{len(keypoints)} and y1 to y{len(keypoints)}, "
-            f"beside {', '.join(_ABOUT)}; has {len(axes['x'])} x, {len(axes['y'])} y"
+            f"beside {', '.join(ABOUT)}; has {len(axes['x'])} x, {len(axes['y'])} y"
             + (f" and {', '.join(unknown[:5])}" if unknown else "")
         )
     for names in axes.values():
@@ -114,10 +114,11 @@ def _long(path: Path, rows: Any, keypoints: KeypointSet, drop: Callable[[InputEr
     bad: dict[tuple[str, str], InputError] = {}
     for row in rows:
         where = f"{path}:{rows.line_num}"
-        key = (row.get("file") or row.get("image") or "", row.get("face") or row.get("id") or "1")
+        file = row.get("file") or row.get("image") or (f"frame {row['frame']}" if row.get("frame") else "")
+        key = (file, row.get("face") or row.get("id") or "1")
         _, found = groups.setdefault(key, (where, {}))
         name = (row["keypoint"] or "").strip()
-        index = order.get(name, int(name) - 1 if name.isdigit() else -1)
+        index = order.get(name, int(name) - 1 if name.isdecimal() else -1)
         try:
             if not 0 <= index < len(order):
                 known = f"{keypoints.names[0]} to {keypoints.names[-1]}, or 1 to {len(order)}"
@@ -141,22 +142,30 @@ def _long(path: Path, rows: Any, keypoints: KeypointSet, drop: Callable[[InputEr
 
 def _from_json(path: Path, text: str, keypoints: KeypointSet, drop: Callable[[InputError], None]) -> list[PointSet]:
     entries: list[tuple[str, Any]] = []
+    names: dict[Any, str] = {}  # COCO's images by their number
+    line = 1
     try:
         if path.suffix.lower() == ".jsonl":
-            entries = [(f"{path}:{i}", json.loads(t)) for i, t in enumerate(text.splitlines(), 1) if t.strip()]
+            for line, row in enumerate(text.splitlines(), 1):
+                if row.strip():
+                    entries.append((f"{path}:{line}", json.loads(row)))
         else:
             whole = json.loads(text)
-            whole = whole.get("photographs", whole.get("annotations", whole)) if isinstance(whole, dict) else whole
+            if isinstance(whole, dict):
+                names = {i.get("id"): str(i.get("file_name", "")) for i in whole.get("images", [])}
+                whole = whole.get("photographs", whole.get("annotations", whole))
             whole = whole if isinstance(whole, list) else [whole]
             entries = [(f"{path}: entry {i}", e) for i, e in enumerate(whole, 1)]
     except json.JSONDecodeError as error:
-        raise InputError(f"{path}:{error.lineno}: not JSON ({error.msg})") from None
+        raise InputError(f"{path}:{line + error.lineno - 1}: not JSON ({error.msg})") from None
     sets = []
     for where, entry in entries:
         faces = entry.get("faces", [entry]) if isinstance(entry, dict) else [{"points": entry}]
         for number, face in enumerate(faces, 1):
             try:
-                sets.append(_face(where, entry, str(number), face, keypoints))
+                found = _face(where, entry, str(number), face, keypoints)
+                named = names.get(entry.get("image_id")) if isinstance(entry, dict) else None
+                sets.append(replace(found, file=named) if named and not found.file else found)
             except InputError as error:
                 drop(error)
     return sets
@@ -170,7 +179,7 @@ def _face(where: str, entry: Any, number: str, face: Any, keypoints: KeypointSet
         points = [[p.get("x"), p.get("y")] for p in points]
     elif len(points) == 3 * len(keypoints) and not isinstance(points[0], list):  # COCO: x, y, visibility
         flat = [points[i : i + 3] for i in range(0, len(points), 3)]
-        points = [[None, None] if not v else [x, y] for x, y, v in flat]
+        points = [[None, None] if not v else [x + 0.5, y + 0.5] for x, y, v in flat]  # its pixels' centres are whole
     file = str(entry.get("file", entry.get("image", ""))) if isinstance(entry, dict) else ""
     return _checked(where, file, number, points, keypoints)
 

@@ -46,7 +46,7 @@ class TCDCN(nn.Module):
             self.sizes.append(side)
             side = side // 2 if halved else side
         if side < 1:
-            raise InputError(f"input size {size} is too small for TCDCN: use 58 or more")
+            raise InputError(f"input size {size} is too small for TCDCN: use 64 or more")
         tasks = AUXILIARY if auxiliary else {}
         self.branch = nn.ModuleDict({
             "features": nn.Linear(widths[-1] * side**2, FEATURES), "points": nn.Linear(FEATURES, 2 * keypoints),

@@ -27,9 +27,10 @@ STDIN = "-"
 AHEAD = 8  # photographs decoded before their turn: what memory holds
 
 
-def find_photographs(inputs: Iterable[str | os.PathLike[str]]) -> list[str]:
+def find_photographs(inputs: Iterable[str | os.PathLike[str]], out: Path | None = None) -> list[str]:
     """Files as they are named, folders with all that is below them, patterns with * ? [ ] opened; each once, folders
-    and patterns sorted. Raises InputError for a folder or pattern without a photograph, and for a URL."""
+    and patterns sorted. What lies in `out` is found by neither: those are earlier results. Raises InputError for a
+    folder or pattern without a photograph, and for a URL."""
     found: dict[str, None] = {}
     for item in (os.fspath(i) for i in inputs):
         if "://" in item:
@@ -43,6 +44,8 @@ def find_photographs(inputs: Iterable[str | os.PathLike[str]]) -> list[str]:
             inside = sorted(p for p in glob.glob(item, recursive=True) if p.lower().endswith(ENDINGS))
         else:
             inside = [item]  # missing: a failure of this one, told with the others
+        if out is not None and inside != [item]:
+            inside = [p for p in inside if not Path(p).resolve().is_relative_to(out.resolve())]
         if not inside:
             raise InputError(f"{item}: no photograph in it ({', '.join(ENDINGS)})")
         found |= dict.fromkeys(inside)
@@ -89,19 +92,25 @@ class Lines:
     """points.jsonl: one object a photograph. Written as points.jsonl.part and renamed when the run is over, so that a
     killed run leaves its finished lines, and an earlier result stands until the new one is whole."""
 
-    def __init__(self, folder: Path, resume: bool) -> None:
+    def __init__(self, folder: Path, resume: bool, weights: str) -> None:
         self.path, self.part = folder / "points.jsonl", folder / "points.jsonl.part"
         self.done: set[str] = set()
+        self.stems: set[str] = set()  # of pictures and chips
         self.stream: TextIO | None = None  # opened with the first line: a run that finds nothing leaves nothing
         kept: list[str] = []
         if resume:
             source = self.part if self.part.is_file() else self.path
             for text in source.read_text(encoding="utf-8").splitlines() if source.is_file() else []:
                 try:
-                    self.done.add(json.loads(text)["file"])
+                    record = json.loads(text)
+                    before, stem = record["weights"], record["stem"]
+                    self.done.add(record["file"])
+                    self.stems.add(stem)
                     kept.append(text + "\n")
                 except (json.JSONDecodeError, KeyError, TypeError):
                     break  # half a line, where the last run was stopped
+                if before != weights:
+                    raise InputError(f"{source}: was begun with the weights {before}, not {weights}; use another --out")
         self.kept = "".join(kept)
         if kept:
             self._open()
@@ -140,10 +149,9 @@ def predict_all(
     unknown = [f for f in formats if f not in FORMATS]
     if unknown:
         raise InputError(f"format {unknown[0]!r} is not known: use {', '.join(FORMATS)}")
-    lines, outcome = Lines(out, resume), Outcome()
+    lines, outcome = Lines(out, resume, weights), Outcome()
     todo = [n for n in names if n not in lines.done]
     outcome.skipped = len(names) - len(todo)
-    taken: set[str] = set()
     for done, (name, image) in enumerate(decoded_ahead(todo), 1):
         try:
             if isinstance(image, InputError):
@@ -153,30 +161,32 @@ def predict_all(
         except InputError as error:
             outcome.failed.append(str(error) if str(error).startswith(name) else f"{name}: {error}")
             continue
-        height, width = image.shape[:2]
-        lines.add({"file": name, "width": width, "height": height, "faces": [f.to_dict() for f in faces]})
         outcome.photographs += 1
         outcome.faces += len(faces)
         outcome.last = faces
         if not faces:
             outcome.empty.append(name)
-        if faces and (pictures or chips):
-            stem = _free_stem("stdin" if name == STDIN else Path(name).stem, taken, out, resume)
+        stem = _free_stem("stdin" if name == STDIN else Path(name).stem, lines.stems)
+        if faces:
             if pictures:
                 save_picture(out / f"{stem}.keypoints.png", draw_faces(image, faces, numbers=numbers))
             for i, face in enumerate(faces, 1) if chips else ():
                 chip = face_chip(image, face, np.array(predictor.about.template), chips)
                 save_picture(out / "chips" / f"{stem}.face{i}.png", chip)
+        height, width = image.shape[:2]
+        lines.add({
+            "file": name, "weights": weights, "stem": stem, "width": width, "height": height,
+            "faces": [f.to_dict() for f in faces],
+        })  # fmt: skip
         advance(done, len(todo))
     for kind in formats if lines.close() else ():
         FORMATS[kind](lines.path, out, weights, predictor.keypoints)
     return outcome
 
 
-def _free_stem(stem: str, taken: set[str], out: Path, resume: bool) -> str:
-    """Two folders may hold the same file name; an earlier sitting's pictures stay."""
-    candidates = chain([stem], (f"{stem}-{n}" for n in count(2)))
-    chosen = next(s for s in candidates if s not in taken and not (resume and (out / f"{s}.keypoints.png").exists()))
+def _free_stem(stem: str, taken: set[str]) -> str:
+    """Two folders may hold the same file name: the second one's pictures are NAME-2."""
+    chosen = next(s for s in chain([stem], (f"{stem}-{n}" for n in count(2))) if s not in taken)
     taken.add(chosen)
     return chosen
 

@@ -74,10 +74,17 @@ def face_chip(image: np.ndarray, face: Face, template: np.ndarray, size: int) ->
     from recombinator.shapes import similarity
 
     linear, shift = similarity(template * size, face.points[None], np.ones((1, len(template))))  # chip -> image
+    # warping takes single samples: a photograph much larger than the chip is averaged down first
+    factor = max(1, int(np.sqrt(np.linalg.det(linear[0]))))
+    image = np.ascontiguousarray(image)
+    if factor > 1:
+        smaller = (max(1, image.shape[1] // factor), max(1, image.shape[0] // factor))
+        shrink = np.array([smaller[0] / image.shape[1], smaller[1] / image.shape[0]])
+        image = cv2.resize(image, smaller, interpolation=cv2.INTER_AREA)
+        linear, shift = linear * shrink[:, None], shift * shrink
     matrix = np.concatenate([linear[0], shift[0][:, None]], axis=1)
     matrix[:, 2] += linear[0] @ [0.5, 0.5] - 0.5  # OpenCV counts a pixel's centre at its integer
-    flags = cv2.INTER_AREA if np.linalg.det(linear[0]) > 4 else cv2.INTER_LINEAR
-    return cv2.warpAffine(np.ascontiguousarray(image), matrix, (size, size), flags=flags | cv2.WARP_INVERSE_MAP)
+    return cv2.warpAffine(image, matrix, (size, size), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
 
 
 # ---- files, each from points.jsonl, a line at a time -------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -151,12 +152,13 @@ def frames(source: str) -> Iterator[tuple[float, np.ndarray, float]]:
     try:
         rate = video.get(cv2.CAP_PROP_FPS) or 25.0
         rate = rate if 1 <= rate <= 1000 else 25.0
-        number = 0
+        number, began = 0, time.monotonic()
         while True:
             ok, frame = video.read()
             if not ok:
                 break
-            yield number / rate, np.ascontiguousarray(frame[..., ::-1]), rate
+            seconds = time.monotonic() - began if camera else number / rate
+            yield seconds, np.ascontiguousarray(frame[..., ::-1]), rate
             number += 1
         if not number:
             raise InputError(f"{source}: holds no frame that OpenCV can read")

@@ -8,7 +8,7 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 
@@ -33,9 +33,7 @@ def write_track(
     limit: int | None = None, advance: Callable[[int], None] = lambda done: None,
 ) -> dict[str, Any]:  # fmt: skip
     """Follows `source` and writes `out` (.jsonl or .csv) and, where given, the annotated video; both appear under
-    their names when they are whole. Returns counts and the seconds that following took. Raises InputError."""
-    import cv2
-
+    their names at the end, which Ctrl-C is too. Returns counts and the seconds that following took."""
     if out.suffix.lower() not in (".jsonl", ".csv"):
         raise InputError(f"--out {out}: wants a name that ends in .jsonl or .csv")
     if annotated and annotated.suffix.lower() != ".mp4":
@@ -47,8 +45,9 @@ def write_track(
             path.parent.mkdir(parents=True, exist_ok=True)
     partial = {p: p.with_name(f".{p.stem}.{os.getpid()}.part{p.suffix}") for p in (out, annotated) if p}
     writer: Any = None
-    told = {"frames": 0, "faces": 0, "seconds": 0.0}
+    told: dict[str, Any] = {"frames": 0, "faces": 0, "seconds": 0.0}
     numbers: set[int] = set()
+    whole = False
     try:
         with open(partial[out], "w", encoding="utf-8", newline="") as stream:
             rows = csv.writer(stream, lineterminator="\n")
@@ -63,35 +62,46 @@ def write_track(
                 told["frames"] += 1
                 told["faces"] += len(tracks)
                 numbers |= {t.number for t in tracks}
-                faces = [{"face": t.number, **t.face.to_dict()} for t in tracks]
-                if out.suffix.lower() == ".csv":
-                    for face in faces:
-                        for p in face["keypoints"]:
-                            values = [p["name"], p["x"], p["y"], p["confidence"]]
-                            rows.writerow([number, round(seconds, 4), face["face"], *values])
-                else:
-                    line = {"frame": number, "seconds": round(seconds, 4), "faces": faces}
-                    stream.write(json.dumps(line) + "\n")
+                _write_frame(stream, rows, out.suffix.lower() == ".csv", number, seconds, tracks)
                 if annotated or show:
                     bgr = np.ascontiguousarray(_drawn(image, tracks)[..., ::-1])
                     if annotated:
-                        if writer is None:
-                            size = (image.shape[1], image.shape[0])
-                            codec = cv2.VideoWriter.fourcc(*"mp4v")
-                            writer = cv2.VideoWriter(str(partial[annotated]), codec, rate, size)
+                        writer = writer or _open_writer(partial[annotated], annotated, image, rate)
                         writer.write(bgr)
                     if show and not _shown(bgr):
                         break
                 advance(number + 1)
+        whole = True
+    except KeyboardInterrupt:  # the usual end of a webcam: what was recorded is kept
+        whole = told["frames"] > 0
+    finally:
         if writer is not None:
             writer.release()
         for path, temporary in partial.items():
-            if temporary.exists():
+            if whole and temporary.exists():
                 os.replace(temporary, path)
-    finally:
-        for temporary in partial.values():
             temporary.unlink(missing_ok=True)
     return {**told, "numbers": len(numbers), "detections": tracker.detections}
+
+
+def _write_frame(stream: TextIO, rows: Any, as_csv: bool, number: int, seconds: float, tracks: list[Track]) -> None:
+    faces = [{"face": t.number, **t.face.to_dict()} for t in tracks]
+    if not as_csv:
+        stream.write(json.dumps({"frame": number, "seconds": round(seconds, 4), "faces": faces}) + "\n")
+        return
+    for face in faces:
+        for p in face["keypoints"]:
+            rows.writerow([number, round(seconds, 4), face["face"], p["name"], p["x"], p["y"], p["confidence"]])
+
+
+def _open_writer(path: Path, name: Path, image: np.ndarray, rate: float) -> Any:
+    import cv2
+
+    size = (image.shape[1], image.shape[0])
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), rate, size)
+    if not writer.isOpened():
+        raise InputError(f"--video {name}: this OpenCV cannot write MP4 video")
+    return writer
 
 
 def _shown(bgr: np.ndarray) -> bool:

@@ -199,7 +199,8 @@ def _evaluations(weights: Sequence[str], table: FaceTable) -> dict[str, Evaluati
         if isinstance(net, Joint):
             found["RCN"] = evaluate_table(net.image, table)
             found["denoiser"] = evaluate_table(_Denoised(net), table)  # type: ignore[arg-type]
-        found["joint" if isinstance(net, Joint) else Path(w).name] = evaluate_table(net, table)
+        label = "joint" if isinstance(net, Joint) else Path(w).name
+        found[label if label not in found else str(w)] = evaluate_table(net, table)
     return found
 
 

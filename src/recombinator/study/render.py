@@ -94,7 +94,12 @@ CARDS = {"rcn-6-mtfl": "AFLW", "rcn-68-300w": "300-W Common", "joint-68-300w": "
 def _trained(training: dict[str, Any]) -> list[list[str]]:
     recipe = training["recipe"]
     rows = [
-        ["validation, jittered and occluded, paper's protocol", f"{training['validation_nme_paper']:.2f} %"],
+        [
+            "the denoiser's validation: mean of the mended and the uniformly corrupted error"
+            if str(training["model"]["name"]).startswith("denoiser")
+            else "validation, jittered and occluded, paper's protocol",
+            f"{training['validation_nme_paper']:.2f} %",
+        ],
         [
             "training",
             f"recipe {recipe['name']}, seed {training['seed']}, epoch {training['epoch']} of {recipe['epochs']}"

@@ -44,7 +44,7 @@ def finished(path: Path, recipe: Recipe, seed: int) -> bool:
         training = json.loads(path.read_text(encoding="utf-8"))["training"]
     except (OSError, json.JSONDecodeError, KeyError):
         return False
-    return training["recipe"] == json.loads(json.dumps(recipe.to_dict())) and training["seed"] == seed
+    return Recipe.from_dict(training["recipe"]) == recipe and training["seed"] == seed
 
 
 def _line(report: Callable[[str], None], name: str, line: dict[str, Any]) -> None:

@@ -24,8 +24,10 @@ from torch import Tensor, nn
 from recombinator.data.table import FaceTable
 from recombinator.errors import InputError
 from recombinator.files import copy_file, write_json, write_text
-from recombinator.models import TCDCN, Denoiser, create_model
+from recombinator.models import TCDCN, Denoiser, ScoreMapNet, create_model
+from recombinator.models.denoiser import PointDenoiser
 from recombinator.provenance import provenance
+from recombinator.shapes import ShapeModel
 from recombinator.training.recipe import Recipe, make_optimiser
 from recombinator.training.tasks import FromPixels, FromPoints, Regression
 from recombinator.weights import Weights, load_weights, read_tensors, save_weights, write_tensors
@@ -55,6 +57,8 @@ class Trainer:
         self.device = torch.device(device)
         torch.manual_seed(seed)
         self.net = create_model(model, len(train.info.keypoints), **(options or {}))
+        if isinstance(self.net, PointDenoiser):
+            self.net.start_from(ShapeModel.fit(train.points.astype(float), train.mask, len(self.net.modes)))
         if start:
             copy_matching(read_tensors(start)[0], self.net)
         self.net.to(self.device, memory_format=torch.channels_last)
@@ -62,7 +66,9 @@ class Trainer:
         self.task: FromPixels | FromPoints
         if isinstance(self.net, Denoiser):
             teacher = load_weights(errors_of).net if errors_of else None
-            self.task = FromPoints(self.net, train, valid, recipe, self.device, teacher)  # type: ignore[arg-type]
+            if teacher is not None and not isinstance(teacher, ScoreMapNet):
+                raise InputError(f"{errors_of}: errors are learnt of an RCN or a SumNet, which these weights are not")
+            self.task = FromPoints(self.net, train, valid, recipe, self.device, teacher)
         elif isinstance(self.net, TCDCN):
             self.task = Regression(self.net, train, valid, recipe, self.device)
         else:
@@ -172,9 +178,9 @@ class Trainer:
 
     def _check_same(self, meta: dict[str, Any]) -> None:
         now = json.loads(json.dumps(self.asked))
-        for what in ("model", "seed", "data", "validation_data"):
-            if meta[what] != now[what]:
-                raise InputError(f"{self.out}: was started with {what} {meta[what]}, not {now[what]}")
+        for what in ("model", "seed", "data", "validation_data", "errors_of"):
+            if meta.get(what) != now[what]:
+                raise InputError(f"{self.out}: was started with {what} {meta.get(what)}, not {now[what]}")
         # by way of Recipe: a field that is newer than the run has its default there
         theirs = json.loads(json.dumps(Recipe.from_dict(meta["recipe"]).to_dict()))
         ours = dict(now["recipe"])

@@ -39,7 +39,7 @@ def softmax_loss(scores: Tensor, points: Tensor, mask: Tensor, sigma: float = 0.
 class _CrossEntropy(torch.autograd.Function):
     """sum of share * (logsumexp(scores) - sum(y x scores)), the targets as outer products of rows and columns.
 
-    Its gradient is share * (softmax - y x), written into the one large map that is kept: with 68 keypoints the usual
+    Its gradient is share * (softmax - y x), made in one large map: with 68 keypoints the usual
     chain of operations over (B, K, S, S) costs more than some convolutions.
     """
 

@@ -133,7 +133,7 @@ def changed(recipe: Recipe, **changes: Any) -> Recipe:
 
 
 def parse_changes(texts: list[str]) -> dict[str, Any]:
-    """["stretch=0.2", "epochs=30"] -> changes to the fields of a Recipe or its Augment, of their types. Raises
+    """["stretch=0.2", "flip=true"] -> changes to the fields of a Recipe or its Augment, of their types. Raises
     InputError for an unknown field or a value that is not of its type."""
     known = {
         f.name: f.default for c in (Recipe, Augment) for f in fields(c) if isinstance(f.default, int | float | str)
@@ -144,9 +144,13 @@ def parse_changes(texts: list[str]) -> dict[str, Any]:
         if name not in known:
             raise InputError(f"--set {text}: nothing is called {name!r}: use one of {', '.join(sorted(known))}")
         try:
-            found[name] = value == "true" if isinstance(known[name], bool) else type(known[name])(value)
-        except ValueError:
-            raise InputError(f"--set {text}: wants a {type(known[name]).__name__} after the =") from None
+            if isinstance(known[name], bool):
+                found[name] = {"true": True, "false": False}[value.lower()]
+            else:
+                found[name] = type(known[name])(value)
+        except (ValueError, KeyError):
+            wanted = "true or false" if isinstance(known[name], bool) else type(known[name]).__name__
+            raise InputError(f"--set {text}: wants {wanted} after the =") from None
     return found
 
 

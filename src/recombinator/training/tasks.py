@@ -17,7 +17,6 @@ from recombinator.evaluation import evaluate_table, fixed_samples
 from recombinator.models import TCDCN, Denoiser, Joint, ScoreMapNet
 from recombinator.models.decode import maximum
 from recombinator.models.denoiser import BLANK, PointDenoiser
-from recombinator.shapes import ShapeModel
 from recombinator.training.loss import LOSSES, masked_sum, softmax_loss, target_cells
 from recombinator.training.recipe import Recipe, bfloat16_is_fast
 from recombinator.transforms.augment import draw_points, draw_samples
@@ -145,8 +144,6 @@ class FromPoints(Task):
     ) -> None:  # fmt: skip
         super().__init__(table, valid, recipe, net.size, device)
         self.net = net
-        if isinstance(net, PointDenoiser):
-            net.start_from(ShapeModel.fit(table.points.astype(float), table.mask, len(net.modes)))
         if (recipe.corruption in ("errors", "mixed")) != (teacher is not None):
             raise InputError(
                 f"corruption={recipe.corruption!r} and the network whose errors are learnt (errors_of) go together: "
