@@ -133,8 +133,10 @@ def test_a_photograph_is_never_overwritten(tmp_path):
 def test_demo(tmp_path):
     done = run("demo", cwd=tmp_path)
     assert done.returncode == 0 and done.stdout.count("_eye") == 2
-    assert (tmp_path / "out/demo/grace_hopper.keypoints.png").is_file()
-    assert len(json.loads((tmp_path / "out/demo/grace_hopper.keypoints.json").read_text())["faces"]) == 1
+    for number in (5, 68):
+        assert (tmp_path / f"out/demo/grace_hopper.{number}-keypoints.png").is_file()
+        faces = json.loads((tmp_path / f"out/demo/grace_hopper.{number}-keypoints.json").read_text())["faces"]
+        assert [len(f["keypoints"]) for f in faces] == [number]
 
 
 def test_bench_reports_ratios(tmp_path):

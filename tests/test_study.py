@@ -66,6 +66,7 @@ def result(nme, half=0.1):
 def test_a_row_against_the_papers_order_is_marked(small):
     table = render.study_table({"small/a": result(6.5), "small/b": result(6.2)}, "small")
     lines = table.splitlines()
+    assert "[a](results/small/a.json)" in lines[2]
     assert "| 5.00 | **6.50** [6.40, 6.60] | +1.50 | 6.20 | 3 of 12 | worse than b |" in lines[2]
     assert lines[3].endswith("| +0.20 | 5.90 | 3 of 12 |  |")
     close = render.study_table({"small/a": result(6.3), "small/b": result(6.2)}, "small")

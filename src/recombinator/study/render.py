@@ -261,7 +261,7 @@ def study_table(results: dict[str, dict[str, Any]], name: str) -> str:
         paper = run.paper[0] if run.paper else None
         training = r["training"]
         table.append([
-            f"[{run.name}](../results/{key}.json)", f"{paper:.2f}" if paper else "-",
+            f"[{run.name}](results/{key}.json)", f"{paper:.2f}" if paper else "-",
             f"**{r['nme_paper']:.2f}** [{low:.2f}, {high:.2f}]", f"{r['nme_paper'] - paper:+.2f}" if paper else "-",
             f"{r['nme']:.2f}", f"{training['epoch']} of {training['recipe']['epochs']}",
             ", ".join(f"worse than {other}" for other in contradicted.get(key, [])),
@@ -274,7 +274,7 @@ def study_table(results: dict[str, dict[str, Any]], name: str) -> str:
 
 TABLES: dict[str, Callable[[dict[str, dict[str, Any]]], str]] = {
     "aflw": aflw_table,
-    "aflw-all": lambda results: aflw_table(results, "").replace("](results/", "](../results/"),
+    "aflw-all": partial(aflw_table, ending=""),
     **{f"card-{name}": partial(card_table, name=name) for name in CARDS},
     "explorations": explorations_table,
     "speed": speed_table,
@@ -293,7 +293,10 @@ def render_text(text: str, results: dict[str, dict[str, Any]], where: str) -> st
         name = match[2]
         if name not in TABLES:
             raise InputError(f"{where}: no table is called {name!r} (known: {', '.join(TABLES)})")
-        return f"{match[1]}{TABLES[name](results)}{match[3]}"
+        text = TABLES[name](results)
+        if Path(where).parent.name == "docs":  # links start from the document
+            text = text.replace("](results/", "](../results/")
+        return f"{match[1]}{text}{match[3]}"
 
     return _BLOCK.sub(table, text)
 
