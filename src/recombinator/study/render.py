@@ -199,8 +199,10 @@ def speed_table(results: dict[str, dict[str, Any]]) -> str:
             ratio = f"{row['ratio_to_plain']:.2f}" if "ratio_to_plain" in row else ""
             other = f"{row['ratio_to_plain_channels_last']:.2f}" if ratio else ""
             speed = f"{row['median']:.3g} {row['unit']} [{row['low']:.3g}, {row['high']:.3g}]"
-            rows.append([name, speed, ratio, other])
-    return _markdown(["what", "median [lowest, highest]", "× plain", "× plain channels-last"], rows)
+            dense = f"{row['times_faster_than_dense']:.1f}" if "times_faster_than_dense" in row else ""
+            rows.append([name, speed, ratio, other, dense])
+    header = ["what", "median [lowest, highest]", "× plain", "× plain channels-last", "× dense"]
+    return _markdown(header, rows)
 
 
 def machine_line(results: dict[str, dict[str, Any]]) -> str:
