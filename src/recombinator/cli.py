@@ -356,7 +356,7 @@ def predict(
         outcome = batch.predict_all(
             loaded, names, out, formats=formats or ("json", "csv"), boxes=by_file, passes=passes,
             min_confidence=min_confidence, pictures=pictures, numbers=numbers, chips=chips, resume=resume,
-            weights=weights, notice=warn, advance=advance,
+            weights=weights, advance=advance,
         )  # fmt: skip
     if len(names) == 1 and outcome.last:
         print(as_table(outcome.last))
@@ -481,13 +481,13 @@ def join(
                   f"occluded {row['occluded']:.3f} %")  # fmt: skip
         best = min(tried, key=lambda row: row["plain"] + row["occluded"])
         weight, iterations = best["weight"], int(best["iterations"])
+    joined = weights.join(image, denoiser, weight, iterations)  # raises where they do not fit
     if out.suffix == ".json":
-        weights.join(image, denoiser, weight, iterations)  # do they fit?
         parts = {"image": weights.resolve(image), "denoiser": weights.resolve(denoiser)}
         names = {k: os.path.relpath(p.resolve(), out.parent.resolve()) for k, p in parts.items()}
         write_json(out, {**names, "weight": weight, "iterations": iterations})
     else:
-        weights.save_weights(out, weights.join(image, denoiser, weight, iterations))
+        weights.save_weights(out, joined)
     print(f"wrote {out}: weight {weight:g}, {iterations} iteration{'s' * (iterations > 1)}")
 
 

@@ -76,10 +76,6 @@ def errors_of_rivals(table: FaceTable, train: FaceTable, valid: FaceTable, size:
     """The same for two simple models, which are told which points are clean: the mean shape fitted to those, and the
     most probable shape of a linear (PCA) model, whose number of modes `valid` chooses."""
 
-    def fitted(modes: int) -> ShapeModel:
-        points, _, _, _ = corrupted_table(train, size, 0)
-        return ShapeModel.fit(points, train.mask, modes)
-
     def errors(model: ShapeModel, of: FaceTable) -> tuple[np.ndarray, np.ndarray]:
         points, cells, given, changed = corrupted_table(of, size, count)
         found = model.complete(given + 0.5, ~changed & of.mask)
@@ -90,7 +86,8 @@ def errors_of_rivals(table: FaceTable, train: FaceTable, valid: FaceTable, size:
             image_errors(point_errors(found, points, scale), counted),
         )
 
-    models = {modes: fitted(modes) for modes in (0, *MODES)}
+    shapes = corrupted_table(train, size, 0)[0]
+    models = {modes: ShapeModel.fit(shapes, train.mask, modes) for modes in (0, *MODES)}
     best = min(MODES, key=lambda m: float(np.nanmean(errors(models[m], valid)[0])))
     return {"mean shape": errors(models[0], table), f"linear model, {best} modes": errors(models[best], table)}
 

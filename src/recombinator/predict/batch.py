@@ -137,7 +137,7 @@ def predict_all(
     predictor: Predictor, names: Sequence[str], out: Path, *, formats: Sequence[str] = ("json", "csv"),
     boxes: dict[str, list[list[float]]] | None = None, passes: int = 2, min_confidence: float | None = None,
     pictures: bool = True, numbers: bool = False, chips: int = 0, resume: bool = False, weights: str = "",
-    notice: Callable[[str], None] = print, advance: Callable[[int, int], None] = lambda done, total: None,
+    advance: Callable[[int, int], None] = lambda done, total: None,
 ) -> Outcome:  # fmt: skip
     """Every face of every photograph: points.jsonl in `out` (a line a photograph), other `formats` made from it at the
     end, annotated pictures, and aligned face chips of `chips` pixels where asked for.

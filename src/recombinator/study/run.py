@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import torch
 
-from recombinator.data.table import load_table
+from recombinator.data.table import load_table, read_info
 from recombinator.errors import InputError
 from recombinator.evaluation import evaluate, write_per_image
 from recombinator.files import write_json
@@ -59,6 +59,7 @@ def run_study(
     """Trains and evaluates what of the study is not done yet; returns how many runs that were. `runs`: the folder of
     the trainings, which go on where they stopped; `only`: a part of the names of the runs wanted."""
     study, done = get_study(name), 0
+    read_info(data / "train.parquet")  # a table of ours, before anything is trained
     wanted = [r for r in study.runs if only in r.name]
     if not wanted:
         known = ", ".join(r.name for r in study.runs)

@@ -40,7 +40,6 @@ class Augment:
         return bool(self.shift or self.zoom or self.degrees or self.stretch or self.flip)
 
 
-STILL = Augment(shift=0.0, zoom=0.0, degrees=0, occlude=(0, 0))
 COVERED = Augment(shift=0.0, zoom=0.0, degrees=0)  # one black rectangle, nothing else
 
 
