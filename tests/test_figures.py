@@ -84,3 +84,14 @@ def test_a_figure_that_cannot_be_drawn(networks, faces5, tmp_path):
         figures.draw("figS1", tmp_path, faces5 / "test.parquet", tmp_path, [networks["rcn-4"]] * 2)
     with pytest.raises(InputError, match="runs/study/table2/sumnet-5"):
         figures.draw("fig3", tmp_path, faces5 / "test.parquet", tmp_path / "runs" / "study")
+
+
+def test_columns_say_why_they_were_chosen(networks, faces5, tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(figures, "save", lambda figure, folder, name: drawn.append(figure) or [])
+    table = load_table(faces5 / "test.parquet")
+    figures.faces_grid("fig3", [networks["sumnet-4"], networks["rcn-4"]], table, tmp_path)
+    titles = [axes.get_title() for axes in drawn[0].axes]
+    columns = len(titles) // 2
+    assert all(t.endswith(" %") for t in titles[:columns]) and not any(titles[columns:])
+    assert [axes.get_ylabel() for axes in drawn[0].axes[::columns]] == ["sumnet-4.safetensors", "rcn-4.safetensors"]

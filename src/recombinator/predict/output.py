@@ -44,9 +44,10 @@ def draw_faces(image: np.ndarray, faces: list[Face], box: bool = True, numbers: 
             colour = tuple(float(v) for v in _LOW + (_HIGH - _LOW) * float(confidence))
             cv2.circle(canvas, at(point), round(radius * 16), colour, -1, cv2.LINE_AA, 4)
             cv2.circle(canvas, at(point), round(radius * 16), (255, 255, 255), thickness, cv2.LINE_AA, 4)
+        letters = side / (500 if len(face.points) <= 10 else 1000)
         for number, (x, y) in enumerate(face.points, 1) if numbers else ():
             place = (round(x + radius), round(y - radius))
-            cv2.putText(canvas, str(number), place, cv2.FONT_HERSHEY_SIMPLEX, side / 500, (255, 255, 255), thickness)
+            cv2.putText(canvas, str(number), place, cv2.FONT_HERSHEY_SIMPLEX, letters, (255, 255, 255), thickness)
     return canvas
 
 

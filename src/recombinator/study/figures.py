@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from itertools import pairwise
+from itertools import cycle, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -274,7 +274,7 @@ def faces_grid(
     figure = new_figure(1.15 * len(chosen) + 0.3, 1.3 * len(results))
     grid = figure.subplots(len(results), len(chosen), squeeze=False)
     many = len(table.info.keypoints) > 10
-    for axes_row, (label, result), own in zip(grid, results.items(), errors, strict=True):
+    for row, (axes_row, (label, result), own) in enumerate(zip(grid, results.items(), errors, strict=True)):
         for axes, (i, text) in zip(axes_row, chosen, strict=True):
             image = inputs[i].transpose(1, 2, 0).astype(np.uint8).squeeze()
             axes.imshow(image, cmap="gray", extent=(0, size, size, 0), interpolation="bilinear")
@@ -285,7 +285,7 @@ def faces_grid(
             axes.scatter(*found.T, s=4 if many else 14, marker="+", c=FOUND, linewidths=0.5 if many else 0.9)
             axes.set(xlim=(0, size), ylim=(size, 0), xticks=[], yticks=[])
             axes.set_xlabel(f"{100 * own[i]:.1f} %", fontsize=6, labelpad=1)
-            if axes_row is grid[0]:
+            if row == 0:
                 axes.set_title(text, fontsize=6)
         axes_row[0].set_ylabel(label, fontsize=7)
     return save(figure, folder, name)
@@ -301,14 +301,17 @@ def difficulty_curves(weights: Sequence[str], table: FaceTable, folder: Path) ->
     window = max(1, len(order) // 20)
     figure = new_figure(5, 3.4)
     axes = figure.subplots()
-    styles = ("-", "--", "-", "--")
+    styles = ("-", "--")
     for (label, own), colour, style in zip(
-        zip(results, errors, strict=True), (BRANCH, BRANCH, TRUNK, TRUNK), styles, strict=False
+        zip(results, errors, strict=True), cycle((BRANCH, BRANCH, TRUNK, TRUNK)), cycle(styles), strict=False
     ):
         smooth = np.convolve(np.log10(100 * own[order] + 0.1), np.ones(window) / window, mode="valid")
         at = (np.arange(len(smooth)) + window / 2) / len(order) * 100
         axes.plot(at, 10**smooth, style, color=colour, label=label, linewidth=1.2)
-    axes.set(yscale="log", xlabel="difficulty of the image, percentile", ylabel="error, % of the eye distance")
+    axes.set_yscale("log", subs=(2, 3, 4, 6, 8))
+    for axis in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+        axis("{x:g}")  # 6, not 6 x 10^0
+    axes.set(xlabel="difficulty of the image, percentile", ylabel="error, % of the eye distance")
     axes.grid(alpha=0.3, which="both")
     axes.legend(fontsize=7)
     return save(figure, folder, "figS2")
