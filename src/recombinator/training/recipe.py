@@ -88,7 +88,7 @@ FAST = Recipe(
     warmup_steps=300,
     decay=0.7,
     sigma=0.5,
-    augment=Augment(stretch=0.2),
+    augment=Augment(turned=0.1),
 )
 PAPER = Recipe(
     name="paper",

@@ -74,7 +74,7 @@ class FromPixels(Task):
     def validate(self) -> dict[str, float]:
         """Errors in percent on the set that is jittered and occluded once, by the recipe's ranges (SPEC 7 row 7), and
         without jitter."""
-        once = replace(self.recipe.augment, flip=False, gamma=0.0, blur=0.0, noise=0.0)
+        once = replace(self.recipe.augment, flip=False, turned=0.0, gamma=0.0, blur=0.0, noise=0.0)
         rough, clean = evaluate_table(self.net, self.valid, once), evaluate_table(self.net, self.valid)
         return {
             key: 100 * float(np.nanmean(result.image_errors(protocol)))

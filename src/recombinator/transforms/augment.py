@@ -18,7 +18,8 @@ from recombinator.transforms.affine import apply, box_affine, compose, flip_affi
 class Augment:
     """Ranges of the random changes; zero switches one off.
 
-    shift, zoom: +- share of the box side; degrees: +- rotation; stretch: largest ratio minus one between the
+    shift, zoom: +- share of the box side; degrees: +- rotation; turned: share of the samples that are turned by any
+    angle instead; stretch: largest ratio minus one between the
     enlargements of width and height, either way; flip: exchange left and right in half of the
     samples; occlude: (smallest, largest) side in pixels of one black rectangle, of 80; gamma: log2 range; blur: largest
     Gaussian sigma in pixels; noise: largest standard deviation in grey levels (these two: half of the samples).
@@ -27,6 +28,7 @@ class Augment:
     shift: float = 0.1
     zoom: float = 0.1
     degrees: int = 40
+    turned: float = 0.0
     stretch: float = 0.0
     flip: bool = False
     occlude: tuple[int, int] = (20, 50)
@@ -37,7 +39,7 @@ class Augment:
     @property
     def moves(self) -> bool:
         """False where pixels stay in their place."""
-        return bool(self.shift or self.zoom or self.degrees or self.stretch or self.flip)
+        return bool(self.shift or self.zoom or self.degrees or self.turned or self.stretch or self.flip)
 
 
 COVERED = Augment(shift=0.0, zoom=0.0, degrees=0)  # one black rectangle, nothing else
@@ -54,6 +56,9 @@ def draw_points(
         return apply(invert(to_source), points), to_source
     zoom, shift = 1 + augment.zoom * _uniform(device, generator, n), augment.shift * _uniform(device, generator, n, 2)
     degrees = torch.randint(-augment.degrees, augment.degrees + 1, (n,), generator=generator).float().to(device)
+    if augment.turned:
+        anywhere, chosen = 180 * _uniform(device, generator, n), _uniform(device, generator, n) < 2 * augment.turned - 1
+        degrees = torch.where(chosen, anywhere, degrees)
     stretch = None
     if augment.stretch:
         stretch = (1 + augment.stretch) ** _uniform(device, generator, n)
