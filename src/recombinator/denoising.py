@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from recombinator.data.crops import FILE_ORIGIN, GRID, RULES
+from recombinator.data.crops import GRID, RULES
 from recombinator.data.table import FaceTable, load_table
 from recombinator.errors import InputError
 from recombinator.metrics import bootstrap_ci, image_errors, point_errors
@@ -184,7 +184,7 @@ def repair(weights: Weights, points: np.ndarray, keep_below: float = 0.0) -> Rep
     typical = _frame(points, np.array(weights.template))
     unit = GRID / max(float(np.ptp(typical, axis=0).max()), 1e-9)
     typical, rule = typical * unit, RULES[weights.crop_rule]
-    x, y, side = rule.box(typical + FILE_ORIGIN, rule.stage2, 1 << 30, 1 << 30)
+    x, y, side = rule.box(typical + rule.origin, rule.stage2, 1 << 30, 1 << 30)
     scale = net.size / side
     inside = np.clip(np.floor(np.nan_to_num((points * unit - [x, y]) * scale)), 0, net.size - 1).astype(np.int64)
     scores = net(torch.from_numpy(np.where(given[:, None], inside, BLANK))[None])

@@ -3,7 +3,7 @@
 Stage 1 cuts a square from the photograph and scales it to `GRID` pixels; stage 2 is a smaller square inside
 it, which the network sees. Points and boxes follow the package's convention (a pixel's centre at its
 integer + 0.5; boxes are x, y, side), but the authors' rules are stated, and truncate, for the numbers in the
-files, which count the first pixel's centre as 1: they get points moved by `FILE_ORIGIN`.
+files: they get points moved by the rule's `origin`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from recombinator.errors import InputError
 
 GRID = 160  # side of the stage-1 crop in which stage 2's whole-pixel rule is stated
 
-FILE_ORIGIN = 0.5  # a file's number minus the package's: MTFL's and 300-W's files are 1-based (docs/log.md)
+FILE_ORIGIN = 0.5  # a file's number minus the package's, where the first pixel's centre counts as 1
 Box = tuple[int, int, int]
 
 
@@ -72,6 +72,9 @@ class CropRule:
     from_detector: where the stage-2 box lies around the box of OpenCV's frontal cascade: its side in detector sides,
     and how far its centre lies below, likewise (medians over the datasets' training photographs; docs/log.md).
     least: mean confidence below which a detection is taken for a false one.
+    origin: a number in the dataset's files minus the package's, in pixels. 300-W's points lie half a pixel right of (and,
+    as far as another network can tell, below) where 1-based files would have them: mirrored images give it away
+    (docs/log.md).
     """
 
     name: str
@@ -80,6 +83,7 @@ class CropRule:
     stage2: float
     from_detector: tuple[float, float]
     least: float
+    origin: float = FILE_ORIGIN
 
     def inner_box(self, points: np.ndarray, size: int) -> np.ndarray:
         """Stage 2: (x, y, side) in a size x size crop, from the (K, 2) file's numbers brought into it."""
@@ -91,7 +95,7 @@ class CropRule:
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(H, W[, 3]) image and (K, 2) points in it -> (size, size[, 3]) stage-1 crop, the (2, 3) affine from crop to
         image coordinates, and stage 2's (x, y, side) in the crop. Raises InputError where the points leave no crop."""
-        numbers = points + FILE_ORIGIN
+        numbers = points + self.origin
         x, y, side = self.box(numbers, self.stage1, image.shape[1], image.shape[0])
         if side < 4:
             raise InputError(f"the points span a crop of {side} pixels, too small to use")
@@ -104,7 +108,7 @@ RULES = {
     # below 0.85 lay no true face of 500 MTFL validation photographs, and most false ones
     "mtfl": CropRule("mtfl", eye_mouth_box, 1.25, 0.95, (1.2, 0.086), 0.85),
     # 0.6: a guess, not measured yet
-    "300w": CropRule("300w", scaled_box, 1.7, 1.3, (1.139, 0.156), 0.6),
+    "300w": CropRule("300w", scaled_box, 1.7, 1.3, (1.139, 0.156), 0.6, origin=1.0),
 }
 
 

@@ -81,7 +81,7 @@ def prepare_300w(
     rule = RULES["300w"]
 
     def make(file: Path) -> Row:
-        points = read_pts(file)
+        points = read_pts(file) - (rule.origin - FILE_ORIGIN)
         beside = [p for p in (file.with_suffix(s) for e in IMAGES for s in (e, e.upper())) if p.is_file()]
         if not beside:
             raise InputError(f"{file}: no image of that name beside it ({', '.join(IMAGES)})")
