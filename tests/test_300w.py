@@ -108,7 +108,8 @@ def test_padding_is_black_and_border_points_are_known(tmp_path):
     assert flagged[points[:, 0] < 9.5, 0].all() and not flagged[points[:, 0] > 10.5].any() and not flagged[:, 1:].any()
     assert not table.at_border[1 - cut].any()
     back = table.points[cut] @ table.to_file[cut][:, :2].T + table.to_file[cut][:, 2]
-    np.testing.assert_allclose(back, points, atol=1e-2)
+    # half a pixel beyond 1-based: where mirrored images say that 300-W's points are meant
+    np.testing.assert_allclose(back, points - 0.5, atol=1e-2)
 
 
 def test_real_300w():

@@ -41,7 +41,8 @@ def saved(name, folder):
     net = NETWORKS[name]()
     keypoints = FACE_5 if net.keypoints == 5 else FACE_68
     path = folder / f"{name}.safetensors"
-    save_weights(path, Weights(net, keypoints, "mtfl", [[0.5, 0.5]] * net.keypoints, {}))
+    calibration = {"temperature": 1.7, "covered_below": [0.4] * net.keypoints} if name == "rcn-6" else {}
+    save_weights(path, Weights(net, keypoints, "mtfl", [[0.5, 0.5]] * net.keypoints, {}, calibration))
     return path
 
 
@@ -62,10 +63,11 @@ def test_graph_and_network_agree(name, tmp_path):
     batches = (1, 1, 1) if name == "rcn-7" else (1, 5)  # norm="batch": neighbours count, in both alike
     for n in batches:
         x = crops(graph.about, n)
-        (points, confidence), (wanted, sure) = graph.run(x), net.run(x)
-        assert points.shape == wanted.shape == (n, len(graph.about.keypoints), 2)
-        np.testing.assert_allclose(points, wanted, atol=1e-3)
-        np.testing.assert_allclose(confidence, sure, atol=1e-4)
+        found, wanted = graph.run(x), net.run(x)
+        assert found.points.shape == wanted.points.shape == (n, len(graph.about.keypoints), 2)
+        np.testing.assert_allclose(found.points, wanted.points, atol=1e-3)
+        np.testing.assert_allclose(found.within, wanted.within, atol=1e-4)
+        np.testing.assert_allclose(found.covariance, wanted.covariance, atol=1e-2, rtol=1e-3)
 
 
 def test_maps_are_a_third_output(tmp_path):
@@ -86,7 +88,9 @@ def test_what_ships_agrees_in_both_forms(name):
     graph, net = load_engine(name, "onnx"), load_engine(name, "torch")
     assert graph.about == net.about
     x = crops(graph.about, 4)
-    np.testing.assert_allclose(graph.run(x)[0], net.run(x)[0], atol=1e-3)
+    found, wanted = graph.run(x), net.run(x)
+    np.testing.assert_allclose(found.points, wanted.points, atol=1e-3)
+    np.testing.assert_allclose(found.within, wanted.within, atol=1e-3)
 
 
 def test_prediction_needs_no_torch():

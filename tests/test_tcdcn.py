@@ -64,7 +64,7 @@ def test_it_trains_resumes_and_is_evaluated_as_the_others(tables, tmp_path):
     lines = [json.loads(x) for x in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
     assert lines[-1]["loss"] < lines[0]["loss"] and 0 <= lines[0]["pose_accuracy"] <= 1
     result, report = evaluate(tmp_path / "whole", tables / "test.parquet")
-    assert report["decoder"]["nme"] == "coordinates as they are" and (result.confidence == 1).all()
+    assert report["decoder"]["nme"] == "coordinates as they are" and (result.within == 1).all()
     assert 0 < report["nme"] < 100
 
 

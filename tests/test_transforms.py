@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from recombinator.keypoints import FACE_5, FACE_68
-from recombinator.models.decode import maximum, subpixel
+from recombinator.metrics import RADII
+from recombinator.models.decode import decode, maximum, subpixel
 from recombinator.transforms.affine import apply, box_affine, compose, flip_affine, invert, warp
 from recombinator.transforms.augment import Augment, blurred, draw_samples, occluded
 
@@ -151,9 +152,10 @@ def test_a_drawn_dot_is_found(where):
     scores[0, 0, int(y), int(x)] = 50.0
     expected = torch.tensor([[[int(x) + 0.5, int(y) + 0.5]]])
     assert torch.equal(maximum(scores), expected)
-    points, confidence = subpixel(scores)
-    torch.testing.assert_close(points, expected)
-    assert confidence.item() == pytest.approx(1, abs=1e-5)
+    found = subpixel(scores)
+    torch.testing.assert_close(found.points, expected)
+    assert found.confidence.item() == pytest.approx(1, abs=1e-5)
+    torch.testing.assert_close(found.covariance, torch.zeros(1, 1, 3), atol=1e-4, rtol=0)
 
 
 def test_subpixel_finds_the_centre_of_a_gaussian():
@@ -161,14 +163,34 @@ def test_subpixel_finds_the_centre_of_a_gaussian():
     centres = torch.arange(80) + 0.5
     d = ((centres - points[..., None]) ** 2) / (2 * 0.8**2)
     scores = -(d[:, :, 1, :, None] + d[:, :, 0, None, :])
-    found, confidence = subpixel(scores)
-    torch.testing.assert_close(found, points, atol=0.01, rtol=0)
-    assert (confidence > 0.99).all()
+    found = subpixel(scores)
+    torch.testing.assert_close(found.points, points, atol=0.01, rtol=0)
+    assert (found.confidence > 0.99).all()
     assert (maximum(scores) - points).abs().max() <= 0.5
 
 
 def test_confidence_is_the_mass_near_the_maximum():
     scores = torch.zeros(1, 1, 80, 80)
     scores[0, 0, 40, 40] = 1e-3
-    _, confidence = subpixel(scores)
-    assert confidence.item() == pytest.approx(49 / 6400, rel=1e-3)
+    found = subpixel(scores)
+    assert found.confidence.item() == pytest.approx(49 / 6400, rel=1e-3)
+    assert found.within.flatten().tolist() == pytest.approx([(2 * r + 1) ** 2 / 6400 for r in RADII], rel=1e-3)
+
+
+def test_covariance_is_that_of_the_distribution():
+    """Against sums written out over every cell, for a map that is neither round nor symmetric."""
+    scores = 3 * torch.randn(2, 3, 20, 20, generator=torch.Generator().manual_seed(0))
+    found = subpixel(scores)
+    centres = torch.arange(20) + 0.5
+    for b in range(2):
+        for k in range(3):
+            p = scores[b, k].flatten().softmax(0).view(20, 20)
+            x, y = centres - found.points[b, k, 0], centres - found.points[b, k, 1]
+            wanted = [(p * x**2).sum(), (p * x * y[:, None]).sum(), (p * y[:, None] ** 2).sum()]
+            assert found.covariance[b, k].tolist() == pytest.approx([v.item() for v in wanted], rel=1e-4, abs=1e-4)
+
+
+def test_temperature_widens_and_moves_no_highest_cell():
+    scores = 5 * torch.randn(2, 3, 20, 20, generator=torch.Generator().manual_seed(0))
+    plain, warm = decode(scores), decode(scores, 3.0)
+    assert torch.equal(plain.highest, warm.highest) and (warm.within < plain.within).all()

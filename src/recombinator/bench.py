@@ -68,7 +68,7 @@ def _prediction(net: ScoreMapNet, batch: int, bfloat16: bool) -> Timed:
     @torch.inference_mode()
     def call() -> object:
         with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
-            return subpixel(net(images))
+            return subpixel(net(images)).points
 
     return call
 

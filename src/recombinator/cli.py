@@ -236,8 +236,11 @@ def evaluate(
     plots: Annotated[Path | None, typer.Option(help="folder for the error curve and the worst faces")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="only the first images")] = None,
     occlude: Annotated[bool, typer.Option("--occlude", help="one black rectangle on each image, seeded")] = False,
+    photos: Annotated[Path | None, typer.Option(help="whole photographs: the folder the table was made from")] = None,
+    detector: Annotated[str, typer.Option(help="with --photos: haar or yunet:MODEL.onnx")] = "haar",
+    passes: Annotated[int, typer.Option(min=1, help="with --photos: crops again from its own points")] = 2,
 ) -> None:
-    """Errors on a table, in the paper's protocol and in the continuous one."""
+    """Errors on a table, in the paper's protocol and in the continuous one; with --photos, detection included."""
     from recombinator import denoising, evaluation
     from recombinator.models import Denoiser
     from recombinator.provenance import provenance
@@ -245,6 +248,9 @@ def evaluate(
 
     per_image = json_out and json_out.with_name(f"{json_out.stem}.images.parquet")
     _not_over(data, json_out, per_image)
+    if photos:
+        _evaluate_photos(weights, data, photos, detector, passes, limit, json_out)
+        return
     if isinstance(load_weights(weights).net, Denoiser):
         told = denoising.evaluate_denoiser(weights, data, limit=limit)
         print(f"{weights} on {data}: {told['data']['images']} faces, {told['protocol']}")
@@ -277,6 +283,31 @@ def evaluate(
         inputs = evaluation.network_inputs(data, result.size, int(report["model"].get("channels", 1)), limit)
         pictures.contact_sheet(plots / "worst.png", inputs, result)
         print(f"wrote {plots / 'cumulative.png'} and {plots / 'worst.png'}")
+
+
+def _evaluate_photos(
+    weights: str, data: Path, photos: Path, detector: str, passes: int, limit: int | None, json_out: Path | None
+) -> None:
+    from recombinator.photographs import evaluate_photographs
+    from recombinator.predict.detect import detector_by_name
+    from recombinator.provenance import provenance
+
+    with progress("photographs") as advance:
+        told = evaluate_photographs(
+            weights, data, photos, detector=detector_by_name(detector), passes=passes, limit=limit, advance=advance
+        )
+    print(f"{weights} on {told['photographs']} photographs of {data}, {passes} passes; {told['protocol']}")
+    print(
+        f"  {told['found']} of {told['faces']} faces found, {told['missed']} missed, {told['others']} other detections"
+    )
+    if told["found"]:
+        low, high = told["nme_ci95"]
+        print(
+            f"  error {told['nme']:.3f} %  [{low:.3f}, {high:.3f}]; crop from true points {told['nme_true_crop']:.3f} %"
+        )
+    if json_out:
+        write_json(json_out, {"kind": "photographs", **told, "detector": detector, "provenance": provenance()})
+        print(f"wrote {json_out}")
 
 
 @app.command()
@@ -489,6 +520,60 @@ def join(
     else:
         weights.save_weights(out, joined)
     print(f"wrote {out}: weight {weight:g}, {iterations} iteration{'s' * (iterations > 1)}")
+
+
+@app.command()
+def calibrate(
+    weights: Annotated[str, typer.Argument(help="a shipped name, a weights file, a pair's .json or a run's folder")],
+    data: Table,
+    out: Annotated[Path, typer.Option(help="weights file to write, .safetensors; a pair's .json gets it in place")],
+) -> None:
+    """Probabilities that mean what they say: fits a temperature on a validation table."""
+    from recombinator import calibration
+    from recombinator.weights import read_pair, resolve, save_weights
+
+    done = calibration.calibrate(weights, data)
+    if out.suffix == ".json":
+        source = resolve(weights)
+        read_pair(source)  # raises where it is no pair
+        write_json(out, json.loads(source.read_text(encoding="utf-8")) | {"calibration": done.calibration})
+    else:
+        save_weights(out, done)
+    print(f"wrote {out}: temperature {done.calibration['temperature']:g}")
+
+
+@app.command()
+def reliability(
+    weights: Annotated[str, typer.Argument(help="a shipped name, a weights file, a pair's .json or a run's folder")],
+    data: Table,
+    json_out: Annotated[Path | None, typer.Option("--json", help="report")] = None,
+    plot: Annotated[Path | None, typer.Option(help="picture to write, .png or .pdf")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="only the first images")] = None,
+) -> None:
+    """Do points lie within r pixels as often as the network says, and does low confidence find covered ones?"""
+    from recombinator import calibration
+    from recombinator.provenance import provenance
+
+    _not_over(data, json_out, plot)
+    told = calibration.report(weights, data, limit=limit)
+    temperature = told["calibration"].get("temperature", 1.0)
+    print(f"{weights} on {data}: {told['images']} images, temperature {temperature:g}; {told['protocol']}")
+    for part in ("plain", "covered"):
+        for row in told[part]:
+            print(
+                f"  {part:8} within {row['radius']} pixels: true for {100 * row['right']:5.1f} % of the points, "
+                f"calibration error {100 * row['error']:4.1f} % "
+                f"(without temperature {100 * row['error_uncalibrated']:4.1f} %)"
+            )
+    print(f"  covered points found by low confidence: area under the ROC {told['covered_auroc']:.3f}")
+    if json_out:
+        write_json(json_out, {"kind": "reliability", **told, "provenance": provenance()})
+        print(f"wrote {json_out}")
+    if plot:
+        from recombinator.plots import plot_reliability
+
+        plot_reliability(plot, told)
+        print(f"wrote {plot}")
 
 
 @app.command()

@@ -65,7 +65,7 @@ def errors_of_corrupted(
     for part in torch.from_numpy(given).split(16):
         scores = net(part.to(device))
         highest.append(maximum(scores).cpu())
-        between.append(subpixel(scores)[0].cpu())
+        between.append(subpixel(scores).points.cpu())
     scale, counted = table.info.keypoints.scale(points), changed & table.mask
     grid = point_errors(torch.cat(highest).double().numpy() - 0.5, cells, scale)
     continuous = point_errors(torch.cat(between).double().numpy(), points, scale)
@@ -191,7 +191,7 @@ def repair(weights: Weights, points: np.ndarray, keep_below: float = 0.0) -> Rep
     at = torch.from_numpy(inside)
     gap = scores[0].amax(dim=(1, 2)) - scores[0, torch.arange(net.keypoints), at[:, 1], at[:, 0]]
     implausible = np.where(given, gap.double().numpy(), np.inf)
-    best = (subpixel(scores)[0][0].double().numpy() / scale + [x, y]) / unit
+    best = (subpixel(scores).points[0].double().numpy() / scale + [x, y]) / unit
     kept = implausible < keep_below
     best = np.where(kept[:, None], points, best)
     distance = np.where(given, np.linalg.norm(best - np.nan_to_num(points), axis=1), np.nan)

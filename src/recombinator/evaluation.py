@@ -36,7 +36,7 @@ class Evaluation:
     mask: np.ndarray  # (N, K)
     predicted: np.ndarray  # (N, K, 2), sub-pixel
     highest: np.ndarray  # (N, K, 2), centre of the highest cell
-    confidence: np.ndarray  # (N, K)
+    within: np.ndarray  # (N, K, 5), probabilities of the squares metrics.RADII around the highest cells
     limits: np.ndarray  # (N, 4) the photograph's left, top, right and bottom edge; predictions are clamped to it
     at_border: np.ndarray  # (N, K, 4), FaceTable.at_border
 
@@ -132,13 +132,13 @@ def evaluate_table(
     """Runs `net` over the table; `augment` jitters every sample once, from seed 0 (the authors' validation)."""
     device = next(net.parameters()).device
     net.eval()
-    true, predicted, highest, confidence = [], [], [], []
+    true, predicted, highest, within = [], [], [], []
     for inputs, points in fixed_samples(table, net.size, augment, device, batch):
-        p, h, c = decode(net(inputs))
+        found = decode(net(inputs), net.temperature)
         true.append(points.cpu())
-        predicted.append(p.cpu())
-        highest.append(h.cpu())
-        confidence.append(c.cpu())
+        predicted.append(found.points.cpu())
+        highest.append(found.highest.cpu())
+        within.append(found.within.cpu())
     truth = torch.cat(true).double().numpy()
     corner, scale = np.tile(table.boxes[:, :2], 2), net.size / table.boxes[:, 2:]
     # a jittered crop is turned: its photograph's edges are no rectangle to clamp to
@@ -149,7 +149,7 @@ def evaluate_table(
     )
     return Evaluation(
         net.size, table.info.keypoints, table.files, table.subsets, truth, table.mask,
-        torch.cat(predicted).double().numpy(), torch.cat(highest).double().numpy(), torch.cat(confidence).numpy(),
+        torch.cat(predicted).double().numpy(), torch.cat(highest).double().numpy(), torch.cat(within).numpy(),
         limits, table.at_border,
     )  # fmt: skip
 
@@ -270,7 +270,7 @@ def write_per_image(path: Path, result: Evaluation) -> None:
             "error_paper": result.image_errors("paper"),
             "error": result.image_errors("continuous"),
             "errors": result.errors("continuous").tolist(),
-            "confidence": result.confidence.tolist(),
+            "confidence": result.within[..., metrics.SURE].tolist(),
         }
     )
     write_atomically(path, lambda p: pq.write_table(table, p))

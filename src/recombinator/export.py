@@ -14,17 +14,16 @@ from torch import Tensor, nn
 from recombinator.errors import InputError
 from recombinator.files import write_atomically
 from recombinator.models import Denoiser, Joint, ScoreMapNet
-from recombinator.models.decode import subpixel
+from recombinator.models.decode import decode
 from recombinator.models.denoiser import MapDenoiser
-from recombinator.models.tcdcn import TCDCN
-from recombinator.predict.engine import GRAPH_FORMAT
+from recombinator.predict.engine import GRAPH_FORMAT, OUTPUTS
 from recombinator.weights import load_weights
 
 OPSET = 20
 
 
 class _Graph(nn.Module):
-    """uint8 crops -> points, confidences and, where asked for, the score maps."""
+    """uint8 crops -> OUTPUTS and, where asked for, the score maps."""
 
     def __init__(self, net: nn.Module, maps: bool) -> None:
         super().__init__()
@@ -32,18 +31,19 @@ class _Graph(nn.Module):
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         output = self.net(image.float())
-        if isinstance(self.net, TCDCN):
-            return output, torch.ones_like(output[..., 0])
-        points, confidence = subpixel(output)
-        return (points, confidence, output) if self.maps else (points, confidence)
+        found = decode(output, self.net.temperature)  # type: ignore[arg-type]
+        answer = (found.points, found.within, found.covariance)
+        return (*answer, output) if self.maps else answer
 
 
 def export(weights: str | os.PathLike[str], path: Path, *, maps: bool = False) -> None:
     """Writes the weights (name, file or run folder) as ONNX, opset 20.
 
     Input `image`: (N, channels, size, size) uint8, N free. Outputs `points` (N, K, 2) in crop pixels (a pixel's centre
-    at its integer + 0.5), `confidence` (N, K), with `maps` also `scores` (N, K, size, size). Local contrast
-    normalisation, softmax and sub-pixel decoding are inside; keypoints and crop rule lie in the metadata. Raises
+    at its integer + 0.5), `within` (N, K, 5) probabilities that the point lies in the square of 3, 5, 7, 11 and 17
+    crop pixels around the highest cell, `covariance` (N, K, 3) xx, xy, yy in crop pixels, with `maps` also `scores`
+    (N, K, size, size). Local contrast normalisation, temperature, softmax and sub-pixel decoding are inside;
+    keypoints, crop rule and calibration lie in the metadata. Raises
     InputError for weights that have no such graph.
     """
     try:
@@ -62,7 +62,7 @@ def export(weights: str | os.PathLike[str], path: Path, *, maps: bool = False) -
             part.layout, part.fused = torch.contiguous_format, False
     net = net.eval().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     example = torch.randint(0, 256, (2, net.channels, net.size, net.size), dtype=torch.uint8)
-    names = ["points", "confidence", *(["scores"] if maps else [])]
+    names = [*OUTPUTS, *(["scores"] if maps else [])]
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -75,6 +75,7 @@ def export(weights: str | os.PathLike[str], path: Path, *, maps: bool = False) -
     meta = {
         "format": GRAPH_FORMAT, "keypoints": loaded.keypoints.to_dict(), "crop_rule": loaded.crop_rule,
         "template": loaded.template, "size": net.size, "channels": net.channels, "model": net.config,
+        "calibration": loaded.calibration,
     }  # fmt: skip
     onnx.helper.set_model_props(model, {"recombinator": json.dumps(meta)})
     write_atomically(path, lambda p: p.write_bytes(model.SerializeToString()))

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+RADII = (1, 2, 3, 5, 8)  # network pixels to each side of the answer's: how sure a network is is told for these squares
+SURE = RADII.index(3)  # the one that is called confidence
+
 
 def point_errors(predicted: np.ndarray, true: np.ndarray, scale: np.ndarray) -> np.ndarray:
     """(N, K, 2), (N, K, 2), (N,) -> (N, K) Euclidean distances divided by each image's scale: the terms of
@@ -43,3 +46,25 @@ def bootstrap_ci(errors: np.ndarray, level: float = 0.95, draws: int = 2000, see
     means = [errors[rng.integers(0, len(errors), len(errors))].mean() for _ in range(draws)]
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
+
+
+def reliability(confidence: np.ndarray, right: np.ndarray, bins: int = 10) -> tuple[list[dict[str, float]], float]:
+    """(N,) probabilities and whether each came true -> equally full bins (mean probability, share that came true,
+    count), least sure first, and the expected calibration error: the bins' mean absolute difference, weighted by
+    count."""
+    order = np.argsort(confidence, kind="stable")
+    rows = [
+        {"confidence": float(confidence[part].mean()), "right": float(right[part].mean()), "points": len(part)}
+        for part in np.array_split(order, bins)
+        if len(part)
+    ]
+    return rows, sum(abs(r["confidence"] - r["right"]) * r["points"] for r in rows) / max(len(order), 1)
+
+
+def auroc(score: np.ndarray, positive: np.ndarray) -> float:
+    """Probability that a (N,) score is higher where `positive` than where not, ties counted half; NaN without both."""
+    low, high = np.sort(score[~positive]), score[positive]
+    if not len(low) or not len(high):
+        return float("nan")
+    below = np.searchsorted(low, high, "left") + np.searchsorted(low, high, "right")
+    return float(below.mean() / 2 / len(low))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -56,3 +57,24 @@ def contact_sheet(path: Path, inputs: np.ndarray, result: Evaluation, count: int
         axes.set(xlim=(0, size), ylim=(size, 0))
         axes.axis("off")
     write_atomically(path, lambda p: figure.savefig(p, dpi=130))
+
+
+def plot_reliability(path: Path, told: dict[str, Any]) -> None:
+    """`calibration.report`: how often it was true against what the network said, a line a square; plain and covered."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 3.6), layout="constrained")
+    colours = ("#0072b2", "#56b4e9", "#009e73", "#e69f00", "#d55e00")
+    for axes, part in zip(figure.subplots(1, 2, sharey=True), ("plain", "covered"), strict=True):
+        axes.plot([0, 1], [0, 1], color="grey", linewidth=0.8, linestyle=":")
+        for row, colour in zip(told[part], colours, strict=True):
+            curve = row["curve"]
+            axes.plot([r["confidence"] for r in curve], [r["right"] for r in curve], marker="o", markersize=3,
+            color=colour,
+                      label=f"{row['radius']}: error {100 * row['error']:.1f} %")  # fmt: skip
+        axes.set(xlim=(0, 1), ylim=(0, 1), aspect="equal", title=f"{told['weights']}, {part}")
+        axes.set_xlabel("probability that the network gives")
+        axes.grid(alpha=0.3)
+        axes.legend(title="within pixels", fontsize=8, title_fontsize=8, loc="upper left")
+    figure.axes[0].set_ylabel("share of points within")
+    write_atomically(path, lambda p: figure.savefig(p, dpi=160))

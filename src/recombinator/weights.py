@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,13 +24,19 @@ FORMAT = "recombinator-1"
 @dataclass
 class Weights:
     """A network in memory with what its file says of it: keypoint set, crop rule by name, template (K mean
-    positions in the crop, as shares of its side), how it was trained."""
+    positions in the crop, as shares of its side), how it was trained, and what `calibrate` found: `temperature`,
+    `covered_below` (K confidences), on which data."""
 
     net: ScoreMapNet | TCDCN | Denoiser | Joint
     keypoints: KeypointSet
     crop_rule: str
     template: list[list[float]]
     training: dict[str, Any]
+    calibration: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.calibration:
+            self.net.temperature = self.calibration["temperature"]
 
 
 def shipped() -> dict[str, Path]:
@@ -83,13 +89,15 @@ def save_weights(path: Path, weights: Weights) -> None:
     meta = {
         "format": FORMAT, "model": weights.net.config, "keypoints": weights.keypoints.to_dict(),
         "crop_rule": weights.crop_rule, "template": weights.template, "training": weights.training,
+        "calibration": weights.calibration,
     }  # fmt: skip
     write_tensors(path, dict(weights.net.state_dict()), meta)
 
 
 def join(
-    image: str | os.PathLike[str], denoiser: str | os.PathLike[str], weight: float = 1.0, iterations: int = 1
-) -> Weights:
+    image: str | os.PathLike[str], denoiser: str | os.PathLike[str], weight: float = 1.0, iterations: int = 1,
+    calibration: dict[str, Any] | None = None,
+) -> Weights:  # fmt: skip
     """The joint model of two weights (names, files or run folders). Raises InputError where they do not fit."""
     from recombinator.models import Denoiser, Joint, ScoreMapNet
 
@@ -100,14 +108,15 @@ def join(
         raise InputError(f"{image} and {denoiser}: have different keypoints or crop rules")
     net = Joint(first.net, second.net, weight, iterations).eval()
     training = {"image": first.training, "denoiser": second.training}
-    return Weights(net, first.keypoints, first.crop_rule, first.template, training)
+    return Weights(net, first.keypoints, first.crop_rule, first.template, training, calibration or {})
 
 
 def read_pair(path: Path) -> dict[str, Any]:
     """The arguments of `join` in a small JSON file; parts are named relative to it. Raises InputError."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        parts = {"weight": float(found["weight"]), "iterations": int(found["iterations"])}
+        parts: dict[str, Any] = {"weight": float(found["weight"]), "iterations": int(found["iterations"])}
+        parts["calibration"] = dict(found.get("calibration", {}))
         return parts | {part: path.parent / found[part] for part in ("image", "denoiser")}
     except (OSError, json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path}: wants a JSON object with image, denoiser, weight, iterations ({error!r})") from None
@@ -132,4 +141,6 @@ def load_weights(name_or_path: str | os.PathLike[str]) -> Weights:
     except RuntimeError as error:
         raise InputError(f"{path}: the tensors do not fit the model it names ({error})") from None
     keypoints = KeypointSet.from_dict(meta["keypoints"])
-    return Weights(net.eval(), keypoints, meta["crop_rule"], meta["template"], meta["training"])
+    return Weights(
+        net.eval(), keypoints, meta["crop_rule"], meta["template"], meta["training"], meta.get("calibration", {})
+    )

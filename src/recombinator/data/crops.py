@@ -72,8 +72,8 @@ class CropRule:
     from_detector: where the stage-2 box lies around the box of OpenCV's frontal cascade: its side in detector sides,
     and how far its centre lies below, likewise (medians over the datasets' training photographs; docs/log.md).
     least: mean confidence below which a detection is taken for a false one.
-    origin: a number in the dataset's files minus the package's, in pixels. 300-W's points lie half a pixel right of (and,
-    as far as another network can tell, below) where 1-based files would have them: mirrored images give it away
+    origin: a number in the dataset's files minus the package's, in pixels. 300-W's points lie half a pixel right of
+    (and, as far as another network can tell, below) where 1-based files would have them: mirrored images give it away
     (docs/log.md).
     """
 

@@ -2,19 +2,40 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
-WINDOW = 7  # side of the neighbourhood of the maximum, in cells
+from recombinator.metrics import RADII, SURE
 
 
-def decode(output: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """What any network for images gave -> sub-pixel points, centres of the highest cells, (B, K) confidences. From
-    coordinates (a regression's (B, K, 2)) both are the coordinates, and the confidence is 1: it says nothing."""
+@dataclass(frozen=True)
+class Decoded:
+    """What a network says of each keypoint, in network pixels. points: (B, K, 2); highest: (B, K, 2), centres of the
+    highest cells, the paper's answer; within: (B, K, len(RADII)) probabilities of the squares around those;
+    covariance: (B, K, 3) of the network's distribution about the answer: xx, xy, yy."""
+
+    points: Tensor
+    highest: Tensor
+    within: Tensor
+    covariance: Tensor
+
+    @property
+    def confidence(self) -> Tensor:
+        """(B, K) probability of the square of 7x7 cells around the answer."""
+        return self.within[..., SURE]
+
+
+def decode(output: Tensor, temperature: float = 1.0) -> Decoded:
+    """What any network for images gave, its scores divided by `temperature` first. Coordinates (a regression's (B, K,
+    2)) are the answer as they are, with probability 1 and covariance 0: they say nothing."""
     if output.ndim == 3:
-        return output, output, torch.ones_like(output[..., 0])
-    points, confidence = subpixel(output)
-    return points, maximum(output), confidence
+        there = output[..., :1]
+        return Decoded(
+            output, output, torch.ones_like(there).expand(-1, -1, len(RADII)), torch.zeros_like(there).expand(-1, -1, 3)
+        )
+    return subpixel(output if temperature == 1 else output / temperature)
 
 
 def maximum(scores: Tensor) -> Tensor:
@@ -24,22 +45,24 @@ def maximum(scores: Tensor) -> Tensor:
     return torch.stack([cell % width, cell // width], dim=-1) + 0.5
 
 
-def subpixel(scores: Tensor, window: int = WINDOW) -> tuple[Tensor, Tensor]:
-    """(B, K, H, W) scores -> (B, K, 2) points and (B, K) confidences.
-
-    The point is the probability-weighted mean of the cell centres in the window around the maximum; the
-    confidence is the softmax probability inside that window.
-    """
+def subpixel(scores: Tensor) -> Decoded:
+    """(B, K, H, W) scores: the point is the probability-weighted mean of the cell centres around the highest cell."""
     scores = scores.float()
     _, _, h, w = scores.shape
-    peak = maximum(scores) - 0.5
+    highest = maximum(scores)
+    peak = highest - 0.5
     probability = scores.flatten(2).softmax(dim=2).unflatten(2, (h, w))
-    # distances from the peak, zero beyond the window: sums over it are two products with the whole map
+    # distances from the highest cell; sums over squares around it are products with the whole map
     dx = torch.arange(w, device=scores.device) - peak[..., :1]  # (B, K, w)
     dy = torch.arange(h, device=scores.device) - peak[..., 1:]
-    near_x, near_y = ((d.abs() <= window // 2).to(scores.dtype) for d in (dx, dy))
-    across = (near_y[:, :, None] @ probability)[:, :, 0]  # (B, K, w), summed over the window's rows
-    down = (probability @ near_x[..., None])[..., 0]
-    mass = (across * near_x).sum(dim=2)
-    shift = torch.stack([(across * near_x * dx).sum(dim=2), (down * near_y * dy).sum(dim=2)], dim=2)
-    return peak + shift / mass[..., None] + 0.5, mass
+    radii = torch.tensor(RADII, device=scores.device)[:, None]
+    near_x, near_y = ((d.abs()[:, :, None] <= radii).to(scores.dtype) for d in (dx, dy))  # (B, K, R, w)
+    rows = near_y @ probability  # (B, K, R, w), summed over each square's rows
+    within = (rows * near_x).sum(dim=3)
+    across = rows[:, :, SURE] * near_x[:, :, SURE]
+    down = (probability @ near_x[:, :, SURE, :, None])[..., 0] * near_y[:, :, SURE]
+    shift = torch.stack([(across * dx).sum(dim=2), (down * dy).sum(dim=2)], dim=2) / within[..., SURE, None]
+    gap_x, gap_y = dx - shift[..., :1], dy - shift[..., 1:]
+    moments = probability @ torch.stack([gap_x**2, gap_x, torch.ones_like(gap_x)], dim=3)  # (B, K, h, 3), of each row
+    factors = torch.stack([torch.ones_like(gap_y), gap_y, gap_y**2], dim=3)
+    return Decoded(highest + shift, highest, within, (moments * factors).sum(dim=2))

@@ -18,6 +18,8 @@ class Joint(nn.Module):
     softmax values are summed; text, arrows and code sum what comes before it: SPEC 7 row 13.)
     """
 
+    temperature = 1.0  # scores are divided by it where probabilities are wanted; weights files set it
+
     def __init__(self, image: ScoreMapNet, denoiser: Denoiser, weight: float = 1.0, iterations: int = 1) -> None:
         super().__init__()
         if (image.keypoints, image.size) != (denoiser.keypoints, denoiser.size):

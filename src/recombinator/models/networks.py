@@ -68,6 +68,8 @@ class ScoreMapNet(nn.Module):
     A trunk convolution that only masked-out coarser branches would need is not built.
     """
 
+    temperature = 1.0  # scores are divided by it where probabilities are wanted; weights files set it
+
     def __init__(
         self, levels: tuple[Level, ...], keypoints: int, *, size: int = 80, channels: int = 1,
         mask: tuple[int, ...] | None = None, upsampling: str = "tile", norm: str = "image",

@@ -28,6 +28,8 @@ class TCDCN(nn.Module):
     |tanh| everywhere, linear heads. `auxiliary` False leaves the heads for the attributes out.
     """
 
+    temperature = 1.0  # scores are divided by it where probabilities are wanted; weights files set it
+
     def __init__(
         self, keypoints: int = 5, *, size: int = 80, channels: int = 1, norm: str = "image", auxiliary: bool = True
     ) -> None:

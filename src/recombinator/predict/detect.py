@@ -1,8 +1,9 @@
-"""Face boxes from OpenCV's frontal cascade. A detector is anything with `detect(image) -> boxes`."""
+"""Face boxes from OpenCV's cascades. A detector is anything with `detect(image) -> boxes`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,20 +23,48 @@ class Detector(Protocol):
 
 
 @cache
-def _cascade() -> Any:
+def _cascade(name: str) -> Any:
     import cv2
     import cv2.data
 
     if not hasattr(cv2, "CascadeClassifier"):
         raise InputError(f"OpenCV {cv2.__version__} has no Haar cascade; install opencv-python-headless>=4.10,<5")
-    return cv2.CascadeClassifier(str(Path(cv2.data.haarcascades) / "haarcascade_frontalface_alt2.xml"))
+    return cv2.CascadeClassifier(str(Path(cv2.data.haarcascades) / f"haarcascade_{name}.xml"))
+
+
+@dataclass(frozen=True)
+class Look:
+    """One way to look with a cascade: the photograph turned by `degrees` or mirrored before, how many overlapping
+    hits a face needs."""
+
+    cascade: str = "frontalface_alt2"
+    degrees: float = 0.0
+    mirrored: bool = False
+    neighbours: int = 3
+
+
+# where an upright frontal face is not found: turned heads, tilted ones, then anything that faintly resembles a face
+SEARCH = (
+    Look("profileface"), Look("profileface", mirrored=True), Look(degrees=35), Look(degrees=-35), Look(neighbours=1),
+    Look(degrees=90), Look(degrees=-90), Look(degrees=180),
+)  # fmt: skip
 
 
 class HaarDetector:
-    """`haarcascade_frontalface_alt2`; upright, roughly frontal faces of 24 pixels or more, or 1/43 of
-    the longer side of a photograph larger than `LONGEST`."""
+    """OpenCV's cascades: `frontalface_alt2` for upright, roughly frontal faces of 24 pixels or more, or 1/43 of the
+    longer side of a photograph larger than `LONGEST`."""
 
     def detect(self, image: np.ndarray) -> np.ndarray:
+        return self._look(image, Look())
+
+    def search(self, image: np.ndarray) -> Iterator[np.ndarray]:
+        """Further boxes, one way of looking after the other, for a photograph where `detect` led to no face."""
+        for look in SEARCH:
+            boxes = self._look(image, look)
+            if len(boxes):
+                yield boxes
+
+    def _look(self, image: np.ndarray, look: Look) -> np.ndarray:
         import cv2
 
         grey = to_grey(image)
@@ -46,9 +75,27 @@ class HaarDetector:
         # a face that fills the picture needs room around it; the cascade slides only inside
         border = max(grey.shape) // 8
         grey = cv2.copyMakeBorder(grey, border, border, border, border, cv2.BORDER_REPLICATE)
-        found = _cascade().detectMultiScale(grey, scaleFactor=1.1, minNeighbors=3, minSize=(24, 24))
+        height, width = grey.shape
+        # the turned photograph has room for its corners; `back` leads from it to the upright one
+        turn = cv2.getRotationMatrix2D((width / 2, height / 2), look.degrees, 1.0)
+        reach = np.abs(turn[:, :2]) @ [width, height]
+        turn[:, 2] += (reach - [width, height]) / 2
+        seen = grey
+        if look.degrees:
+            seen = cv2.warpAffine(grey, turn, [int(v) for v in np.ceil(reach)], borderMode=cv2.BORDER_REPLICATE)
+        if look.mirrored:
+            seen = np.ascontiguousarray(seen[:, ::-1])
+        found = _cascade(look.cascade).detectMultiScale(
+            seen, scaleFactor=1.1, minNeighbors=look.neighbours, minSize=(24, 24)
+        )
         boxes = np.array(found, np.float64).reshape(-1, 4)
-        boxes[:, :2] -= border
+        centre = boxes[:, :2] + boxes[:, 2:] / 2
+        if look.mirrored:
+            centre[:, 0] = seen.shape[1] - centre[:, 0]
+        if look.degrees:
+            back = cv2.invertAffineTransform(turn)
+            centre = centre @ back[:, :2].T + back[:, 2]
+        boxes[:, :2] = centre - boxes[:, 2:] / 2 - border
         return boxes[np.argsort(-boxes[:, 2])] / scale
 
 

@@ -16,26 +16,39 @@ from recombinator.errors import InputError
 from recombinator.keypoints import KeypointSet
 
 ENGINES = ("onnx", "torch")
-GRAPH_FORMAT = "recombinator-graph-1"
+GRAPH_FORMAT = "recombinator-graph-2"
+OUTPUTS = ("points", "within", "covariance")
 
 
 @dataclass(frozen=True)
 class Description:
     """What a network wants and gives: keypoint set, crop rule by name, template (K mean positions in the crop, as
-    shares of its side), input side in pixels, channels (1 grey, 3 RGB)."""
+    shares of its side), input side in pixels, channels (1 grey, 3 RGB), and what `calibrate` found
+    (weights.Weights)."""
 
     keypoints: KeypointSet
     crop_rule: str
     template: list[list[float]]
     size: int
     channels: int
+    calibration: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Found:
+    """Answers in crop pixels. points: (N, K, 2); within: (N, K, 5), the probabilities of the squares metrics.RADII
+    around them; covariance: (N, K, 3): xx, xy, yy."""
+
+    points: np.ndarray
+    within: np.ndarray
+    covariance: np.ndarray
 
 
 class Engine(Protocol):
     about: Description
 
-    def run(self, crops: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(N, channels, size, size) uint8 -> (N, K, 2) points in crop pixels, (N, K) confidences. Thread-safe."""
+    def run(self, crops: np.ndarray) -> Found:
+        """(N, channels, size, size) uint8 -> answers. Thread-safe."""
         ...
 
 
@@ -60,11 +73,12 @@ class OnnxEngine:
         if meta.pop("format", None) != GRAPH_FORMAT:
             raise InputError(f"{path}: written by another version of `recombinator export`; export it again")
         keypoints = KeypointSet.from_dict(meta["keypoints"])
-        self.about = Description(keypoints, meta["crop_rule"], meta["template"], meta["size"], meta["channels"])
+        self.about = Description(
+            keypoints, meta["crop_rule"], meta["template"], meta["size"], meta["channels"], meta["calibration"]
+        )
 
-    def run(self, crops: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        points, confidence = self.session.run(["points", "confidence"], {"image": crops})
-        return points, confidence
+    def run(self, crops: np.ndarray) -> Found:
+        return Found(*self.session.run(OUTPUTS, {"image": crops}))
 
 
 class TorchEngine:
@@ -81,17 +95,22 @@ class TorchEngine:
             torch.set_num_threads(threads)
         self.net = weights.net.eval().to(memory_format=torch.channels_last)
         self.about = Description(
-            weights.keypoints, weights.crop_rule, weights.template, self.net.size, self.net.channels
+            weights.keypoints,
+            weights.crop_rule,
+            weights.template,
+            self.net.size,
+            self.net.channels,
+            weights.calibration,
         )
 
-    def run(self, crops: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def run(self, crops: np.ndarray) -> Found:
         import torch
 
         from recombinator.models.decode import decode
 
         with torch.inference_mode():
-            points, _, confidence = decode(self.net(torch.from_numpy(crops)))
-        return points.numpy(), confidence.numpy()
+            found = decode(self.net(torch.from_numpy(crops)), self.net.temperature)
+        return Found(found.points.numpy(), found.within.numpy(), found.covariance.numpy())
 
 
 def shipped_graphs() -> dict[str, Path]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from recombinator.data.images import read_image, to_grey
 from recombinator.data.resample import square
 from recombinator.errors import InputError
 from recombinator.keypoints import KeypointSet
+from recombinator.metrics import RADII, SURE
 from recombinator.predict.detect import Detector, HaarDetector
 from recombinator.predict.engine import Engine, load_engine
 
@@ -23,23 +25,55 @@ SAME_FACE = 0.5  # two results nearer than this share of the face's spread are o
 @dataclass(frozen=True)
 class Face:
     """One face. points: (K, 2) x, y in image pixels, a pixel's centre at its integer + 0.5; confidence: (K,)
-    probability that the network puts within 3 cells of its answer; box: x, y, side of the square it looked at."""
+    probability that the true point lies within 3 of the network's pixels, left or right and up or down; box: x, y, side
+    of the square it looked at.
+
+    Where the weights are calibrated: within, (K, 5) probabilities of the squares that reach `reach` (5,) image pixels
+    from the answer each way; covariance, (K, 3) of the answer's error in square pixels: xx, xy, yy; covered, (K,)
+    whether the point is probably hidden (a visible one is called so one time in twenty)."""
 
     points: np.ndarray
     confidence: np.ndarray
     box: np.ndarray
     keypoints: KeypointSet
+    within: np.ndarray | None = None
+    reach: np.ndarray | None = None
+    covariance: np.ndarray | None = None
+    covered: np.ndarray | None = None
+
+    def probability_within(self, pixels: float) -> np.ndarray:
+        """(K,) probability that the true point lies within so many image pixels of the answer, left or right and up or
+        down: between the known squares a straight line, beyond the largest its own. Raises InputError without them."""
+        if self.within is None or self.reach is None:
+            raise InputError("this face has one confidence a point only: its weights are not calibrated")
+        steps = np.concatenate([[0.0], self.reach])
+        return np.array([np.interp(pixels, steps, [0.0, *row]) for row in self.within])
+
+    def ellipses(self, deviations: float = 2.0) -> np.ndarray:
+        """(K, 3) error ellipses: longer and shorter half axis in image pixels, angle of the longer one in degrees
+        from x towards y. Raises InputError where the weights are not calibrated."""
+        if self.covariance is None:
+            raise InputError("this face has one confidence a point only: its weights are not calibrated")
+        xx, xy, yy = self.covariance.T
+        middle, gap = (xx + yy) / 2, np.hypot((xx - yy) / 2, xy)
+        axes = np.sqrt(np.maximum([middle + gap, middle - gap], 0)) * deviations
+        return np.stack([*axes, np.degrees(np.arctan2(2 * xy, xx - yy) / 2)], axis=1)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers, ready for JSON."""
         return {
             "box": [round(float(v), 2) for v in self.box],
             "confidence": round(float(self.confidence.mean()), 4),
-            "keypoints": [
-                {"name": n, "x": round(float(x), 2), "y": round(float(y), 2), "confidence": round(float(c), 4)}
-                for n, (x, y), c in zip(self.keypoints.names, self.points, self.confidence, strict=True)
-            ],
+            "keypoints": [self._keypoint(i) for i in range(len(self.points))],
         }
+
+    def _keypoint(self, i: int) -> dict[str, Any]:
+        x, y = (round(float(v), 2) for v in self.points[i])
+        told = {"name": self.keypoints.names[i], "x": x, "y": y, "confidence": round(float(self.confidence[i]), 4)}
+        if self.covered is not None and self.covariance is not None:
+            covariance = [round(float(v), 3) for v in self.covariance[i]]
+            told |= {"covered": bool(self.covered[i]), "covariance": covariance}
+        return told
 
 
 def as_image(image: np.ndarray | str | os.PathLike[str]) -> np.ndarray:
@@ -83,25 +117,33 @@ class Predictor:
         pixels = as_image(image)
         if passes < 1:
             raise InputError(f"passes={passes} must be 1 or more")
-        found = self.detector.detect(pixels) if boxes is None else checked_boxes(boxes, pixels)
-        if found.size == 0:
-            return []
-        source, points = self._as_network_wants(pixels), self._from_boxes(found)
-        for _ in range(passes):
-            points, confidence, around = self._refine(source, points)
-        faces = [Face(*one, self.keypoints) for one in zip(points, confidence, around, strict=True)]
+        source = self._as_network_wants(pixels)
         if boxes is not None:
-            return faces
+            return self._found(source, checked_boxes(boxes, pixels), passes)
         least = self.rule.least if min_confidence is None else min_confidence
-        return distinct([f for f in faces if float(f.confidence.mean()) >= least])
+        search = getattr(self.detector, "search", None)
+        for found in chain([self.detector.detect(pixels)], search(pixels) if search else []):
+            faces = [f for f in self._found(source, found, passes) if float(f.confidence.mean()) >= least]
+            if faces:
+                return distinct(faces)
+        return []
+
+    def _found(self, source: np.ndarray, boxes: np.ndarray, passes: int) -> list[Face]:
+        """One face for each of the (N, 4) boxes."""
+        if boxes.size == 0:
+            return []
+        points = self._from_boxes(boxes)
+        for _ in range(passes):
+            faces = self._refine(source, points)
+            points = np.stack([f.points for f in faces])
+        return faces
 
     def follow(self, image: np.ndarray, points: Iterable[np.ndarray]) -> list[Face]:
         """Faces whose (K, 2) points are roughly known, from the last frame of a video say: one pass, no detector."""
         rough, pixels = np.array(list(points), np.float64), as_image(image)
         if not rough.size:
             return []
-        found = self._refine(self._as_network_wants(pixels), rough)
-        return [Face(*one, self.keypoints) for one in zip(*found, strict=True)]
+        return self._refine(self._as_network_wants(pixels), rough)
 
     def _as_network_wants(self, pixels: np.ndarray) -> np.ndarray:
         """Grey, or RGB also where the photograph is grey."""
@@ -117,21 +159,32 @@ class Predictor:
         template = np.array(self.about.template) - 0.5
         return centre[:, None] + scale * side[:, None, None] * template
 
-    def _refine(self, image: np.ndarray, points: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(N, K, 2) rough points -> points, (N, K) confidences, (N, 3) boxes looked at, in image pixels."""
+    def _refine(self, image: np.ndarray, points: np.ndarray) -> list[Face]:
+        """(N, K, 2) rough points in image pixels -> the faces found around them, in the same order."""
         inputs, affines, boxes = [], [], []
         for p in points:
             crop, to_image, box = self.rule.crop(image, p, GRID)
             inputs.append(np.round(square(crop, box, self.about.size)).clip(0, 255).astype(np.uint8))
             affines.append(to_image)
             boxes.append(box)
-        found, confidence = self.engine.run(np.stack(inputs))
+        found = self.engine.run(np.stack(inputs))
         scale, corner = np.array([a[0, 0] for a in affines]), np.array([a[:, 2] for a in affines])
         looked_at = np.stack(boxes).astype(np.float64)
-        in_crop = found * (looked_at[:, 2] / self.about.size)[:, None, None] + looked_at[:, None, :2]
+        in_crop = found.points * (looked_at[:, 2] / self.about.size)[:, None, None] + looked_at[:, None, :2]
         in_image = in_crop * scale[:, None, None] + corner[:, None]
         around = np.concatenate([looked_at[:, :2] * scale[:, None] + corner, looked_at[:, 2:] * scale[:, None]], axis=1)
-        return in_image, confidence, around
+        pixel = around[:, 2] / self.about.size  # side of one of the network's pixels in the image
+        below = self.about.calibration.get("covered_below")
+        faces = []
+        for i, within in enumerate(found.within):
+            sure: dict[str, Any] = {}
+            if below is not None:
+                sure = {
+                    "within": within, "reach": (np.array(RADII) + 0.5) * pixel[i],
+                    "covariance": found.covariance[i] * pixel[i] ** 2, "covered": within[:, SURE] < np.array(below),
+                }  # fmt: skip
+            faces.append(Face(in_image[i], within[:, SURE], around[i], self.keypoints, **sure))
+        return faces
 
 
 def checked_boxes(boxes: Iterable[Iterable[float]], image: np.ndarray) -> np.ndarray:

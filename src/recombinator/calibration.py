@@ -1,0 +1,143 @@
+"""Probabilities that mean what they say: one temperature a network, fitted on validation images, and how well it
+holds."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from recombinator import metrics
+from recombinator.data.table import FaceTable, load_table
+from recombinator.errors import InputError
+from recombinator.evaluation import fixed_samples
+from recombinator.models import Joint, ScoreMapNet
+from recombinator.models.decode import decode, maximum
+from recombinator.transforms.augment import Augment, occluded
+from recombinator.weights import Weights, load_weights
+
+MOVED = Augment(occlude=(0, 0))  # the paper's jitter, nothing covered
+COVERED_SIDES = (20, 50)
+TEMPERATURES = np.geomspace(0.25, 4, 33)
+FALSE_ALARMS = 0.05  # share of visible points that may be called covered
+
+
+@torch.no_grad()
+def answers(net: ScoreMapNet | Joint, table: FaceTable, cover: bool) -> dict[str, np.ndarray]:
+    """Of every known point inside the crop, on jittered images, `cover`ed by one black rectangle each or not: `gap`
+    (P,), the larger of |dx| and |dy| between truth and highest cell in network pixels; `keypoint` (P,); `hidden`
+    (P,), whether the rectangle lies on it; `within` (P, T, R) probabilities of the squares metrics.RADII for each of
+    TEMPERATURES; `own` (P, R) those at the network's own temperature. The same draw at every call."""
+    device = next(net.parameters()).device
+    generator = torch.Generator().manual_seed(1)
+    parts: dict[str, list[Tensor]] = {k: [] for k in ("gap", "keypoint", "hidden", "within", "own")}
+    known = torch.from_numpy(table.mask)
+    for i, (pixels, points) in enumerate(fixed_samples(table, net.size, MOVED, device)):
+        hidden = torch.zeros(points.shape[:2], dtype=torch.bool)
+        if cover:
+            there = occluded(torch.ones_like(pixels[:, :1]), COVERED_SIDES, generator)
+            pixels = pixels * there
+            cell = points.floor().long().clamp(0, net.size - 1)
+            hidden = there[torch.arange(len(points))[:, None], 0, cell[..., 1], cell[..., 0]] == 0
+        scores = net(pixels)
+        inside = ((points >= 0) & (points < net.size)).all(dim=2).cpu() & known[64 * i : 64 * i + len(points)]
+        within = torch.stack([decode(scores, float(t)).within for t in TEMPERATURES], dim=2)
+        found = {
+            "gap": (maximum(scores) - points).abs().amax(dim=2), "hidden": hidden, "within": within,
+            "keypoint": torch.arange(net.keypoints).expand(len(points), -1), "own": decode(scores,
+            net.temperature).within,
+        }  # fmt: skip
+        for key, value in found.items():
+            parts[key].append(value.cpu()[inside])
+    return {k: torch.cat(v).numpy() for k, v in parts.items()}
+
+
+def both(net: ScoreMapNet | Joint, table: FaceTable) -> dict[str, np.ndarray]:
+    """`answers` without and with a rectangle, one after the other."""
+    plain, covered = answers(net, table, False), answers(net, table, True)
+    return {k: np.concatenate([plain[k], covered[k]]) for k in plain}
+
+
+def right(found: dict[str, np.ndarray]) -> np.ndarray:
+    """(P, R) whether the truth lies in each of the squares metrics.RADII around the highest cell."""
+    return found["gap"][:, None] <= np.array(metrics.RADII) + 0.5
+
+
+def fit(net: ScoreMapNet | Joint, table: FaceTable) -> dict[str, Any]:
+    """The temperature with the least cross-entropy of the five squares' probabilities, half of the images covered,
+    and for each keypoint the confidence under which a visible point falls FALSE_ALARMS of the time."""
+    found = both(net, table)
+    truth = right(found)[:, None]
+    p = np.clip(found["within"].astype(np.float64), 1e-6, 1 - 1e-6)
+    loss = -np.where(truth, np.log(p), np.log(1 - p)).mean(axis=(0, 2))
+    best = int(loss.argmin())
+    confidence = found["within"][:, best, metrics.SURE]
+    visible = ~found["hidden"]
+    below = [
+        float(np.quantile(confidence[visible & (found["keypoint"] == k)], FALSE_ALARMS)) for k in range(net.keypoints)
+    ]
+    return {
+        "temperature": round(float(TEMPERATURES[best]), 4), "covered_below": [round(v, 4) for v in below],
+        "data": table.fingerprint, "dataset": table.info.dataset, "split": table.info.split,
+    }  # fmt: skip
+
+
+def _image_net(weights: Weights, name: str) -> ScoreMapNet | Joint:
+    if not isinstance(weights.net, ScoreMapNet | Joint):
+        raise InputError(f"{name}: gives no score maps of images, so there is nothing to calibrate")
+    return weights.net
+
+
+def _table(weights: Weights, data: str | os.PathLike[str], limit: int | None) -> FaceTable:
+    table = load_table(data, _image_net(weights, str(data)).channels, limit)
+    if table.info.keypoints.names != weights.keypoints.names:
+        raise InputError(f"{data}: its keypoints ({table.info.keypoints.name}) are not those of the weights")
+    return table
+
+
+def calibrate(weights: str | os.PathLike[str], data: str | os.PathLike[str]) -> Weights:
+    """The weights (name, file or run folder) with a calibration fitted on the validation table `data`. Points move by a
+    fraction of a pixel, since their weighted mean changes; highest cells do not. Raises InputError where they do not
+    fit."""
+    loaded = load_weights(weights)
+    net = _image_net(loaded, str(weights))
+    return replace(loaded, calibration=fit(net, _table(loaded, data, None)))
+
+
+def report(
+    weights: str | os.PathLike[str], data: str | os.PathLike[str], *, limit: int | None = None
+) -> dict[str, Any]:
+    """How well the probabilities hold on a table: for each square of metrics.RADII the reliability curve and expected
+    calibration error with the stored temperature and with none, plain and covered; how well low confidence finds
+    covered points (area under the ROC, mean over keypoints), and the share of visible and of covered points that are
+    flagged."""
+    loaded = load_weights(weights)
+    net, table = _image_net(loaded, str(weights)), _table(loaded, data, limit)
+    told: dict[str, Any] = {
+        "weights": str(weights), "model": net.config, "calibration": loaded.calibration, "images": len(table),
+        "data": {"dataset": table.info.dataset, "split": table.info.split, "fingerprint": table.fingerprint},
+        "protocol": "jitter of the paper, one draw; a probability is right where the truth lies in the square of "
+        "2r + 1 network pixels around the highest cell; covered: one black rectangle of 20 to 50 pixels on each image",
+    }  # fmt: skip
+    unity = int(np.abs(np.log(TEMPERATURES)).argmin())
+    for name, cover in (("plain", False), ("covered", True)):
+        found = answers(net, table, cover)
+        truth, rows = right(found), []
+        for r, radius in enumerate(metrics.RADII):
+            curve, error = metrics.reliability(found["own"][:, r], truth[:, r])
+            _, before = metrics.reliability(found["within"][:, unity, r], truth[:, r])
+            rows.append({"radius": radius, "right": float(truth[:, r].mean()), "error": error, "error_uncalibrated":
+            before,
+                         "curve": curve})  # fmt: skip
+        told[name] = rows
+    confidence, hidden, keypoint = found["own"][:, metrics.SURE], found["hidden"], found["keypoint"]
+    areas = [metrics.auroc(-confidence[keypoint == k], hidden[keypoint == k]) for k in range(net.keypoints)]
+    told["covered_auroc"] = float(np.nanmean(areas))
+    if loaded.calibration:
+        flagged = confidence < np.array(loaded.calibration["covered_below"])[keypoint]
+        told |= {"flagged_visible": float(flagged[~hidden].mean()), "flagged_covered": float(flagged[hidden].mean())}
+    return told

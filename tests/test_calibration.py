@@ -1,0 +1,138 @@
+"""Probabilities that mean what they say."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from recombinator import calibration, metrics
+from recombinator.cli import app
+from recombinator.data.table import load_table
+from recombinator.errors import InputError
+from recombinator.keypoints import FACE_5
+from recombinator.models import create_model
+from recombinator.predict.predictor import Face, load
+from recombinator.weights import Weights, load_weights, save_weights
+
+
+class Told(torch.nn.Module):
+    """Answers with Gaussian maps, `spread` wide and too sure or unsure by `temperature`, around points it is told,
+    off by errors of that very spread."""
+
+    size, channels, keypoints, temperature = 80, 1, 5, 1.0
+    spread = 2.0
+
+    def __init__(self, wrong_by):
+        super().__init__()
+        self.wrong_by, self.anchor = wrong_by, torch.nn.Parameter(torch.zeros(1))
+        self.points = []
+
+    def forward(self, pixels):
+        points = self.points.pop(0)
+        noise = self.spread * torch.randn(points.shape, generator=torch.Generator().manual_seed(len(self.points)))
+        centres = torch.arange(80) + 0.5
+        d = (centres - (points + noise)[..., None]) ** 2 / (2 * self.spread**2)
+        return -self.wrong_by * (d[:, :, 1, :, None] + d[:, :, 0, None, :])
+
+
+@pytest.mark.parametrize("wrong_by", [0.5, 1.0, 3.0])
+def test_the_temperature_is_found(wrong_by, faces5, monkeypatch):
+    """Maps that are too sure by a factor get that factor as their temperature."""
+    net, table = Told(wrong_by), load_table(faces5 / "train.parquet")
+    sample = calibration.fixed_samples
+
+    def told(*arguments):
+        for pixels, points in sample(*arguments):
+            net.points.append(points)
+            yield pixels, points
+
+    monkeypatch.setattr(calibration, "fixed_samples", told)
+    monkeypatch.setattr(calibration, "ScoreMapNet", Told)
+    found = calibration.fit(net, table)
+    assert found["temperature"] == pytest.approx(wrong_by, rel=0.2)
+    assert len(found["covered_below"]) == 5 and all(0 < v < 1 for v in found["covered_below"])
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("w") / "w.safetensors"
+    net = create_model("rcn-4", width=0.2)
+    save_weights(path, Weights(net, FACE_5, "mtfl", [[0.3, 0.3], [0.7, 0.3], [0.5, 0.5], [0.3, 0.7], [0.7, 0.7]], {}))
+    return path
+
+
+def test_from_the_command_line(weights, faces5, tmp_path):
+    valid, out = faces5 / "train.parquet", tmp_path / "c.safetensors"
+    run = CliRunner().invoke(app, ["calibrate", str(weights), "--data", str(valid), "--out", str(out)])
+    assert run.exit_code == 0 and "temperature" in run.output, run.output
+    loaded, before = load_weights(out), load_weights(weights)
+    assert loaded.net.temperature == loaded.calibration["temperature"] and before.net.temperature == 1.0
+    for a, b in zip(loaded.net.parameters(), before.net.parameters(), strict=True):
+        assert torch.equal(a, b)
+    picture, told = tmp_path / "r.png", tmp_path / "r.json"
+    asked = ["reliability", str(out), "--data", str(valid), "--json", str(told), "--plot", str(picture)]
+    run = CliRunner().invoke(app, asked)
+    assert run.exit_code == 0 and picture.is_file(), run.output
+    report = json.loads(told.read_text())
+    assert [row["radius"] for row in report["plain"]] == list(metrics.RADII)
+    right = [row["right"] for row in report["plain"]]
+    assert right == sorted(right) and 0 <= report["covered_auroc"] <= 1
+    # one visible point in twenty, by the rule that chose the threshold on these very images
+    assert report["flagged_visible"] == pytest.approx(0.05, abs=0.06)
+
+
+def test_what_cannot_be_calibrated(faces5, tmp_path):
+    save_weights(tmp_path / "t.safetensors", Weights(create_model("tcdcn"), FACE_5, "mtfl", [[0.5, 0.5]] * 5, {}))
+    with pytest.raises(InputError, match="nothing to calibrate"):
+        calibration.calibrate(tmp_path / "t.safetensors", faces5 / "valid.parquet")
+    with pytest.raises(InputError, match="are not those of the weights"):
+        calibration.calibrate("rcn-68-300w", faces5 / "valid.parquet")
+
+
+def test_a_face_tells_how_sure_it_is(weights, tmp_path):
+    image = np.random.default_rng(0).integers(0, 255, (300, 300), np.uint8)
+    box = [(60, 60, 150, 150)]
+    (plain,) = load(weights).predict(image, boxes=box)
+    assert plain.covered is None and "covered" not in plain.to_dict()["keypoints"][0]
+    with pytest.raises(InputError, match="not calibrated"):
+        plain.ellipses()
+    loaded = load_weights(weights)
+    loaded.calibration = {"temperature": 1.0, "covered_below": [1.1, 0, 0, 0, 0]}
+    save_weights(tmp_path / "c.safetensors", loaded)
+    (face,) = load(tmp_path / "c.safetensors").predict(image, boxes=box)
+    np.testing.assert_allclose(face.points, plain.points)
+    assert face.covered.tolist() == [True, False, False, False, False]
+    steps = [face.probability_within(r) for r in (0.0, *face.reach, 1e9)]
+    assert (np.diff(steps, axis=0) >= 0).all() and (steps[0] == 0).all()
+    np.testing.assert_allclose(steps[3], face.confidence, rtol=1e-6)
+    doubled = np.kron(image, np.ones((2, 2), np.uint8))
+    (larger,) = load(tmp_path / "c.safetensors").predict(doubled, boxes=[(120, 120, 300, 300)], passes=1)
+    (once,) = load(tmp_path / "c.safetensors").predict(image, boxes=box, passes=1)
+    np.testing.assert_allclose(larger.reach, 2 * once.reach, rtol=0.03)  # whole-pixel crops
+
+
+def test_ellipses():
+    face = Face(
+        np.zeros((3, 2)), np.ones(3), np.array([0.0, 0.0, 80.0]), FACE_5, within=np.ones((3, 5)), reach=np.arange(5.0),
+        covariance=np.array([[4.0, 0, 1], [1, 0, 9], [2, 1, 2]]), covered=np.zeros(3, bool),
+    )  # fmt: skip
+    found = face.ellipses(deviations=1)
+    np.testing.assert_allclose(found[:, 0], [2, 3, 3**0.5])
+    np.testing.assert_allclose(found[:, 1], [1, 1, 1])
+    np.testing.assert_allclose(np.abs(found[:, 2]), [0, 90, 45])
+
+
+def test_reliability_and_auroc():
+    rng = np.random.default_rng(0)
+    confidence = rng.uniform(0, 1, 20000)
+    right = rng.uniform(0, 1, 20000) < confidence
+    rows, error = metrics.reliability(confidence, right)
+    assert sum(r["points"] for r in rows) == 20000 and error < 0.02
+    assert metrics.reliability(confidence**3, right)[1] == pytest.approx(0.25, abs=0.02)  # mean of p - p^3
+    score, positive = rng.normal(size=300).round(1), rng.uniform(size=300) < 0.3
+    pairs = [(a > b) + (a == b) / 2 for a in score[positive] for b in score[~positive]]
+    assert metrics.auroc(score, positive) == pytest.approx(np.mean(pairs))
+    assert np.isnan(metrics.auroc(score, np.ones(300, bool)))
