@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import statistics
 import tempfile
 import time
@@ -15,11 +16,14 @@ import torch
 import torch.nn.functional as F
 
 from recombinator.data.crops import GRID, RULES
+from recombinator.data.images import read_image
 from recombinator.data.table import FaceTable, TableInfo
 from recombinator.keypoints import FACE_5
 from recombinator.models import DENOISERS, ScoreMapNet, create_model
 from recombinator.models.decode import maximum, subpixel
 from recombinator.models.denoiser import MapDenoiser, SpectralConv
+from recombinator.predict.engine import ENGINES, load_engine, shipped_graphs
+from recombinator.predict.predictor import load
 from recombinator.training.loop import Trainer
 from recombinator.training.recipe import bfloat16_is_fast, get_recipe
 
@@ -113,6 +117,32 @@ def _denoiser_jobs(name: str) -> dict[str, tuple[Timed, float, str]]:
     return jobs
 
 
+def _shipped_jobs(name: str, threads: int) -> dict[str, tuple[Timed, float, str]]:
+    """A network that ships: both engines on crops, and the way of a photograph (matplotlib's, 512x600) in its parts."""
+    import matplotlib
+
+    photo = Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg"
+    jobs: dict[str, tuple[Timed, float, str]] = {}
+    for engine in ENGINES:
+        for n in sorted({1, threads}) if engine == "onnx" else (threads,):
+            run = load_engine(name, engine, n)
+            for batch in (1, 64):
+                crops = np.random.default_rng(0).integers(0, 256, (batch, 1, run.about.size, run.about.size), np.uint8)
+                label = f"{name} by {engine}, {n} thread{'s' * (n > 1)}, batch {batch}"
+                jobs[label] = (partial(run.run, crops), batch, "ms")
+    predictor = load(name, threads=threads)
+    image = read_image(photo)
+    boxes = predictor.detector.detect(image)
+    points = [face.points for face in predictor.predict(image, boxes)]
+    return jobs | {
+        f"{name}, photograph: file to points": (lambda: predictor.predict(photo), 1, "ms"),
+        f"{name}, photograph: decoding the file": (lambda: read_image(photo), 1, "ms"),
+        f"{name}, photograph: finding the face": (lambda: predictor.detector.detect(image), 1, "ms"),
+        f"{name}, photograph: two passes of crop and network": (lambda: predictor.predict(image, boxes), 1, "ms"),
+        f"{name}, video frame: following the last frame's points": (lambda: predictor.follow(image, points), 1, "ms"),
+    }
+
+
 def run(models: list[str], rounds: int, threads: int | None, advance: Callable[[int, int], None]) -> dict[str, Any]:
     """Times every job once a round for `rounds` rounds; returns medians with lowest and highest, and ratios."""
     if threads:
@@ -135,6 +165,9 @@ def run(models: list[str], rounds: int, threads: int | None, advance: Callable[[
             if model in DENOISERS:
                 jobs |= _denoiser_jobs(model)
                 continue
+            if model in shipped_graphs():
+                jobs |= _shipped_jobs(model, torch.get_num_threads())
+                continue
             for variant in variants:
                 trainer = _trainer(model, table, variant, Path(folder))
                 epoch: Timed = lambda t=trainer: t.run_epoch(lambda i, n: None)  # type: ignore[misc]  # noqa: E731
@@ -151,7 +184,7 @@ def run(models: list[str], rounds: int, threads: int | None, advance: Callable[[
         times: dict[str, list[float]] = {name: [] for name in jobs}
         for i in range(rounds + 1):  # the first round warms up
             for name, (call, _, _) in jobs.items():
-                repeats = 20 if "batch 1," in name and "denoiser " not in name else 1
+                repeats = 20 if re.search(r"batch 1\b", name) and "denoiser " not in name else 1
                 began = time.perf_counter()
                 for _ in range(repeats):
                     call()
@@ -166,7 +199,7 @@ def run(models: list[str], rounds: int, threads: int | None, advance: Callable[[
         slow = rows.get(name.replace("by FFT", "dense").replace("batch 1, ", "dense, "))
         if slow and slow is not row:
             row["times_faster_than_dense"] = slow["median"] / row["median"]
-    for model in (m for m in models if m not in DENOISERS):
+    for model in (m for m in models if m not in DENOISERS and m not in shipped_graphs()):
         gflop = 3 * 2 * create_model(model).multiply_adds() / 1e9  # forward, and twice that backward
         plain = rows[f"{model} training, plain"]["median"]
         channels_last = rows[f"{model} training, plain, channels-last"]["median"]

@@ -24,17 +24,20 @@ MOVED = Augment(occlude=(0, 0))  # the paper's jitter, nothing covered
 COVERED_SIDES = (20, 50)
 TEMPERATURES = np.geomspace(0.25, 4, 33)
 FALSE_ALARMS = 0.05  # share of visible points that may be called covered
+LOST = 0.005  # share of uncovered faces that may be taken for false detections
 
 
 @torch.no_grad()
 def answers(net: ScoreMapNet | Joint, table: FaceTable, cover: bool) -> dict[str, np.ndarray]:
-    """Of every known point inside the crop, on jittered images, `cover`ed by one black rectangle each or not: `gap`
-    (P,), the larger of |dx| and |dy| between truth and highest cell in network pixels; `keypoint` (P,); `hidden`
-    (P,), whether the rectangle lies on it; `within` (P, T, R) probabilities of the squares metrics.RADII for each of
-    TEMPERATURES; `own` (P, R) those at the network's own temperature. The same draw at every call."""
+    """Of every known point inside the crop, on jittered images, `cover`ed by one black rectangle each or not.
+
+    `gap` (P,): the larger of |dx| and |dy| between truth and highest cell in network pixels; `keypoint`, `image` (P,);
+    `hidden` (P,): whether the rectangle lies on it; `within` (P, T, R): probabilities of the squares metrics.RADII for
+    each of TEMPERATURES; `own` (P, R): those at the network's own temperature. The same draw at every call.
+    """
     device = next(net.parameters()).device
     generator = torch.Generator().manual_seed(1)
-    parts: dict[str, list[Tensor]] = {k: [] for k in ("gap", "keypoint", "hidden", "within", "own")}
+    parts: dict[str, list[Tensor]] = {k: [] for k in ("gap", "keypoint", "image", "hidden", "within", "own")}
     known = torch.from_numpy(table.mask)
     for i, (pixels, points) in enumerate(fixed_samples(table, net.size, MOVED, device)):
         hidden = torch.zeros(points.shape[:2], dtype=torch.bool)
@@ -48,8 +51,9 @@ def answers(net: ScoreMapNet | Joint, table: FaceTable, cover: bool) -> dict[str
         within = torch.stack([decode(scores, float(t)).within for t in TEMPERATURES], dim=2)
         found = {
             "gap": (maximum(scores) - points).abs().amax(dim=2), "hidden": hidden, "within": within,
-            "keypoint": torch.arange(net.keypoints).expand(len(points), -1), "own": decode(scores,
-            net.temperature).within,
+            "keypoint": torch.arange(net.keypoints).expand(len(points), -1),
+            "image": torch.arange(64 * i, 64 * i + len(points))[:, None].expand(-1, net.keypoints),
+            "own": decode(scores, net.temperature).within,
         }  # fmt: skip
         for key, value in found.items():
             parts[key].append(value.cpu()[inside])
@@ -59,6 +63,7 @@ def answers(net: ScoreMapNet | Joint, table: FaceTable, cover: bool) -> dict[str
 def both(net: ScoreMapNet | Joint, table: FaceTable) -> dict[str, np.ndarray]:
     """`answers` without and with a rectangle, one after the other."""
     plain, covered = answers(net, table, False), answers(net, table, True)
+    covered["image"] += len(table)
     return {k: np.concatenate([plain[k], covered[k]]) for k in plain}
 
 
@@ -68,8 +73,9 @@ def right(found: dict[str, np.ndarray]) -> np.ndarray:
 
 
 def fit(net: ScoreMapNet | Joint, table: FaceTable) -> dict[str, Any]:
-    """The temperature with the least cross-entropy of the five squares' probabilities, half of the images covered,
-    and for each keypoint the confidence under which a visible point falls FALSE_ALARMS of the time."""
+    """The temperature with the least cross-entropy of the five squares' probabilities, half of the images covered; for
+    each keypoint the confidence under which a visible point falls FALSE_ALARMS of the time; and `least`, under which
+    the mean confidence of a face falls LOST of the time."""
     found = both(net, table)
     truth = right(found)[:, None]
     p = np.clip(found["within"].astype(np.float64), 1e-6, 1 - 1e-6)
@@ -80,8 +86,12 @@ def fit(net: ScoreMapNet | Joint, table: FaceTable) -> dict[str, Any]:
     below = [
         float(np.quantile(confidence[visible & (found["keypoint"] == k)], FALSE_ALARMS)) for k in range(net.keypoints)
     ]
+    plain = found["image"] < len(table)
+    sums, counts = np.bincount(found["image"][plain], confidence[plain]), np.bincount(found["image"][plain])
+    least = float(np.quantile(sums[counts > 0] / counts[counts > 0], LOST))
     return {
-        "temperature": round(float(TEMPERATURES[best]), 4), "covered_below": [round(v, 4) for v in below],
+        "temperature": round(float(TEMPERATURES[best]), 4), "least": round(least, 4),
+        "covered_below": [round(v, 4) for v in below],
         "data": table.fingerprint, "dataset": table.info.dataset, "split": table.info.split,
     }  # fmt: skip
 

@@ -623,7 +623,7 @@ def denoise(
 
 @app.command()
 def bench(
-    model: Annotated[list[str] | None, typer.Option(help="networks to time (repeatable)")] = None,
+    model: Annotated[list[str] | None, typer.Option(help="networks, or names that ship, to time (repeatable)")] = None,
     json_out: Annotated[Path | None, typer.Option("--json", help="also write the figures to this file")] = None,
     rounds: Annotated[int, typer.Option(min=1, help="interleaved repetitions; medians are reported")] = 7,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads")] = None,

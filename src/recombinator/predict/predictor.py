@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from recombinator.metrics import RADII, SURE
 from recombinator.predict.detect import Detector, HaarDetector
 from recombinator.predict.engine import Engine, load_engine
 
+Image = np.ndarray | str | os.PathLike[str]
 SAME_FACE = 0.5  # two results nearer than this share of the face's spread are one face
 
 
@@ -49,6 +50,12 @@ class Face:
         steps = np.concatenate([[0.0], self.reach])
         return np.array([np.interp(pixels, steps, [0.0, *row]) for row in self.within])
 
+    def draw(self, image: np.ndarray) -> np.ndarray:
+        """A copy of the (H, W[, 3]) uint8 image as RGB with the points on it, coloured by confidence."""
+        from recombinator.predict.output import draw_faces
+
+        return draw_faces(as_image(image), [self])
+
     def ellipses(self, deviations: float = 2.0) -> np.ndarray:
         """(K, 3) error ellipses: longer and shorter half axis in image pixels, angle of the longer one in degrees
         from x towards y. Raises InputError where the weights are not calibrated."""
@@ -76,7 +83,7 @@ class Face:
         return told
 
 
-def as_image(image: np.ndarray | str | os.PathLike[str]) -> np.ndarray:
+def as_image(image: Image) -> np.ndarray:
     """A path or an array -> (H, W) or (H, W, 3) uint8. Raises InputError saying what is wrong with the array."""
     if isinstance(image, str | os.PathLike):
         return read_image(image)
@@ -101,26 +108,50 @@ class Predictor:
         self.engine, self.about, self.keypoints = engine, engine.about, engine.about.keypoints
         self.rule = RULES[self.about.crop_rule]
         self.detector: Detector = detector or HaarDetector()
+        self.least = float(self.about.calibration.get("least", self.rule.least))
 
+    @overload
     def predict(
-        self, image: np.ndarray | str | os.PathLike[str], boxes: Iterable[Iterable[float]] | None = None,
-        passes: int = 2, min_confidence: float | None = None,
-    ) -> list[Face]:  # fmt: skip
-        """Every face's keypoints, largest face first.
+        self, image: Image, boxes: Iterable[Iterable[float]] | None = None, passes: int = 2,
+        min_confidence: float | None = None,
+    ) -> list[Face]: ...  # fmt: skip
+    @overload
+    def predict(
+        self,
+        image: list[Image] | tuple[Image, ...],
+        boxes: None = None,
+        passes: int = 2,
+        min_confidence: float | None = None,
+    ) -> list[list[Face]]: ...
+    @overload
+    def predict(
+        self, image: Iterator[Image], boxes: None = None, passes: int = 2, min_confidence: float | None = None
+    ) -> Iterator[list[Face]]: ...
+    def predict(
+        self, image: Any, boxes: Iterable[Iterable[float]] | None = None, passes: int = 2,
+        min_confidence: float | None = None,
+    ) -> Any:  # fmt: skip
+        """Every face's keypoints, largest face first; for a list of images a list of such lists, for an iterator an
+        iterator that holds one image at a time.
 
         image: a path, or (H, W), (H, W, 3) RGB uint8. boxes: faces as (x, y, width, height) in pixels, in place
         of the detector. passes: each pass after the first crops again from the last one's points by the training
         rule, so that the box's habits do not matter. min_confidence: a detected face whose keypoints' mean
         confidence is lower is taken for a false detection (by default
-        the crop rule's figure). An image without a face gives an empty list.
+            what the calibration found, else the crop rule's figure). An image without a face gives an empty list.
         """
-        pixels = as_image(image)
         if passes < 1:
             raise InputError(f"passes={passes} must be 1 or more")
+        if isinstance(image, list | tuple | Iterator):
+            if boxes is not None:
+                raise InputError("boxes belong to one image; give the images one by one")
+            answers = (self.predict(one, None, passes, min_confidence) for one in image)
+            return answers if isinstance(image, Iterator) else list(answers)
+        pixels = as_image(image)
         source = self._as_network_wants(pixels)
         if boxes is not None:
             return self._found(source, checked_boxes(boxes, pixels), passes)
-        least = self.rule.least if min_confidence is None else min_confidence
+        least = self.least if min_confidence is None else min_confidence
         search = getattr(self.detector, "search", None)
         for found in chain([self.detector.detect(pixels)], search(pixels) if search else []):
             faces = [f for f in self._found(source, found, passes) if float(f.confidence.mean()) >= least]

@@ -81,7 +81,7 @@ class Tracker:
 
     def update(self, image: np.ndarray, seconds: float) -> list[Track]:
         """(H, W[, 3]) RGB uint8 frame at `seconds` -> the faces in it, each with its number."""
-        least = self.predictor.rule.least
+        least = self.predictor.least
         followed = self.predictor.follow(image, [t.raw.points for t in self.tracks])
         kept: list[Track] = []
         for track, face in zip(self.tracks, followed, strict=True):
