@@ -13,16 +13,21 @@ from recombinator.errors import InputError
 
 if TYPE_CHECKING:
     from recombinator.evaluation import evaluate
+    from recombinator.hub import from_pretrained, push_to_hub
     from recombinator.models import create_model, model_names
     from recombinator.predict.predictor import Face, Predictor, load
     from recombinator.training.run import train
 
 __version__ = "0.1.0"
-__all__ = ["Face", "InputError", "Predictor", "create_model", "evaluate", "load", "model_names", "train"]
+__all__ = [
+    "Face", "InputError", "Predictor", "create_model", "evaluate", "from_pretrained", "load", "model_names",
+    "push_to_hub", "train",
+]  # fmt: skip
 
 _HOMES = {
     "Face": "predict.predictor", "Predictor": "predict.predictor", "load": "predict.predictor",
     "create_model": "models", "model_names": "models", "evaluate": "evaluation", "train": "training.run",
+    "from_pretrained": "hub", "push_to_hub": "hub",
 }  # fmt: skip
 
 
