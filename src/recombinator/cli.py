@@ -702,6 +702,30 @@ def _figures() -> None:
 _figures()
 
 
+@study.command("robustness")
+def robustness(
+    weights: Annotated[list[str], typer.Argument(help="networks to compare: names, files or run folders")],
+    data: Table,
+    out: Annotated[Path, typer.Option(help="folder for the PNG and the PDF")],
+    json_out: Annotated[Path | None, typer.Option("--json", help="also write the figures to this file")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="so many images, drawn over the table")] = None,
+) -> None:
+    """Error against a shifted, scaled, turned crop, a rectangle, blur, noise, brightness, JPEG."""
+    from recombinator.provenance import provenance
+    from recombinator.study import robustness as study_of
+
+    _not_over(data, json_out)
+    with progress("disturbances") as advance:
+        told = study_of.measure(weights, data, limit=limit, advance=advance)
+    for row in told["rows"]:
+        print(f"  {row['disturbance']:10} {row['value']:6g}  {row['weights']:28} {row['nme']:7.3f} %")
+    if json_out:
+        write_json(json_out, {"kind": "robustness", **told, "provenance": provenance()})
+        print(f"wrote {json_out}")
+    for path in study_of.draw(told, out):
+        print(path)
+
+
 @study.command("list")
 def list_studies(
     data: Annotated[Path | None, typer.Option(help="tables; with them the cost on this machine is measured")] = None,
