@@ -113,23 +113,21 @@ class Predictor:
     @overload
     def predict(
         self, image: Image, boxes: Iterable[Iterable[float]] | None = None, passes: int = 2,
-        min_confidence: float | None = None,
+        min_confidence: float | None = None, search: bool = True,
     ) -> list[Face]: ...  # fmt: skip
     @overload
     def predict(
-        self,
-        image: list[Image] | tuple[Image, ...],
-        boxes: None = None,
-        passes: int = 2,
-        min_confidence: float | None = None,
-    ) -> list[list[Face]]: ...
+        self, image: list[Image] | tuple[Image, ...], boxes: None = None, passes: int = 2,
+        min_confidence: float | None = None, search: bool = True,
+    ) -> list[list[Face]]: ...  # fmt: skip
     @overload
     def predict(
-        self, image: Iterator[Image], boxes: None = None, passes: int = 2, min_confidence: float | None = None
-    ) -> Iterator[list[Face]]: ...
+        self, image: Iterator[Image], boxes: None = None, passes: int = 2, min_confidence: float | None = None,
+        search: bool = True,
+    ) -> Iterator[list[Face]]: ...  # fmt: skip
     def predict(
         self, image: Any, boxes: Iterable[Iterable[float]] | None = None, passes: int = 2,
-        min_confidence: float | None = None,
+        min_confidence: float | None = None, search: bool = True,
     ) -> Any:  # fmt: skip
         """Every face's keypoints, largest face first; for a list of images a list of such lists, for an iterator an
         iterator that holds one image at a time.
@@ -138,22 +136,23 @@ class Predictor:
         of the detector. passes: each pass after the first crops again from the last one's points by the training
         rule, so that the box's habits do not matter. min_confidence: a detected face whose keypoints' mean
         confidence is lower is taken for a false detection (by default
-            what the calibration found, else the crop rule's figure). An image without a face gives an empty list.
+            what the calibration found, else the crop rule's figure). search: where no face is found at
+            once, look for turned and tilted ones, eight times as long. An image without a face gives an empty list.
         """
         if passes < 1:
             raise InputError(f"passes={passes} must be 1 or more")
         if isinstance(image, list | tuple | Iterator):
             if boxes is not None:
                 raise InputError("boxes belong to one image; give the images one by one")
-            answers = (self.predict(one, None, passes, min_confidence) for one in image)
+            answers = (self.predict(one, None, passes, min_confidence, search) for one in image)
             return answers if isinstance(image, Iterator) else list(answers)
         pixels = as_image(image)
         source = self._as_network_wants(pixels)
         if boxes is not None:
             return self._found(source, checked_boxes(boxes, pixels), passes)
         least = self.least if min_confidence is None else min_confidence
-        search = getattr(self.detector, "search", None)
-        for found in chain([self.detector.detect(pixels)], search(pixels) if search else []):
+        further = getattr(self.detector, "search", None) if search else None
+        for found in chain([self.detector.detect(pixels)], further(pixels) if further else []):
             faces = [f for f in self._found(source, found, passes) if float(f.confidence.mean()) >= least]
             if faces:
                 return distinct(faces)

@@ -111,7 +111,7 @@ class Tracker:
     def _look(self, image: np.ndarray, seconds: float) -> None:
         """New faces, and lost ones found again near where they were."""
         self.detections += 1
-        for face in self.predictor.predict(image):
+        for face in self.predictor.predict(image, search=False):
             if any(_same(face, t.raw) for t in self.tracks):
                 continue
             near = [t for t in self.lost if np.linalg.norm(_centre(t.raw) - _centre(face)) < face.box[2]]
