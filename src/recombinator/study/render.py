@@ -205,6 +205,39 @@ def speed_table(results: dict[str, dict[str, Any]]) -> str:
     return _markdown(header, rows)
 
 
+def photographs_table(results: dict[str, dict[str, Any]]) -> str:
+    """Whole photographs, detection included."""
+    rows = []
+    for name, r in results.items():
+        if r.get("kind") == "photographs":
+            error = "{:.2f} [{:.2f}, {:.2f}]".format(r["nme"], *r["nme_ci95"])
+            faces = f"{r['found']:,} of {r['faces']:,} ({100 * r['found'] / r['faces']:.1f} %)"
+            rows.append([f"[{r['data']['dataset']}, {r['data']['split']}](results/{name}.json)", r["weights"],
+                         str(r["passes"]), faces, str(r["others"]), error, f"{r['nme_true_crop']:.2f}"])  # fmt: skip
+    header = ["photographs", "network", "passes", "faces found", "other detections", "error of those found",
+              "the same faces, true crop"]  # fmt: skip
+    return _markdown(header, sorted(rows))
+
+
+def reliability_table(results: dict[str, dict[str, Any]]) -> str:
+    """How well "within 3 pixels" holds, and how well low confidence finds covered points."""
+    rows = []
+    for name, r in results.items():
+        if r.get("kind") == "reliability":
+            errors = []
+            for part in ("plain", "covered"):
+                row = next(row for row in r[part] if row["radius"] == 3)
+                before, after = 100 * row["error_uncalibrated"], 100 * row["error"]
+                errors += [f"{100 * row['right']:.1f} %", f"{before:.1f} to {after:.1f} %"]
+            where = f"[{r['data']['dataset']}, {r['data']['split']}](results/{name}.json)"
+            flags = f"{100 * r['flagged_covered']:.0f} % / {100 * r['flagged_visible']:.0f} %"
+            rows.append([where, r["weights"], f"{r['calibration']['temperature']:g}", *errors,
+                         f"{r['covered_auroc']:.3f}", flags])  # fmt: skip
+    header = ["images", "network", "temperature", "plain: true", "calibration error", "covered: true",
+              "calibration error", "AUROC of covered points", "called covered: covered / visible"]  # fmt: skip
+    return _markdown(header, sorted(rows))
+
+
 def machine_line(results: dict[str, dict[str, Any]]) -> str:
     lines = []
     for r in (r for r in results.values() if r.get("kind") == "bench"):
@@ -285,6 +318,8 @@ TABLES: dict[str, Callable[[dict[str, dict[str, Any]]], str]] = {
     "denoisers": denoiser_table,
     **{name: partial(study_table, name=name) for name in STUDIES},
     "machine": machine_line,
+    "photographs": photographs_table,
+    "reliability": reliability_table,
 }
 
 
