@@ -79,3 +79,21 @@ def test_study_commands(small, faces5, tmp_path):
     assert listed.exit_code == 0 and "table1" in listed.output and "rcn-6-skip-occlusion" in listed.output
     cost = CliRunner().invoke(app, ["study", "table3", "--help"])
     assert cost.exit_code == 0 and "--only" in cost.output
+
+
+def test_tables_of_photographs_and_of_probabilities():
+    data = {"dataset": "mtfl", "split": "test"}
+    photographs = {
+        "kind": "photographs", "data": data, "weights": "w", "passes": 2, "found": 90, "faces": 100, "others": 3,
+        "nme": 5.0, "nme_ci95": [4.5, 5.5], "nme_true_crop": 4.9,
+    }  # fmt: skip
+    assert "| w | 2 | 90 of 100 (90.0 %) | 3 | 5.00 [4.50, 5.50] | 4.90 |" in render.photographs_table(
+        {"p": photographs}
+    )
+    rows = [{"radius": r, "right": 0.9, "error": 0.01, "error_uncalibrated": 0.2} for r in (1, 2, 3, 5, 8)]
+    reliability = {
+        "kind": "reliability", "data": data, "weights": "w", "plain": rows, "covered": rows, "covered_auroc": 0.875,
+        "calibration": {"temperature": 1.5}, "flagged_covered": 0.6, "flagged_visible": 0.05,
+    }  # fmt: skip
+    table = render.reliability_table({"r": reliability, "p": photographs})
+    assert "| w | 1.5 | 90.0 % | 20.0 to 1.0 % | 90.0 % | 20.0 to 1.0 % | 0.875 | 60 % / 5 % |" in table

@@ -7,7 +7,7 @@ from recombinator.keypoints import FACE_5, FACE_68
 from recombinator.metrics import RADII
 from recombinator.models.decode import decode, maximum, subpixel
 from recombinator.transforms.affine import apply, box_affine, compose, flip_affine, invert, warp
-from recombinator.transforms.augment import Augment, blurred, draw_samples, occluded
+from recombinator.transforms.augment import Augment, blurred, draw_points, draw_samples, occluded
 
 N = 24
 
@@ -119,6 +119,19 @@ def test_jitter_ranges():
     degrees = torch.rad2deg(torch.atan2(eyes[:, 1], eyes[:, 0]))
     base = torch.rad2deg(torch.atan2(*(plain[0, 1] - plain[0, 0]).flip(0)))
     assert 38 < (degrees - base).abs().max() <= 40.01
+
+
+def test_a_share_of_the_samples_is_turned_by_any_angle():
+    n = 2000
+    points, boxes = torch.tensor([[[80.0, 20.0]]]).expand(n, 1, 2), torch.tensor([[0.0, 0.0, 160.0]]).expand(n, 3)
+    augment = Augment(shift=0, zoom=0, degrees=10, turned=0.25)
+    found, _ = draw_points(points, boxes, 80, augment, [0], torch.Generator().manual_seed(0))
+    x, y = (found[:, 0] - 40).unbind(1)
+    angle = torch.rad2deg(torch.atan2(x, -y))
+    far = (angle.abs() > 10.1).float().mean().item()
+    assert far == pytest.approx(0.25 * 340 / 360, abs=0.03)
+    assert angle.abs().max() > 170 and ((angle > 90).any() and (angle < -90).any())
+    assert augment.moves and Augment(shift=0, zoom=0, degrees=0, turned=0.1).moves
 
 
 def test_same_seed_same_samples():
