@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 
 import cv2
 import numpy as np
@@ -12,7 +13,7 @@ from typer.testing import CliRunner
 from recombinator.cli import app
 from recombinator.errors import InputError
 from recombinator.predict.predictor import load
-from recombinator.predict.track import OneEuro, Tracker, frames, jitter
+from recombinator.predict.track import OneEuro, Tracker, frames
 
 RATE = 25.0
 
@@ -59,7 +60,7 @@ def still_scene(predictor, scene, smooth):
     images = [shifted(scene, 0, 0, noise=12, seed=i) for i in range(20)]
     _, found = follow(predictor, images, smooth=smooth, detect_every=1000)
     points = np.array([tracks[0].face.points for tracks in found])
-    return jitter(points, float(np.linalg.norm(points[0, 0] - points[0, 1])))
+    return float(np.sqrt((np.diff(points, axis=0) ** 2).sum(axis=2).mean()))
 
 
 def test_smoothing_steadies_a_still_scene(predictor, scene):
@@ -122,6 +123,9 @@ def test_track_command(video, tmp_path):
     plain = [f for _, f, _ in frames(str(video))]
     assert len(drawn) == 10 and drawn[0].shape == plain[0].shape
     assert np.abs(drawn[5].astype(int) - plain[5]).max() > 100
+    moved, as_found = (float(v) for v in re.search(r"move by ([\d.]+) % .*\(([\d.]+) % as found", run.output).groups())
+    side = lines[0]["faces"][0]["box"][2]
+    assert as_found == pytest.approx(100 * 3 / side, rel=0.3) and moved == pytest.approx(as_found, rel=0.3)
     run = CliRunner().invoke(app, [*command, str(tmp_path / "p.csv"), "--limit", "2", "--raw"], catch_exceptions=False)
     rows = list(csv.DictReader((tmp_path / "p.csv").open()))
     assert run.exit_code == 0 and len(rows) == 10 and rows[5]["frame"] == "1"

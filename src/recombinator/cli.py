@@ -431,7 +431,8 @@ def track(
         )  # fmt: skip
     print(
         f"{told['frames']} frames, {told['faces']} faces with {told['numbers']} numbers, the detector ran "
-        f"{told['detections']} times, {told['seconds'] / max(told['frames'], 1) * 1000:.1f} ms a frame: {out}"
+        f"{told['detections']} times, {told['seconds'] / max(told['frames'], 1) * 1000:.1f} ms a frame; points move by "
+        f"{100 * told['motion']:.3f} % of the face's box a frame ({100 * told['motion_raw']:.3f} % as found): {out}"
     )
 
 

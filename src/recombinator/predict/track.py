@@ -134,11 +134,6 @@ def _same(a: Face, b: Face) -> bool:
     return bool(np.linalg.norm(_centre(a) - _centre(b)) < 0.4 * min(a.box[2], b.box[2]))
 
 
-def jitter(points: np.ndarray, scale: float) -> float:
-    """(T, K, 2) points of a still scene -> root mean square of their motion from frame to frame, shares of `scale`."""
-    return float(np.sqrt((np.diff(points, axis=0) ** 2).sum(axis=2).mean()) / scale)
-
-
 def frames(source: str) -> Iterator[tuple[float, np.ndarray, float]]:
     """(seconds, RGB frame, frames a second) of a video file, or of a webcam given by its number. Raises InputError."""
     import cv2

@@ -33,7 +33,11 @@ def write_track(
     limit: int | None = None, advance: Callable[[int], None] = lambda done: None,
 ) -> dict[str, Any]:  # fmt: skip
     """Follows `source` and writes `out` (.jsonl or .csv) and, where given, the annotated video; both appear under
-    their names at the end, which Ctrl-C is too. Returns counts and the seconds that following took."""
+    their names at the end, which Ctrl-C is too.
+
+    Returns counts, the seconds that following took, and `motion` and `motion_raw`: by how much points move from frame to
+    frame, root mean square, as a share of the face's box. Of a still scene that is the jitter, with and without smoothing.
+    """
     if out.suffix.lower() not in (".jsonl", ".csv"):
         raise InputError(f"--out {out}: wants a name that ends in .jsonl or .csv")
     if annotated and annotated.suffix.lower() != ".mp4":
@@ -46,7 +50,8 @@ def write_track(
     partial = {p: p.with_name(f".{p.stem}.{os.getpid()}.part{p.suffix}") for p in (out, annotated) if p}
     writer: Any = None
     told: dict[str, Any] = {"frames": 0, "faces": 0, "seconds": 0.0}
-    numbers: set[int] = set()
+    last: dict[int, Track] = {}
+    moved, steps = np.zeros(2), 0
     whole = False
     try:
         with open(partial[out], "w", encoding="utf-8", newline="") as stream:
@@ -61,7 +66,13 @@ def write_track(
                 told["seconds"] += time.perf_counter() - began
                 told["frames"] += 1
                 told["faces"] += len(tracks)
-                numbers |= {t.number for t in tracks}
+                for t in tracks:
+                    if t.number in last:
+                        before, side = last[t.number], float(t.raw.box[2])
+                        moved += [((a.points - b.points) ** 2).sum(axis=1).mean() / side**2
+                                  for a, b in ((before.face, t.face), (before.raw, t.raw))]  # fmt: skip
+                        steps += 1
+                    last[t.number] = t
                 _write_frame(stream, rows, out.suffix.lower() == ".csv", number, seconds, tracks)
                 if annotated or show:
                     bgr = np.ascontiguousarray(_drawn(image, tracks)[..., ::-1])
@@ -81,7 +92,9 @@ def write_track(
             if whole and temporary.exists():
                 os.replace(temporary, path)
             temporary.unlink(missing_ok=True)
-    return {**told, "numbers": len(numbers), "detections": tracker.detections}
+    motion, motion_raw = np.sqrt(moved / max(steps, 1)).tolist()
+    more = {"numbers": len(last), "detections": tracker.detections, "motion": motion, "motion_raw": motion_raw}
+    return {**told, **more}
 
 
 def _write_frame(stream: TextIO, rows: Any, as_csv: bool, number: int, seconds: float, tracks: list[Track]) -> None:
