@@ -35,8 +35,9 @@ def write_track(
     """Follows `source` and writes `out` (.jsonl or .csv) and, where given, the annotated video; both appear under
     their names at the end, which Ctrl-C is too.
 
-    Returns counts, the seconds that following took, and `motion` and `motion_raw`: by how much points move from frame to
-    frame, root mean square, as a share of the face's box. Of a still scene that is the jitter, with and without smoothing.
+    Returns counts, the seconds that following took, and `motion` and `motion_raw`: by how much points move from frame
+    to frame, root mean square, as a share of the face's box. Of a still scene that is the jitter, with and without
+    smoothing. Raises InputError for names of the wrong kind.
     """
     if out.suffix.lower() not in (".jsonl", ".csv"):
         raise InputError(f"--out {out}: wants a name that ends in .jsonl or .csv")
