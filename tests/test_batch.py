@@ -16,8 +16,9 @@ from recombinator.errors import InputError
 from recombinator.keypoints import FACE_5
 from recombinator.predict import batch
 from recombinator.predict.detect import detector_by_name
+from recombinator.predict.face import Face
 from recombinator.predict.output import face_chip
-from recombinator.predict.predictor import Face, load
+from recombinator.predict.predictor import load
 from recombinator.weights import shipped
 
 

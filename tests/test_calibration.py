@@ -13,7 +13,8 @@ from recombinator.data.table import load_table
 from recombinator.errors import InputError
 from recombinator.keypoints import FACE_5
 from recombinator.models import create_model
-from recombinator.predict.predictor import Face, load
+from recombinator.predict.face import Face
+from recombinator.predict.predictor import load
 from recombinator.weights import Weights, load_weights, save_weights
 
 

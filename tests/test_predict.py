@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from recombinator.errors import InputError
-from recombinator.predict.output import draw_faces
-from recombinator.predict.predictor import Face, distinct, load
+from recombinator.predict.face import Face, draw_faces
+from recombinator.predict.predictor import distinct, load
 
 HOPPER = Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg"
 # placed by hand on the picture: eyes, nose tip, mouth corners; a few pixels of 82 between the eyes

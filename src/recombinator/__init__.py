@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from recombinator.evaluation import evaluate
     from recombinator.hub import from_pretrained, push_to_hub
     from recombinator.models import create_model, model_names
-    from recombinator.predict.predictor import Face, Predictor, load
+    from recombinator.predict.face import Face
+    from recombinator.predict.predictor import Predictor, load
     from recombinator.training.run import train
 
 __version__ = "0.1.0"
@@ -25,7 +26,7 @@ __all__ = [
 ]  # fmt: skip
 
 _HOMES = {
-    "Face": "predict.predictor", "Predictor": "predict.predictor", "load": "predict.predictor",
+    "Face": "predict.face", "Predictor": "predict.predictor", "load": "predict.predictor",
     "create_model": "models", "model_names": "models", "evaluate": "evaluation", "train": "training.run",
     "from_pretrained": "hub", "push_to_hub": "hub",
 }  # fmt: skip

@@ -443,7 +443,8 @@ def demo(
 ) -> None:
     """Keypoints on a photograph, five and 68, with the weights inside the package."""
     from recombinator.predict import predictor
-    from recombinator.predict.output import as_table, draw_faces, save_picture
+    from recombinator.predict.face import draw_faces
+    from recombinator.predict.output import as_table, save_picture
 
     if photo is None:
         import matplotlib

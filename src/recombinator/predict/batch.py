@@ -19,8 +19,9 @@ import numpy as np
 from recombinator.data.images import decode_image, read_image
 from recombinator.errors import InputError
 from recombinator.files import write_text
-from recombinator.predict.output import FORMATS, draw_faces, face_chip, save_picture
-from recombinator.predict.predictor import Face, Predictor
+from recombinator.predict.face import Face, draw_faces
+from recombinator.predict.output import FORMATS, face_chip, save_picture
+from recombinator.predict.predictor import Predictor
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 STDIN = "-"

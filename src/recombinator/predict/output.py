@@ -14,41 +14,7 @@ import numpy as np
 from recombinator.data.images import encode_image
 from recombinator.files import write_atomically, write_json, write_text
 from recombinator.keypoints import KeypointSet
-from recombinator.predict.predictor import Face
-
-_LOW, _HIGH = np.array([213, 94, 0]), np.array([0, 158, 115])  # vermilion to green, told apart by the colour-blind
-
-
-def draw_faces(image: np.ndarray, faces: list[Face], box: bool = True, numbers: bool = False) -> np.ndarray:
-    """(H, W[, 3]) uint8 -> an RGB copy with every face's box, lines and points; a point's colour is its
-    confidence, its size follows the face's. numbers: each point's number beside it, from 1."""
-    import cv2
-
-    canvas = np.ascontiguousarray(np.repeat(image[..., None], 3, 2) if image.ndim == 2 else image.copy())
-
-    def at(p: np.ndarray) -> tuple[int, int]:  # 1/16 pixel; OpenCV counts a pixel's centre at its integer
-        x, y = np.round((p - 0.5) * 16).astype(int)
-        return int(x), int(y)
-
-    for face in faces:
-        side = float(face.box[2])
-        thickness = max(1, round(side / 160))
-        radius = max(2.0, side / (60 if len(face.points) <= 10 else 120))
-        if box:
-            corner = face.box[:2]
-            cv2.rectangle(canvas, at(corner), at(corner + side), (86, 180, 233), thickness, cv2.LINE_AA, 4)
-        for path in face.keypoints.lines:
-            line = np.array([at(face.points[i]) for i in path], np.int32)
-            cv2.polylines(canvas, [line], False, (240, 228, 66), thickness, cv2.LINE_AA, 4)
-        for point, confidence in zip(face.points, face.confidence, strict=True):
-            colour = tuple(float(v) for v in _LOW + (_HIGH - _LOW) * float(confidence))
-            cv2.circle(canvas, at(point), round(radius * 16), colour, -1, cv2.LINE_AA, 4)
-            cv2.circle(canvas, at(point), round(radius * 16), (255, 255, 255), thickness, cv2.LINE_AA, 4)
-        letters = side / (500 if len(face.points) <= 10 else 1000)
-        for number, (x, y) in enumerate(face.points, 1) if numbers else ():
-            place = (round(x + radius), round(y - radius))
-            cv2.putText(canvas, str(number), place, cv2.FONT_HERSHEY_SIMPLEX, letters, (255, 255, 255), thickness)
-    return canvas
+from recombinator.predict.face import Face
 
 
 def save_picture(path: Path, image: np.ndarray) -> None:

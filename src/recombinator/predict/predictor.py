@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from itertools import chain
 from typing import Any, overload
 
@@ -14,73 +13,13 @@ from recombinator.data.crops import GRID, RULES
 from recombinator.data.images import read_image, to_grey
 from recombinator.data.resample import square
 from recombinator.errors import InputError
-from recombinator.keypoints import KeypointSet
 from recombinator.metrics import RADII, SURE
 from recombinator.predict.detect import Detector, HaarDetector
 from recombinator.predict.engine import Engine, load_engine
+from recombinator.predict.face import Face
 
 Image = np.ndarray | str | os.PathLike[str]
 SAME_FACE = 0.5  # two results nearer than this share of the face's spread are one face
-
-
-@dataclass(frozen=True)
-class Face:
-    """One face. points: (K, 2) x, y in image pixels, a pixel's centre at its integer + 0.5; confidence: (K,)
-    probability that the true point lies within 3 of the network's pixels, left or right and up or down; box: x, y, side
-    of the square it looked at.
-
-    Where the weights are calibrated: within, (K, 5) probabilities of the squares that reach `reach` (5,) image pixels
-    from the answer each way; covariance, (K, 3) of the answer's error in square pixels: xx, xy, yy; covered, (K,)
-    whether the point is probably hidden (a visible one is called so one time in twenty)."""
-
-    points: np.ndarray
-    confidence: np.ndarray
-    box: np.ndarray
-    keypoints: KeypointSet
-    within: np.ndarray | None = None
-    reach: np.ndarray | None = None
-    covariance: np.ndarray | None = None
-    covered: np.ndarray | None = None
-
-    def probability_within(self, pixels: float) -> np.ndarray:
-        """(K,) probability that the true point lies within so many image pixels of the answer, left or right and up or
-        down: between the known squares a straight line, beyond the largest its own. Raises InputError without them."""
-        if self.within is None or self.reach is None:
-            raise InputError("this face has one confidence a point only: its weights are not calibrated")
-        steps = np.concatenate([[0.0], self.reach])
-        return np.array([np.interp(pixels, steps, [0.0, *row]) for row in self.within])
-
-    def draw(self, image: np.ndarray) -> np.ndarray:
-        """A copy of the (H, W[, 3]) uint8 image as RGB with the points on it, coloured by confidence."""
-        from recombinator.predict.output import draw_faces
-
-        return draw_faces(as_image(image), [self])
-
-    def ellipses(self, deviations: float = 2.0) -> np.ndarray:
-        """(K, 3) error ellipses: longer and shorter half axis in image pixels, angle of the longer one in degrees
-        from x towards y. Raises InputError where the weights are not calibrated."""
-        if self.covariance is None:
-            raise InputError("this face has one confidence a point only: its weights are not calibrated")
-        xx, xy, yy = self.covariance.T
-        middle, gap = (xx + yy) / 2, np.hypot((xx - yy) / 2, xy)
-        axes = np.sqrt(np.maximum([middle + gap, middle - gap], 0)) * deviations
-        return np.stack([*axes, np.degrees(np.arctan2(2 * xy, xx - yy) / 2)], axis=1)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain numbers, ready for JSON."""
-        return {
-            "box": [round(float(v), 2) for v in self.box],
-            "confidence": round(float(self.confidence.mean()), 4),
-            "keypoints": [self._keypoint(i) for i in range(len(self.points))],
-        }
-
-    def _keypoint(self, i: int) -> dict[str, Any]:
-        x, y = (round(float(v), 2) for v in self.points[i])
-        told = {"name": self.keypoints.names[i], "x": x, "y": y, "confidence": round(float(self.confidence[i]), 4)}
-        if self.covered is not None and self.covariance is not None:
-            covariance = [round(float(v), 3) for v in self.covariance[i]]
-            told |= {"covered": bool(self.covered[i]), "covariance": covariance}
-        return told
 
 
 def as_image(image: Image) -> np.ndarray:

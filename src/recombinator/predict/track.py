@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from recombinator.errors import InputError
-from recombinator.predict.predictor import Face, Predictor
+from recombinator.predict.face import Face
+from recombinator.predict.predictor import Predictor
 
 LOST_AFTER = 3  # frames without a confident answer
 REMEMBERED = 2.0  # seconds for which a lost face keeps its number

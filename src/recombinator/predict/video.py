@@ -13,7 +13,7 @@ from typing import Any, TextIO
 import numpy as np
 
 from recombinator.errors import InputError
-from recombinator.predict.output import draw_faces
+from recombinator.predict.face import draw_faces
 from recombinator.predict.track import Track, Tracker, frames
 
 
