@@ -4,6 +4,7 @@ holds."""
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -22,22 +23,24 @@ from recombinator.weights import Weights, load_weights
 
 MOVED = Augment(occlude=(0, 0))  # the paper's jitter, nothing covered
 COVERED_SIDES = (20, 50)
-TEMPERATURES = np.geomspace(0.25, 4, 33)
+TEMPERATURES = tuple(np.geomspace(0.25, 4, 33).tolist())
 FALSE_ALARMS = 0.05  # share of visible points that may be called covered
 LOST = 0.005  # share of uncovered faces that may be taken for false detections
 
 
 @torch.no_grad()
-def answers(net: ScoreMapNet | Joint, table: FaceTable, cover: bool) -> dict[str, np.ndarray]:
+def answers(
+    net: ScoreMapNet | Joint, table: FaceTable, cover: bool, temperatures: Sequence[float]
+) -> dict[str, np.ndarray]:
     """Of every known point inside the crop, on jittered images, `cover`ed by one black rectangle each or not.
 
     `gap` (P,): the larger of |dx| and |dy| between truth and highest cell in network pixels; `keypoint`, `image` (P,);
     `hidden` (P,): whether the rectangle lies on it; `within` (P, T, R): probabilities of the squares metrics.RADII for
-    each of TEMPERATURES; `own` (P, R): those at the network's own temperature. The same draw at every call.
+    each of the `temperatures`. The same draw at every call.
     """
     device = next(net.parameters()).device
     generator = torch.Generator().manual_seed(1)
-    parts: dict[str, list[Tensor]] = {k: [] for k in ("gap", "keypoint", "image", "hidden", "within", "own")}
+    parts: dict[str, list[Tensor]] = {k: [] for k in ("gap", "keypoint", "image", "hidden", "within")}
     known = torch.from_numpy(table.mask)
     for i, (pixels, points) in enumerate(fixed_samples(table, net.size, MOVED, device)):
         hidden = torch.zeros(points.shape[:2], dtype=torch.bool)
@@ -48,12 +51,11 @@ def answers(net: ScoreMapNet | Joint, table: FaceTable, cover: bool) -> dict[str
             hidden = there[torch.arange(len(points))[:, None], 0, cell[..., 1], cell[..., 0]] == 0
         scores = net(pixels)
         inside = ((points >= 0) & (points < net.size)).all(dim=2).cpu() & known[64 * i : 64 * i + len(points)]
-        within = torch.stack([decode(scores, float(t)).within for t in TEMPERATURES], dim=2)
+        within = torch.stack([decode(scores, t).within for t in temperatures], dim=2)
         found = {
             "gap": (maximum(scores) - points).abs().amax(dim=2), "hidden": hidden, "within": within,
             "keypoint": torch.arange(net.keypoints).expand(len(points), -1),
             "image": torch.arange(64 * i, 64 * i + len(points))[:, None].expand(-1, net.keypoints),
-            "own": decode(scores, net.temperature).within,
         }  # fmt: skip
         for key, value in found.items():
             parts[key].append(value.cpu()[inside])
@@ -62,7 +64,7 @@ def answers(net: ScoreMapNet | Joint, table: FaceTable, cover: bool) -> dict[str
 
 def both(net: ScoreMapNet | Joint, table: FaceTable) -> dict[str, np.ndarray]:
     """`answers` without and with a rectangle, one after the other."""
-    plain, covered = answers(net, table, False), answers(net, table, True)
+    plain, covered = (answers(net, table, cover, TEMPERATURES) for cover in (False, True))
     covered["image"] += len(table)
     return {k: np.concatenate([plain[k], covered[k]]) for k in plain}
 
@@ -133,18 +135,17 @@ def report(
         "protocol": "jitter of the paper, one draw; a probability is right where the truth lies in the square of "
         "2r + 1 network pixels around the highest cell; covered: one black rectangle of 20 to 50 pixels on each image",
     }  # fmt: skip
-    unity = int(np.abs(np.log(TEMPERATURES)).argmin())
     for name, cover in (("plain", False), ("covered", True)):
-        found = answers(net, table, cover)
+        found = answers(net, table, cover, (net.temperature, 1.0))
         truth, rows = right(found), []
         for r, radius in enumerate(metrics.RADII):
-            curve, error = metrics.reliability(found["own"][:, r], truth[:, r])
-            _, before = metrics.reliability(found["within"][:, unity, r], truth[:, r])
+            curve, error = metrics.reliability(found["within"][:, 0, r], truth[:, r])
+            _, before = metrics.reliability(found["within"][:, 1, r], truth[:, r])
             rows.append({"radius": radius, "right": float(truth[:, r].mean()), "error": error, "error_uncalibrated":
             before,
                          "curve": curve})  # fmt: skip
         told[name] = rows
-    confidence, hidden, keypoint = found["own"][:, metrics.SURE], found["hidden"], found["keypoint"]
+    confidence, hidden, keypoint = found["within"][:, 0, metrics.SURE], found["hidden"], found["keypoint"]
     areas = [metrics.auroc(-confidence[keypoint == k], hidden[keypoint == k]) for k in range(net.keypoints)]
     told["covered_auroc"] = float(np.nanmean(areas))
     if loaded.calibration:
