@@ -137,3 +137,61 @@ def test_reliability_and_auroc():
     pairs = [(a > b) + (a == b) / 2 for a in score[positive] for b in score[~positive]]
     assert metrics.auroc(score, positive) == pytest.approx(np.mean(pairs))
     assert np.isnan(metrics.auroc(score, np.ones(300, bool)))
+
+
+def test_where_there_is_nothing_to_go_by(weights, faces5):
+    """A keypoint without a visible point is never flagged; a table without any point in its crops is named."""
+    net, table = load_weights(weights).net, load_table(faces5 / "test.parquet")
+    table.mask[:, 2] = False
+    found = calibration.fit(net, table)
+    assert found["covered_below"][2] == 0 and found["covered_below"][0] > 0
+    table.mask[:] = False
+    with pytest.raises(InputError, match="no point of its test table lies in its crop"):
+        calibration.fit(net, table)
+
+
+@pytest.mark.parametrize(
+    "calibrated",
+    [
+        {"covered_below": [0.1] * 5}, {"temperature": 0, "covered_below": [0.1] * 5},
+        {"temperature": 1, "covered_below": [0.1]}, {"temperature": "warm", "covered_below": []},
+    ],
+)  # fmt: skip
+def test_a_damaged_calibration_is_named(weights, calibrated):
+    loaded = load_weights(weights)
+    with pytest.raises(InputError, match="a damaged calibration"):
+        Weights(loaded.net, loaded.keypoints, loaded.crop_rule, loaded.template, {}, calibrated)
+
+
+@pytest.mark.parametrize("name", ["rcn-6-mtfl", "rcn-68-300w", "joint-68-300w"])
+def test_what_ships_is_calibrated(name):
+    loaded = load_weights(name)
+    assert loaded.calibration["temperature"] > 0 and loaded.calibration["split"] == "valid"
+    assert len(loaded.calibration["covered_below"]) == len(loaded.keypoints) and 0.3 < loaded.calibration["least"] < 1
+
+
+def test_refused_before_anything_is_measured(weights, faces5, tmp_path, monkeypatch):
+    monkeypatch.setattr(calibration, "calibrate", lambda *a: pytest.fail("measured"))
+    monkeypatch.setattr(calibration, "report", lambda *a, **k: pytest.fail("measured"))
+    table = tmp_path / "valid.parquet"
+    table.write_bytes((faces5 / "valid.parquet").read_bytes())
+    before = table.read_bytes()
+    for command, options, words in (
+        ("calibrate", ["--out", str(table)], "would overwrite the table"),
+        ("calibrate", ["--out", str(tmp_path / "a.onnx")], "ends in .safetensors"),
+        ("calibrate", ["--out", str(tmp_path / "a.json")], "wants a JSON object"),
+        ("reliability", ["--plot", str(tmp_path / "a.abc")], "ends in .png or .pdf"),
+        ("reliability", ["--json", str(tmp_path / "r.json"), "--plot", str(table)], f"{table}: would overwrite"),
+    ):
+        with pytest.raises(InputError, match=words):
+            CliRunner().invoke(app, [command, str(weights), "--data", str(table), *options], catch_exceptions=False)
+    assert table.read_bytes() == before and sorted(p.name for p in tmp_path.iterdir()) == ["valid.parquet"]
+
+
+def test_a_pair_moves_with_its_calibration(faces68, tmp_path):
+    out = tmp_path / "elsewhere" / "pair.json"
+    run = CliRunner().invoke(
+        app, ["calibrate", "joint-68-300w", "--data", str(faces68 / "valid.parquet"), "--out", str(out)]
+    )
+    assert run.exit_code == 0, run.output
+    assert load_weights(out).calibration["dataset"] == "synthetic"

@@ -201,7 +201,7 @@ def write_all_forms(folder, points, name=FACE_68):
     for file, value in forms.items():
         (folder / file).write_text(json.dumps(value))
     (folder / "lines.jsonl").write_text(json.dumps(forms["list.json"][0]) + "\n\n")
-    (folder / "one.pts").write_text("\n".join(f"{x + 0.5} {y + 0.5}" for x, y in points))
+    (folder / "one.pts").write_text("\n".join(f"{x + 1} {y + 1}" for x, y in points))
     return sorted(p for p in folder.iterdir() if p.is_file())
 
 

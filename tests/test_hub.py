@@ -34,7 +34,8 @@ def hub(tmp_path, monkeypatch):
 
 def test_there_and_back(hub):
     assert push_to_hub("rcn-6-mtfl", "me/eyes") == "https://huggingface.co/me/eyes"
-    assert "library_name: recombinator" in (hub / "me/eyes/README.md").read_text()
+    card = (hub / "me/eyes/README.md").read_text()
+    assert "library_name: recombinator" in card and 'from_pretrained("me/eyes")' in card and "images 9000" in card
     image, box = np.random.default_rng(0).integers(0, 255, (200, 200, 3), np.uint8), [(50, 50, 90, 90)]
     (wanted,) = recombinator.load("rcn-6-mtfl").predict(image, boxes=box)
     for engine in (None, "torch"):

@@ -152,3 +152,18 @@ def test_drawing_changes_a_copy(predictor, hopper):
     for x, y in face.points:
         assert (drawn[int(y), int(x)] != hopper[int(y), int(x)]).any()
     assert draw_faces(hopper[..., 0], [face]).shape == hopper.shape
+
+
+def test_a_false_detection_that_collapses_is_no_face(predictor, hopper, monkeypatch):
+    """Points that leave no crop: dropped where a detector said so, None where they were followed, named where given."""
+    whole = type(predictor.engine).run
+
+    def collapsed(self, crops):
+        found = whole(self, crops)
+        return type(found)(np.full_like(found.points, 40.0), found.within, found.covariance)
+
+    monkeypatch.setattr(type(predictor.engine), "run", collapsed)
+    assert predictor.predict(hopper, min_confidence=0) == []
+    with pytest.raises(InputError, match="box 1: the points found in it leave no crop"):
+        predictor.predict(hopper, boxes=[(150, 80, 230, 230)])
+    assert predictor.follow(hopper, [np.full((5, 2), 100.0)]) == [None]

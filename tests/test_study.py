@@ -95,5 +95,11 @@ def test_tables_of_photographs_and_of_probabilities():
         "kind": "reliability", "data": data, "weights": "w", "plain": rows, "covered": rows, "covered_auroc": 0.875,
         "calibration": {"temperature": 1.5}, "flagged_covered": 0.6, "flagged_visible": 0.05,
     }  # fmt: skip
+    none = {**photographs, "found": 0, "nme": None, "nme_ci95": None, "nme_true_crop": None}
+    assert "| w | 2 | 0 of 100 (0.0 %) | 3 | - | - |" in render.photographs_table({"p": none})
+    plain = {k: v for k, v in reliability.items() if not k.startswith("flagged")} | {"calibration": {}}
+    assert "| w | 1 | " in render.reliability_table({"r": plain}) and "- / - |" in render.reliability_table(
+        {"r": plain}
+    )
     table = render.reliability_table({"r": reliability, "p": photographs})
     assert "| w | 1.5 | 90.0 % | 20.0 to 1.0 % | 90.0 % | 20.0 to 1.0 % | 0.875 | 60 % / 5 % |" in table

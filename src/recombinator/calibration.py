@@ -74,23 +74,28 @@ def right(found: dict[str, np.ndarray]) -> np.ndarray:
     return found["gap"][:, None] <= np.array(metrics.RADII) + 0.5
 
 
+def _quantile(values: np.ndarray, share: float) -> float:
+    """0 where there is no value: a threshold that nothing falls under."""
+    return float(np.quantile(values, share)) if len(values) else 0.0
+
+
 def fit(net: ScoreMapNet | Joint, table: FaceTable) -> dict[str, Any]:
     """The temperature with the least cross-entropy of the five squares' probabilities, half of the images covered; for
     each keypoint the confidence under which a visible point falls FALSE_ALARMS of the time; and `least`, under which
     the mean confidence of a face falls LOST of the time."""
     found = both(net, table)
+    if not len(found["gap"]):
+        raise InputError(f"{table.info.dataset}: no point of its {table.info.split} table lies in its crop")
     truth = right(found)[:, None]
     p = np.clip(found["within"].astype(np.float64), 1e-6, 1 - 1e-6)
     loss = -np.where(truth, np.log(p), np.log(1 - p)).mean(axis=(0, 2))
     best = int(loss.argmin())
     confidence = found["within"][:, best, metrics.SURE]
     visible = ~found["hidden"]
-    below = [
-        float(np.quantile(confidence[visible & (found["keypoint"] == k)], FALSE_ALARMS)) for k in range(net.keypoints)
-    ]
+    below = [_quantile(confidence[visible & (found["keypoint"] == k)], FALSE_ALARMS) for k in range(net.keypoints)]
     plain = found["image"] < len(table)
     sums, counts = np.bincount(found["image"][plain], confidence[plain]), np.bincount(found["image"][plain])
-    least = float(np.quantile(sums[counts > 0] / counts[counts > 0], LOST))
+    least = _quantile(sums[counts > 0] / counts[counts > 0], LOST)
     return {
         "temperature": round(float(TEMPERATURES[best]), 4), "least": round(least, 4),
         "covered_below": [round(v, 4) for v in below],
@@ -147,8 +152,10 @@ def report(
         told[name] = rows
     confidence, hidden, keypoint = found["within"][:, 0, metrics.SURE], found["hidden"], found["keypoint"]
     areas = [metrics.auroc(-confidence[keypoint == k], hidden[keypoint == k]) for k in range(net.keypoints)]
-    told["covered_auroc"] = float(np.nanmean(areas))
+    known = [a for a in areas if np.isfinite(a)]
+    told["covered_auroc"] = float(np.mean(known)) if known else None
     if loaded.calibration:
         flagged = confidence < np.array(loaded.calibration["covered_below"])[keypoint]
-        told |= {"flagged_visible": float(flagged[~hidden].mean()), "flagged_covered": float(flagged[hidden].mean())}
+        for name, part in (("flagged_visible", flagged[~hidden]), ("flagged_covered", flagged[hidden])):
+            told[name] = float(part.mean()) if len(part) else None
     return told

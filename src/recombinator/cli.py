@@ -224,8 +224,9 @@ def train(
 
 
 def _not_over(data: Path, *outputs: Path | None) -> None:
-    if data.resolve() in (p.resolve() for p in outputs if p):
-        raise InputError(f"--json {outputs[0]}: would overwrite the table {data}; choose another name")
+    for path in outputs:
+        if path and path.resolve() == data.resolve():
+            raise InputError(f"{path}: would overwrite the table {data}; choose another name")
 
 
 @app.command()
@@ -249,6 +250,8 @@ def evaluate(
     per_image = json_out and json_out.with_name(f"{json_out.stem}.images.parquet")
     _not_over(data, json_out, per_image)
     if photos:
+        if occlude or plots:
+            raise InputError("--photos goes without --occlude and --plots: those belong to the table's crops")
         _evaluate_photos(weights, data, photos, detector, passes, limit, json_out)
         return
     if isinstance(load_weights(weights).net, Denoiser):
@@ -470,9 +473,9 @@ def demo(
 def export(
     weights: Annotated[str, typer.Argument(help="a shipped name, a weights file or a run's folder")],
     onnx: Annotated[Path, typer.Option(help="file to write")],
-    maps: Annotated[bool, typer.Option("--maps", help="score maps as a third output")] = False,
+    maps: Annotated[bool, typer.Option("--maps", help="score maps as a further output")] = False,
 ) -> None:
-    """One ONNX graph: uint8 crop in, points and confidences out."""
+    """One ONNX graph: uint8 crop in; points, probabilities and covariances out."""
     from recombinator.export import export as write
 
     write(weights, onnx, maps=maps)
@@ -516,9 +519,7 @@ def join(
         weight, iterations = best["weight"], int(best["iterations"])
     joined = weights.join(image, denoiser, weight, iterations)  # raises where they do not fit
     if out.suffix == ".json":
-        parts = {"image": weights.resolve(image), "denoiser": weights.resolve(denoiser)}
-        names = {k: os.path.relpath(p.resolve(), out.parent.resolve()) for k, p in parts.items()}
-        write_json(out, {**names, "weight": weight, "iterations": iterations})
+        weights.write_pair(out, weights.resolve(image), weights.resolve(denoiser), weight, iterations)
     else:
         weights.save_weights(out, joined)
     print(f"wrote {out}: weight {weight:g}, {iterations} iteration{'s' * (iterations > 1)}")
@@ -532,13 +533,15 @@ def calibrate(
 ) -> None:
     """Probabilities that mean what they say: fits a temperature on a validation table."""
     from recombinator import calibration
-    from recombinator.weights import read_pair, resolve, save_weights
+    from recombinator.weights import read_pair, resolve, save_weights, write_pair
 
+    _not_over(data, out)
+    if out.suffix not in (".json", ".safetensors"):
+        raise InputError(f"--out {out}: wants a name that ends in .safetensors, or in .json for a pair")
+    pair = read_pair(resolve(weights)) if out.suffix == ".json" else None  # raises where it is none
     done = calibration.calibrate(weights, data)
-    if out.suffix == ".json":
-        source = resolve(weights)
-        read_pair(source)  # raises where it is no pair
-        write_json(out, json.loads(source.read_text(encoding="utf-8")) | {"calibration": done.calibration})
+    if pair:
+        write_pair(out, **{**pair, "calibration": done.calibration})
     else:
         save_weights(out, done)
     print(f"wrote {out}: temperature {done.calibration['temperature']:g}")
@@ -557,6 +560,8 @@ def reliability(
     from recombinator.provenance import provenance
 
     _not_over(data, json_out, plot)
+    if plot and plot.suffix not in (".png", ".pdf"):
+        raise InputError(f"--plot {plot}: wants a name that ends in .png or .pdf")
     told = calibration.report(weights, data, limit=limit)
     temperature = told["calibration"].get("temperature", 1.0)
     print(f"{weights} on {data}: {told['images']} images, temperature {temperature:g}; {told['protocol']}")
@@ -567,7 +572,8 @@ def reliability(
                 f"calibration error {100 * row['error']:4.1f} % "
                 f"(without temperature {100 * row['error_uncalibrated']:4.1f} %)"
             )
-    print(f"  covered points found by low confidence: area under the ROC {told['covered_auroc']:.3f}")
+    if told["covered_auroc"] is not None:
+        print(f"  covered points found by low confidence: area under the ROC {told['covered_auroc']:.3f}")
     if json_out:
         write_json(json_out, {"kind": "reliability", **told, "provenance": provenance()})
         print(f"wrote {json_out}")

@@ -31,7 +31,7 @@ def from_pretrained(repository: str, *, revision: str | None = None, engine: str
     try:
         path = hub.hf_hub_download(repository, WEIGHTS if engine == "torch" else GRAPH, revision=revision)
     except Exception as error:  # the hub's own errors, and those of the network below it
-        raise InputError(f"{repository}: cannot be had from the Hub ({str(error).splitlines()[0]})") from None
+        raise InputError(f"{repository}: cannot be had from the Hub ({_words(error)})") from None
     return load(path, engine=engine)
 
 
@@ -48,21 +48,27 @@ def push_to_hub(
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         save_weights(folder / WEIGHTS, loaded)
-        export(folder / WEIGHTS, folder / GRAPH)
-        (folder / "README.md").write_text(_card(loaded.net.config["name"], loaded.training), encoding="utf-8")
+        export(weights, folder / GRAPH)
+        card = _card(repository, str(loaded.net.config["name"]), loaded.training)
+        (folder / "README.md").write_text(card, encoding="utf-8")
         try:
             hub.create_repo(repository, private=private, token=token, exist_ok=True)
             hub.upload_folder(repo_id=repository, folder_path=str(folder), token=token)
         except Exception as error:
-            raise InputError(f"{repository}: the Hub refused it ({str(error).splitlines()[0]})") from None
+            raise InputError(f"{repository}: the Hub refused it ({_words(error)})") from None
     return f"https://huggingface.co/{repository}"
 
 
-def _card(model: Any, training: dict[str, Any]) -> str:
-    told = {k: training[k] for k in ("dataset", "images", "epoch", "seed", "commit", "date") if k in training}
-    lines = [f"- {k}: {v}" for k, v in told.items()]
-    use = (
-        '```python\nimport recombinator\n\nfaces = recombinator.from_pretrained("OWNER/NAME").predict("photo.jpg")\n```'
-    )
+def _words(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
+
+
+def _card(repository: str, model: str, training: dict[str, Any]) -> str:
+    lines = []
+    for part in [training[k] for k in ("image", "denoiser")] if model == "joint" else [training]:
+        about = [f"{k} {part[k]}" for k in ("dataset", "images", "epoch", "seed", "commit", "date") if k in part]
+        lines.append(f"- {part.get('model', {}).get('name', model)}: {', '.join(about) or 'training unknown'}")
+    call = f'faces = recombinator.from_pretrained("{repository}").predict("photo.jpg")'
+    use = f"```python\nimport recombinator\n\n{call}\n```"
     head = "---\nlibrary_name: recombinator\ntags: [keypoint-detection, landmarks]\n---\n"
     return "\n".join([head, f"# {model}", "", "A keypoint localiser by Recombinator.", "", use, "", *lines, ""])

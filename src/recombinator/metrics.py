@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-RADII = (1, 2, 3, 5, 8)  # network pixels to each side of the answer's: how sure a network is is told for these squares
+RADII = (1, 2, 3, 5, 8)  # cells to each side of the highest one: probabilities are told for these squares
 SURE = RADII.index(3)  # the one that is called confidence
 
 

@@ -27,7 +27,7 @@ def evaluate_photographs(
     """Predicts on the photographs that a table's crops were cut from and looks for each of its faces among the answers.
 
     photographs: the folder that the table's file names start from. Returns a report: faces found and missed, further
-    detections a photograph (faces that the table does not list, or false ones), errors of the found faces in percent
+    detections (faces that the table does not list, or false ones), errors of the found faces in percent
     of the normaliser (continuous, in the photograph), and those of the very same faces when the crop comes from the
     true points. Raises InputError where weights, table or folder cannot be used.
     """
@@ -53,6 +53,7 @@ def evaluate_photographs(
             best = int(np.argmin(gaps)) if gaps else -1
             if best >= 0 and gaps[best] < SAME:
                 (again,) = predictor.follow(image, [true])
+                assert again is not None  # its crop is in the table
                 found.append(gaps[best])
                 with_true_crop.append(float(np.linalg.norm(again.points - true, axis=1)[mask].mean() / scale))
                 sure.append(float(faces.pop(best).confidence.mean()))
@@ -60,7 +61,8 @@ def evaluate_photographs(
         advance(done, len(by_file))
     errors = np.array(found)
     return {
-        "weights": str(weights), "passes": passes, "min_confidence": min_confidence,
+        "weights": str(weights), "passes": passes,
+        "min_confidence": predictor.least if min_confidence is None else min_confidence,
         "data": {"dataset": table.info.dataset, "split": table.info.split, "fingerprint": table.fingerprint},
         "photographs": len(by_file), "faces": len(table), "found": len(errors), "missed": len(table) - len(errors),
         "others": len(others), "nme": 100 * float(errors.mean()) if len(errors) else None,

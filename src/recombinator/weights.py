@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from recombinator.errors import InputError
-from recombinator.files import write_atomically
+from recombinator.files import write_atomically, write_json
 from recombinator.keypoints import KeypointSet
 
 if TYPE_CHECKING:
@@ -35,8 +35,19 @@ class Weights:
     calibration: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.calibration:
-            self.net.temperature = self.calibration["temperature"]
+        if not self.calibration:
+            return
+        try:
+            temperature = float(self.calibration["temperature"])
+            below = [float(v) for v in self.calibration["covered_below"]]
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(f"a damaged calibration ({error!r}); `recombinator calibrate` makes a new one") from None
+        if not 0 < temperature < float("inf") or len(below) != len(self.keypoints):
+            raise InputError(
+                f"a damaged calibration (temperature {temperature}, {len(below)} thresholds for {len(self.keypoints)} "
+                "keypoints); `recombinator calibrate` makes a new one"
+            )
+        self.net.temperature = temperature
 
 
 def shipped() -> dict[str, Path]:
@@ -120,6 +131,15 @@ def read_pair(path: Path) -> dict[str, Any]:
         return parts | {part: path.parent / found[part] for part in ("image", "denoiser")}
     except (OSError, json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path}: wants a JSON object with image, denoiser, weight, iterations ({error!r})") from None
+
+
+def write_pair(
+    path: Path, image: Path, denoiser: Path, weight: float, iterations: int, calibration: dict[str, Any] | None = None
+) -> None:
+    """What `read_pair` reads: the parts' names are written relative to `path`."""
+    parts = {"image": image, "denoiser": denoiser}
+    names = {k: os.path.relpath(p.resolve(), path.parent.resolve()) for k, p in parts.items()}
+    write_json(path, {**names, "weight": weight, "iterations": iterations, "calibration": calibration or {}})
 
 
 def load_weights(name_or_path: str | os.PathLike[str]) -> Weights:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from recombinator.data.crops import FILE_ORIGIN, GRID, RULES
+from recombinator.data.crops import GRID, RULES
 from recombinator.data.images import read_image
 from recombinator.data.mtfl import SPLIT_SEED
 from recombinator.data.rows import crop_row
@@ -22,9 +22,10 @@ POINTS = len(FACE_68)
 
 
 def read_pts(path: Path) -> np.ndarray:
-    """(68, 2) points, a pixel's centre at its integer + 0.5 (the file counts the first pixel's centre as 1).
+    """(68, 2) points, a pixel's centre at its integer + 0.5, from a file with or without the header lines.
 
-    With or without the header lines. Raises InputError naming the file and line.
+    As 300-W has them: half a pixel right and below of what counting the first pixel's centre as 1 would give (the crop
+    rule's `origin`; docs/log.md). Raises InputError naming the file and line.
     """
     points = []
     for number, text in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
@@ -34,8 +35,8 @@ def read_pts(path: Path) -> np.ndarray:
             x, y = (float(v) for v in text.split())
         except ValueError:
             raise InputError(f"{path}:{number}: wants two numbers, x y, got {text.strip()!r}") from None
-        points.append((x - FILE_ORIGIN, y - FILE_ORIGIN))
-    found = np.array(points)
+        points.append((x, y))
+    found = np.array(points) - RULES["300w"].origin
     if len(found) != POINTS:
         raise InputError(f"{path}: has {len(found)} points, wants {POINTS}")
     if not np.isfinite(found).all():
@@ -81,7 +82,7 @@ def prepare_300w(
     rule = RULES["300w"]
 
     def make(file: Path) -> Row:
-        points = read_pts(file) - (rule.origin - FILE_ORIGIN)
+        points = read_pts(file)
         beside = [p for p in (file.with_suffix(s) for e in IMAGES for s in (e, e.upper())) if p.is_file()]
         if not beside:
             raise InputError(f"{file}: no image of that name beside it ({', '.join(IMAGES)})")

@@ -23,7 +23,7 @@ class Decoded:
 
     @property
     def confidence(self) -> Tensor:
-        """(B, K) probability of the square of 7x7 cells around the answer."""
+        """(B, K) probability of the square of 7x7 cells around the highest one."""
         return self.within[..., SURE]
 
 

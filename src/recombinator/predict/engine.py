@@ -36,8 +36,8 @@ class Description:
 
 @dataclass(frozen=True)
 class Found:
-    """Answers in crop pixels. points: (N, K, 2); within: (N, K, 5), the probabilities of the squares metrics.RADII
-    around them; covariance: (N, K, 3): xx, xy, yy."""
+    """Answers in crop pixels. points: (N, K, 2); within: (N, K, 5), probabilities of the squares metrics.RADII around
+    the highest cells; covariance: (N, K, 3): xx, xy, yy."""
 
     points: np.ndarray
     within: np.ndarray

@@ -16,12 +16,13 @@ _LOW, _HIGH = np.array([213, 94, 0]), np.array([0, 158, 115])  # vermilion to gr
 @dataclass(frozen=True)
 class Face:
     """One face. points: (K, 2) x, y in image pixels, a pixel's centre at its integer + 0.5; confidence: (K,)
-    probability that the true point lies within 3 of the network's pixels, left or right and up or down; box: x, y, side
-    of the square it looked at.
+    probability that the true point lies in the square of 7x7 network pixels around the network's highest cell, where
+    the answer lies too; box: x, y, side of the square it looked at.
 
     Where the weights are calibrated: within, (K, 5) probabilities of the squares that reach `reach` (5,) image pixels
-    from the answer each way; covariance, (K, 3) of the answer's error in square pixels: xx, xy, yy; covered, (K,)
-    whether the point is probably hidden (a visible one is called so one time in twenty)."""
+    each way from the middle of the highest cell; covariance, (K, 3) of the answer's error in square pixels: xx, xy, yy;
+    covered, (K,) whether the point is probably hidden (a visible one is called so one time in twenty).
+    """
 
     points: np.ndarray
     confidence: np.ndarray
@@ -33,16 +34,17 @@ class Face:
     covered: np.ndarray | None = None
 
     def probability_within(self, pixels: float) -> np.ndarray:
-        """(K,) probability that the true point lies within so many image pixels of the answer, left or right and up or
-        down: between the known squares a straight line, beyond the largest its own. Raises InputError without them."""
+        """(K,) probability that the true point lies within so many image pixels of the highest cell, left or right and
+        up or down: between the known squares a straight line, beyond the largest its own. Raises InputError without
+        them."""
         if self.within is None or self.reach is None:
             raise InputError("this face has one confidence a point only: its weights are not calibrated")
         steps = np.concatenate([[0.0], self.reach])
         return np.array([np.interp(pixels, steps, [0.0, *row]) for row in self.within])
 
     def draw(self, image: np.ndarray) -> np.ndarray:
-        """A copy of the (H, W[, 3]) uint8 image as RGB with the points on it, coloured by confidence."""
-        return draw_faces(image, [self])
+        """A copy of the (H, W[, 3 or 4]) uint8 image as RGB with the points on it, coloured by confidence."""
+        return draw_faces(np.asarray(image)[..., :3] if np.ndim(image) == 3 else image, [self])
 
     def ellipses(self, deviations: float = 2.0) -> np.ndarray:
         """(K, 3) error ellipses: longer and shorter half axis in image pixels, angle of the longer one in degrees

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from recombinator.data.crops import RULES
 from recombinator.data.images import encode_image
 from recombinator.files import write_atomically, write_json, write_text
 from recombinator.keypoints import KeypointSet
@@ -111,13 +112,14 @@ def _write_coco(lines: Path, out: Path, weights: str, keypoints: KeypointSet) ->
 
 
 def _write_pts(lines: Path, out: Path, weights: str, keypoints: KeypointSet) -> None:
-    """A .pts file a face, as 300-W has them: the first pixel's centre is 1."""
+    """A .pts file a face, as 300-W has them (data.w300.read_pts)."""
+    origin = RULES["300w"].origin
     taken: dict[str, int] = {}
     for record in records(lines):
         stem = Path(record["file"]).stem
         for face in record["faces"]:
             taken[stem] = taken.get(stem, 0) + 1
-            rows = "".join(f"{p['x'] + 0.5:.3f} {p['y'] + 0.5:.3f}\n" for p in face["keypoints"])
+            rows = "".join(f"{p['x'] + origin:.3f} {p['y'] + origin:.3f}\n" for p in face["keypoints"])
             text = f"version: 1\nn_points: {len(keypoints)}\n{{\n{rows}}}\n"
             write_text(out / "pts" / f"{stem}_{taken[stem]}.pts", text)
 

@@ -88,27 +88,33 @@ class Predictor:
         pixels = as_image(image)
         source = self._as_network_wants(pixels)
         if boxes is not None:
-            return self._found(source, checked_boxes(boxes, pixels), passes)
+            given = self._found(source, checked_boxes(boxes, pixels), passes)
+            if None in given:
+                raise InputError(f"box {given.index(None) + 1}: the points found in it leave no crop; is there a face?")
+            return given
         least = self.least if min_confidence is None else min_confidence
         further = getattr(self.detector, "search", None) if search else None
         for found in chain([self.detector.detect(pixels)], further(pixels) if further else []):
-            faces = [f for f in self._found(source, found, passes) if float(f.confidence.mean()) >= least]
+            faces = [f for f in self._found(source, found, passes) if f and float(f.confidence.mean()) >= least]
             if faces:
                 return distinct(faces)
         return []
 
-    def _found(self, source: np.ndarray, boxes: np.ndarray, passes: int) -> list[Face]:
-        """One face for each of the (N, 4) boxes."""
+    def _found(self, source: np.ndarray, boxes: np.ndarray, passes: int) -> list[Face | None]:
+        """One face for each of the (N, 4) boxes, None where its points leave no crop."""
         if boxes.size == 0:
             return []
-        points = self._from_boxes(boxes)
-        for _ in range(passes):
-            faces = self._refine(source, points)
-            points = np.stack([f.points for f in faces])
+        faces = self._refine(source, self._from_boxes(boxes))
+        for _ in range(passes - 1):
+            alive = [i for i, f in enumerate(faces) if f]
+            again = self._refine(source, np.array([f.points for f in faces if f]))
+            for i, face in zip(alive, again, strict=True):
+                faces[i] = face
         return faces
 
-    def follow(self, image: np.ndarray, points: Iterable[np.ndarray]) -> list[Face]:
-        """Faces whose (K, 2) points are roughly known, from the last frame of a video say: one pass, no detector."""
+    def follow(self, image: np.ndarray, points: Iterable[np.ndarray]) -> list[Face | None]:
+        """Faces whose (K, 2) points are roughly known, from the last frame of a video say: one pass, no detector. None
+        for points that leave no crop."""
         rough, pixels = np.array(list(points), np.float64), as_image(image)
         if not rough.size:
             return []
@@ -128,14 +134,23 @@ class Predictor:
         template = np.array(self.about.template) - 0.5
         return centre[:, None] + scale * side[:, None, None] * template
 
-    def _refine(self, image: np.ndarray, points: np.ndarray) -> list[Face]:
-        """(N, K, 2) rough points in image pixels -> the faces found around them, in the same order."""
+    def _refine(self, image: np.ndarray, points: np.ndarray) -> list[Face | None]:
+        """(N, K, 2) rough points in image pixels -> the faces found around them, in the same order; None for points
+        that leave no crop, as those of a false detection can."""
         inputs, affines, boxes = [], [], []
-        for p in points:
-            crop, to_image, box = self.rule.crop(image, p, GRID)
+        faces: list[Face | None] = [None] * len(points)
+        kept = []
+        for i, p in enumerate(points):
+            try:
+                crop, to_image, box = self.rule.crop(image, p, GRID)
+            except InputError:
+                continue
+            kept.append(i)
             inputs.append(np.round(square(crop, box, self.about.size)).clip(0, 255).astype(np.uint8))
             affines.append(to_image)
             boxes.append(box)
+        if not kept:
+            return faces
         found = self.engine.run(np.stack(inputs))
         scale, corner = np.array([a[0, 0] for a in affines]), np.array([a[:, 2] for a in affines])
         looked_at = np.stack(boxes).astype(np.float64)
@@ -144,7 +159,6 @@ class Predictor:
         around = np.concatenate([looked_at[:, :2] * scale[:, None] + corner, looked_at[:, 2:] * scale[:, None]], axis=1)
         pixel = around[:, 2] / self.about.size  # side of one of the network's pixels in the image
         below = self.about.calibration.get("covered_below")
-        faces = []
         for i, within in enumerate(found.within):
             sure: dict[str, Any] = {}
             if below is not None:
@@ -152,7 +166,7 @@ class Predictor:
                     "within": within, "reach": (np.array(RADII) + 0.5) * pixel[i],
                     "covariance": found.covariance[i] * pixel[i] ** 2, "covered": within[:, SURE] < np.array(below),
                 }  # fmt: skip
-            faces.append(Face(in_image[i], within[:, SURE], around[i], self.keypoints, **sure))
+            faces[kept[i]] = Face(in_image[i], within[:, SURE], around[i], self.keypoints, **sure)
         return faces
 
 

@@ -86,9 +86,8 @@ class Tracker:
         followed = self.predictor.follow(image, [t.raw.points for t in self.tracks])
         kept: list[Track] = []
         for track, face in zip(self.tracks, followed, strict=True):
-            sure = float(face.confidence.mean()) >= least
-            elsewhere = any(_same(face, other.raw) for other in kept)  # two tracks ran into one face
-            if sure and not elsewhere:
+            elsewhere = face is not None and any(_same(face, other.raw) for other in kept)  # two tracks, one face
+            if face is not None and float(face.confidence.mean()) >= least and not elsewhere:
                 self._take(track, face, seconds)
                 kept.append(track)
             else:

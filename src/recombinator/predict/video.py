@@ -51,7 +51,7 @@ def write_track(
     partial = {p: p.with_name(f".{p.stem}.{os.getpid()}.part{p.suffix}") for p in (out, annotated) if p}
     writer: Any = None
     told: dict[str, Any] = {"frames": 0, "faces": 0, "seconds": 0.0}
-    last: dict[int, Track] = {}
+    last: dict[int, tuple[int, Track]] = {}
     moved, steps = np.zeros(2), 0
     whole = False
     try:
@@ -68,12 +68,13 @@ def write_track(
                 told["frames"] += 1
                 told["faces"] += len(tracks)
                 for t in tracks:
-                    if t.number in last:
-                        before, side = last[t.number], float(t.raw.box[2])
+                    seen, before = last.get(t.number, (-1, t))
+                    if seen == number - 1 >= 0:
+                        side = float(t.raw.box[2])
                         moved += [((a.points - b.points) ** 2).sum(axis=1).mean() / side**2
                                   for a, b in ((before.face, t.face), (before.raw, t.raw))]  # fmt: skip
                         steps += 1
-                    last[t.number] = t
+                    last[t.number] = (number, t)
                 _write_frame(stream, rows, out.suffix.lower() == ".csv", number, seconds, tracks)
                 if annotated or show:
                     bgr = np.ascontiguousarray(_drawn(image, tracks)[..., ::-1])

@@ -210,10 +210,11 @@ def photographs_table(results: dict[str, dict[str, Any]]) -> str:
     rows = []
     for name, r in results.items():
         if r.get("kind") == "photographs":
-            error = "{:.2f} [{:.2f}, {:.2f}]".format(r["nme"], *r["nme_ci95"])
+            error = "{:.2f} [{:.2f}, {:.2f}]".format(r["nme"], *r["nme_ci95"]) if r["found"] else "-"
+            true_crop = f"{r['nme_true_crop']:.2f}" if r["found"] else "-"
             faces = f"{r['found']:,} of {r['faces']:,} ({100 * r['found'] / r['faces']:.1f} %)"
             rows.append([f"[{r['data']['dataset']}, {r['data']['split']}](results/{name}.json)", r["weights"],
-                         str(r["passes"]), faces, str(r["others"]), error, f"{r['nme_true_crop']:.2f}"])  # fmt: skip
+                         str(r["passes"]), faces, str(r["others"]), error, true_crop])  # fmt: skip
     header = ["photographs", "network", "passes", "faces found", "other detections", "error of those found",
               "the same faces, true crop"]  # fmt: skip
     return _markdown(header, sorted(rows))
@@ -230,9 +231,10 @@ def reliability_table(results: dict[str, dict[str, Any]]) -> str:
                 before, after = 100 * row["error_uncalibrated"], 100 * row["error"]
                 errors += [f"{100 * row['right']:.1f} %", f"{before:.1f} to {after:.1f} %"]
             where = f"[{r['data']['dataset']}, {r['data']['split']}](results/{name}.json)"
-            flags = f"{100 * r['flagged_covered']:.0f} % / {100 * r['flagged_visible']:.0f} %"
-            rows.append([where, r["weights"], f"{r['calibration']['temperature']:g}", *errors,
-                         f"{r['covered_auroc']:.3f}", flags])  # fmt: skip
+            shares = [r.get("flagged_covered"), r.get("flagged_visible")]
+            flags = " / ".join("-" if v is None else f"{100 * v:.0f} %" for v in shares)
+            area = "-" if r["covered_auroc"] is None else f"{r['covered_auroc']:.3f}"
+            rows.append([where, r["weights"], f"{r['calibration'].get('temperature', 1):g}", *errors, area, flags])
     header = ["images", "network", "temperature", "plain: true", "calibration error", "covered: true",
               "calibration error", "AUROC of covered points", "called covered: covered / visible"]  # fmt: skip
     return _markdown(header, sorted(rows))
