@@ -25,7 +25,7 @@ MOVED = Augment(occlude=(0, 0))  # the paper's jitter, nothing covered
 COVERED_SIDES = (20, 50)
 TEMPERATURES = tuple(np.geomspace(0.25, 4, 33).tolist())
 FALSE_ALARMS = 0.05  # share of visible points that may be called covered
-LOST = 0.005  # share of uncovered faces that may be taken for false detections
+LOST = 0.001  # share of uncovered faces that may be taken for false detections
 
 
 @torch.no_grad()
