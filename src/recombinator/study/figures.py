@@ -181,6 +181,8 @@ def _branch_sizes(net: ScoreMapNet) -> list[int]:
 class _Denoised(nn.Module):
     """The denoiser's own answer to what the image network found."""
 
+    temperature = 1.0
+
     def __init__(self, joint: Joint) -> None:
         super().__init__()
         self.joint, self.size = joint, joint.size
