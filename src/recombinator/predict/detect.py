@@ -58,11 +58,13 @@ class HaarDetector:
         return self._look(image, Look())
 
     def search(self, image: np.ndarray) -> Iterator[np.ndarray]:
-        """Further boxes, one way of looking after the other, for a photograph where `detect` led to no face."""
+        """Further boxes, one way of looking after the other, for a photograph where `detect` led to no face; the last
+        one is that the whole photograph is a face."""
         for look in SEARCH:
             boxes = self._look(image, look)
             if len(boxes):
                 yield boxes
+        yield WholeImage().detect(image)
 
     def _look(self, image: np.ndarray, look: Look) -> np.ndarray:
         import cv2
