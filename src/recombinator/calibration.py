@@ -23,7 +23,7 @@ from recombinator.weights import Weights, load_weights
 
 MOVED = Augment(occlude=(0, 0))  # the paper's jitter, nothing covered
 COVERED_SIDES = (20, 50)
-TEMPERATURES = tuple(np.geomspace(0.25, 4, 33).tolist())
+TEMPERATURES = tuple(np.geomspace(0.25, 8, 41).tolist())
 FALSE_ALARMS = 0.05  # share of visible points that may be called covered
 LOST = 0.001  # share of uncovered faces that may be taken for false detections
 
