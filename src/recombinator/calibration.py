@@ -98,7 +98,7 @@ def fit(net: ScoreMapNet | Joint, table: FaceTable) -> dict[str, Any]:
     least = _quantile(sums[counts > 0] / counts[counts > 0], LOST)
     return {
         "temperature": round(float(TEMPERATURES[best]), 4), "least": round(least, 4),
-        "covered_below": [round(v, 4) for v in below],
+        "covered_below": [round(v, 6) for v in below],
         "data": table.fingerprint, "dataset": table.info.dataset, "split": table.info.split,
     }  # fmt: skip
 
