@@ -18,11 +18,10 @@ from recombinator.errors import InputError
 from recombinator.evaluation import fixed_samples
 from recombinator.models import Joint, ScoreMapNet
 from recombinator.models.decode import decode, maximum
-from recombinator.transforms.augment import Augment, occluded
+from recombinator.transforms.augment import COVERED, Augment, occluded
 from recombinator.weights import Weights, load_weights
 
 MOVED = Augment(occlude=(0, 0))  # the paper's jitter, nothing covered
-COVERED_SIDES = (20, 50)
 TEMPERATURES = tuple(np.geomspace(0.25, 8, 41).tolist())
 FALSE_ALARMS = 0.05  # share of visible points that may be called covered
 LOST = 0.001  # share of uncovered faces that may be taken for false detections
@@ -45,7 +44,7 @@ def answers(
     for i, (pixels, points) in enumerate(fixed_samples(table, net.size, MOVED, device)):
         hidden = torch.zeros(points.shape[:2], dtype=torch.bool)
         if cover:
-            there = occluded(torch.ones_like(pixels[:, :1]), COVERED_SIDES, generator)
+            there = occluded(torch.ones_like(pixels[:, :1]), COVERED.occlude, generator)
             pixels = pixels * there
             cell = points.floor().long().clamp(0, net.size - 1)
             hidden = there[torch.arange(len(points))[:, None], 0, cell[..., 1], cell[..., 0]] == 0
@@ -146,9 +145,8 @@ def report(
         for r, radius in enumerate(metrics.RADII):
             curve, error = metrics.reliability(found["within"][:, 0, r], truth[:, r])
             _, before = metrics.reliability(found["within"][:, 1, r], truth[:, r])
-            rows.append({"radius": radius, "right": float(truth[:, r].mean()), "error": error, "error_uncalibrated":
-            before,
-                         "curve": curve})  # fmt: skip
+            shares = {"right": float(truth[:, r].mean()), "error": error, "error_uncalibrated": before}
+            rows.append({"radius": radius, **shares, "curve": curve})
         told[name] = rows
     confidence, hidden, keypoint = found["within"][:, 0, metrics.SURE], found["hidden"], found["keypoint"]
     areas = [metrics.auroc(-confidence[keypoint == k], hidden[keypoint == k]) for k in range(net.keypoints)]

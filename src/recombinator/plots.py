@@ -69,9 +69,9 @@ def plot_reliability(path: Path, told: dict[str, Any]) -> None:
         axes.plot([0, 1], [0, 1], color="grey", linewidth=0.8, linestyle=":")
         for row, colour in zip(told[part], colours, strict=True):
             curve = row["curve"]
-            axes.plot([r["confidence"] for r in curve], [r["right"] for r in curve], marker="o", markersize=3,
-            color=colour,
-                      label=f"{row['radius']}: error {100 * row['error']:.1f} %")  # fmt: skip
+            line = [[r[key] for r in curve] for key in ("confidence", "right")]
+            label = f"{row['radius']}: error {100 * row['error']:.1f} %"
+            axes.plot(*line, marker="o", markersize=3, color=colour, label=label)
         axes.set(xlim=(0, 1), ylim=(0, 1), aspect="equal", title=f"{told['weights']}, {part}")
         axes.set_xlabel("probability that the network gives")
         axes.grid(alpha=0.3)
