@@ -5,9 +5,32 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from recombinator.errors import InputError
+
+
+class Busy(InputError):
+    """Another process is at work in the folder."""
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """While it lasts, no other process can hold `folder`; a process that dies lets go. Raises Busy."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "w") as stream:
+        try:
+            import fcntl
+
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except ImportError:  # Windows: no lock
+            pass
+        except OSError:
+            raise Busy(f"{folder}: another process is training there; wait for it, or choose another --out") from None
+        yield
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:

@@ -21,6 +21,7 @@ class Run:
     changes: dict[str, Any] = field(default_factory=dict)
     paper: tuple[float, float] | None = None
     part: int = 1
+    same: str = ""
 
 
 @dataclass(frozen=True)
@@ -61,11 +62,18 @@ STUDIES: dict[str, Study] = {
     "table1": Study(
         "Table 1: branch masks (coarsest first), four branches, no occlusion",
         tuple(
-            Run(f"{model}-{mask}", model, {"mask": tuple(int(m) for m in mask)}, PLAIN, _TABLE_1[model][mask])
+            Run(
+                f"{model}-{mask}",
+                model,
+                {"mask": tuple(int(m) for m in mask)},
+                PLAIN,
+                _TABLE_1[model][mask],
+                same=f"table2/{model}" if mask == "1111" else "",
+            )
             for mask in MASKS
             for model in _TABLE_1
-        ),
-        epochs=12,
+        ),  # fmt: skip
+        epochs=8,
     ),
     "table2": Study(
         "Table 2: number of branches, occlusion, skip connections",
@@ -73,7 +81,7 @@ STUDIES: dict[str, Study] = {
             Run(f"{model}{'-occlusion' * covered}", model, {}, OCCLUDED if covered else PLAIN, paper)
             for (model, covered), paper in _TABLE_2.items()
         ),
-        epochs=12,
+        epochs=8,
     ),
     "table3": Study(
         "Table 3: TCDCN, with and without its attributes, beside SumNet and RCN",
@@ -81,7 +89,7 @@ STUDIES: dict[str, Study] = {
             Run("tcdcn", "tcdcn", {}, OCCLUDED, (7.60, 7.87)),
             Run("tcdcn-alone", "tcdcn-alone", {}, OCCLUDED),
         ),
-        epochs=12,
+        epochs=8,
         beside=("table2/sumnet-6-occlusion", "table2/rcn-6-occlusion"),
     ),
     "alternatives": Study(
@@ -93,7 +101,7 @@ STUDIES: dict[str, Study] = {
             Run("rcn-5-global", "rcn-5", {"norm": "global"}, PLAIN),
             Run("sumnet-5-pixel", "sumnet-5", {"alpha": "pixel"}, PLAIN),
         ),
-        epochs=12,
+        epochs=8,
         beside=("table2/rcn-5", "table2/sumnet-5"),
     ),
 }

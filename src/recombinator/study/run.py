@@ -15,7 +15,7 @@ import torch
 from recombinator.data.table import load_table, read_info
 from recombinator.errors import InputError
 from recombinator.evaluation import evaluate, write_per_image
-from recombinator.files import write_json
+from recombinator.files import Busy, copy_file, write_json
 from recombinator.provenance import provenance
 from recombinator.study.plan import STUDIES, Run, Study
 from recombinator.training.loop import Trainer
@@ -53,14 +53,15 @@ def _line(report: Callable[[str], None], name: str, line: dict[str, Any]) -> Non
 
 def run_study(
     name: str, data: Path, root: Path, runs: Path, *, epochs: int | None = None, seed: int = 0, only: str = "",
-    device: str = "auto", report: Callable[[str], None] = print,
+    exact: bool = False, device: str = "auto", report: Callable[[str], None] = print,
     step_done: Callable[[int, int], None] = lambda i, n: None,
 ) -> int:  # fmt: skip
     """Trains and evaluates what of the study is not done yet; returns how many runs that were. `runs`: the folder of
-    the trainings, which go on where they stopped; `only`: a part of the names of the runs wanted."""
+    the trainings, which go on where they stopped; `only`: a part of the names of the runs wanted, or with `exact` the
+    name. Several processes can work at one study: a run that another one holds is left to it."""
     study, done = get_study(name), 0
     read_info(data / "train.parquet")  # a table of ours, before anything is trained
-    wanted = [r for r in study.runs if only in r.name]
+    wanted = [r for r in study.runs if (only == r.name if exact else only in r.name)]
     if not wanted:
         known = ", ".join(r.name for r in study.runs)
         raise InputError(f"study {name} has no run whose name contains {only!r}: {known}")
@@ -69,14 +70,30 @@ def run_study(
         if finished(path, recipe, seed):
             report(f"{i} of {len(wanted)}, {run.name}: done before")
             continue
+        if run.same:
+            other, _, twin = run.same.partition("/")
+            done += run_study(
+                other, data, root, runs, epochs=epochs, seed=seed, only=twin, exact=True, device=device, report=report,
+                step_done=step_done,
+            )  # fmt: skip
+            theirs = result_path(root, other, next(r for r in get_study(other).runs if r.name == twin))
+            if finished(theirs, recipe, seed):
+                told = json.loads(theirs.read_text(encoding="utf-8")) | {"study": name, "run": run.name}
+                copy_file(theirs.with_suffix(".images.parquet"), path.with_suffix(".images.parquet"))
+                write_json(path, told | {"same": run.same})
+            continue
         out = runs / name / run.name
         rows = pq.read_metadata(data / "train.parquet").num_rows
         resume = (out / "last.safetensors").is_file()
-        summary = train(
-            run.model, data, out, recipe=recipe, seed=seed, resume=resume, device=device, options=dict(run.options),
-            report=partial(_line, report, run.name),
-            notice=report, step_done=step_done, limit=rows // run.part if run.part > 1 else None,
-        )  # fmt: skip
+        try:
+            summary = train(
+                run.model, data, out, recipe=recipe, seed=seed, resume=resume, device=device, options=dict(run.options),
+                report=partial(_line, report, run.name),
+                notice=report, step_done=step_done, limit=rows // run.part if run.part > 1 else None,
+            )  # fmt: skip
+        except Busy:
+            report(f"{i} of {len(wanted)}, {run.name}: another process is at it; left to that one")
+            continue
         result, told = evaluate(out, data / "test.parquet")
         metrics = [json.loads(t) for t in (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
         curve = [{k: line[k] for k in ("epoch", "seconds", "valid", "clean")} for line in metrics]

@@ -11,6 +11,7 @@ import torch
 
 from recombinator.data.table import load_table
 from recombinator.errors import InputError
+from recombinator.files import held
 from recombinator.training.loop import Trainer, read_state
 from recombinator.training.recipe import Recipe, changed, get_recipe
 from recombinator.weights import resolve
@@ -68,20 +69,21 @@ def train(
         model, faces, valid, target, chosen, seed=seed or 0, device=_pick_device(device), options=options,
         start=resolve(start) if start else None, errors_of=resolve(errors_of) if errors_of else None,
     )  # fmt: skip
-    if resume:
-        trainer.restore(notice)
-    if not tensorboard:
-        return trainer.fit(report, step_done)
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise InputError("TensorBoard is not installed: pip install 'recombinator[tensorboard]'") from None
-    with SummaryWriter(str(target / "tensorboard")) as writer:
+    with held(target):
+        if resume:
+            trainer.restore(notice)
+        if not tensorboard:
+            return trainer.fit(report, step_done)
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            raise InputError("TensorBoard is not installed: pip install 'recombinator[tensorboard]'") from None
+        with SummaryWriter(str(target / "tensorboard")) as writer:
 
-        def both(line: dict[str, Any]) -> None:
-            for key, value in line.items():
-                if key != "epoch":
-                    writer.add_scalar(key, value, line["epoch"])
-            report(line)
+            def both(line: dict[str, Any]) -> None:
+                for key, value in line.items():
+                    if key != "epoch":
+                        writer.add_scalar(key, value, line["epoch"])
+                report(line)
 
-        return trainer.fit(both, step_done)
+            return trainer.fit(both, step_done)
