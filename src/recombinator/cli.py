@@ -14,6 +14,8 @@ import typer
 from recombinator.console import progress, warn
 from recombinator.errors import InputError
 from recombinator.files import write_json
+from recombinator.options import Data, Table, not_over
+from recombinator.study.commands import study
 
 DEFAULT_WEIGHTS = "rcn-6-mtfl"
 # extra -> what it brings; prediction with exported graphs needs none of them
@@ -27,13 +29,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )  # fmt: skip
 prepare = typer.Typer(help="Turn a dataset into Parquet tables of crops and points.", no_args_is_help=True)
-study = typer.Typer(help="The paper's experiments, and tables from the files under results/.", no_args_is_help=True)
 app.add_typer(prepare, name="prepare")
 app.add_typer(study, name="study")
 
-Data = Annotated[Path, typer.Option("--data", help="folder that `prepare` wrote")]
-Table = Annotated[Path, typer.Option("--data", help="one table that `prepare` wrote, such as OUT/test.parquet")]
-Root = Annotated[Path, typer.Option(help="the checkout: results/ and the documents in it")]
 Size = Annotated[int, typer.Option(min=16, max=1024, help="side of the stored crops in pixels")]
 Quality = Annotated[int, typer.Option(min=0, max=100, help="JPEG quality; 0 stores PNG, without loss")]
 
@@ -223,12 +221,6 @@ def train(
     )
 
 
-def _not_over(data: Path, *outputs: Path | None) -> None:
-    for path in outputs:
-        if path and path.resolve() == data.resolve():
-            raise InputError(f"{path}: would overwrite the table {data}; choose another name")
-
-
 @app.command()
 def evaluate(
     weights: Annotated[str, typer.Argument(help="a shipped name, a weights file or a run's folder")],
@@ -248,7 +240,7 @@ def evaluate(
     from recombinator.weights import load_weights
 
     per_image = json_out and json_out.with_name(f"{json_out.stem}.images.parquet")
-    _not_over(data, json_out, per_image)
+    not_over(data, json_out, per_image)
     if photos:
         if occlude or plots:
             raise InputError("--photos goes without --occlude and --plots: those belong to the table's crops")
@@ -325,7 +317,7 @@ def compare(
     from recombinator import evaluation
     from recombinator.provenance import provenance
 
-    _not_over(data, json_out)
+    not_over(data, json_out)
     report = evaluation.compare(weights, data, limit=limit, occlude=occlude)
     print(f"{data}{', occluded' if occlude else ''}: {report['images']} images, % of the {report['normaliser']}")
     for part, text in (("all", "all images"), ("worst_tenth", f"the tenth where {weights[0]} is worst")):
@@ -535,7 +527,7 @@ def calibrate(
     from recombinator import calibration
     from recombinator.weights import read_pair, resolve, save_weights, write_pair
 
-    _not_over(data, out)
+    not_over(data, out)
     if out.suffix not in (".json", ".safetensors"):
         raise InputError(f"--out {out}: wants a name that ends in .safetensors, or in .json for a pair")
     pair = read_pair(resolve(weights)) if out.suffix == ".json" else None  # raises where it is none
@@ -559,7 +551,7 @@ def reliability(
     from recombinator import calibration
     from recombinator.provenance import provenance
 
-    _not_over(data, json_out, plot)
+    not_over(data, json_out, plot)
     if plot and plot.suffix not in (".png", ".pdf"):
         raise InputError(f"--plot {plot}: wants a name that ends in .png or .pdf")
     told = calibration.report(weights, data, limit=limit)
@@ -646,131 +638,6 @@ def bench(
     if json_out:
         write_json(json_out, {"kind": "bench", **report, "provenance": provenance()})
         print(f"wrote {json_out}")
-
-
-def _study(name: str, title: str) -> None:
-    """One command for each study; they differ in data only."""
-
-    def command(
-        data: Data,
-        root: Root = Path("."),
-        runs: Annotated[Path, typer.Option(help="folder of the trainings")] = Path("runs/study"),
-        epochs: Annotated[int | None, typer.Option(min=1, help="of every run; results say so")] = None,
-        seed: Annotated[int, typer.Option(min=0)] = 0,
-        only: Annotated[str, typer.Option(help="only runs whose name contains this")] = "",
-        threads: Annotated[int | None, typer.Option(min=1, help="CPU threads")] = None,
-    ) -> None:
-        import torch
-
-        from recombinator.study import run
-
-        if threads:
-            torch.set_num_threads(threads)
-        with progress(name) as advance:
-            done = run.run_study(name, data, root, runs, epochs=epochs, seed=seed, only=only, step_done=advance)
-        print(f"{done} runs done now; `recombinator study render` writes the table")
-
-    study.command(name, help=title)(command)
-
-
-def _studies() -> None:
-    from recombinator.study.plan import STUDIES
-
-    for name, plan in STUDIES.items():
-        _study(name, plan.title)
-
-
-_studies()
-
-
-def _figure(name: str, title: str, wants_data: bool) -> None:
-    def command(
-        out: Annotated[Path, typer.Option(help="folder for the PNG and the PDF; faces stay outside the repository")],
-        data: Annotated[Path | None, typer.Option(help="a test table")] = None,
-        weights: Annotated[list[str] | None, typer.Option(help="instead of the study's own runs (repeatable)")] = None,
-        runs: Annotated[Path, typer.Option(help="folder of the study's trainings")] = Path("runs/study"),
-    ) -> None:
-        from recombinator.study import figures
-
-        if wants_data and data is None:
-            raise InputError(f"{name} wants --data, a test table that `recombinator prepare` wrote")
-        for path in figures.draw(name, out, data, runs, weights):
-            print(path)
-
-    study.command(name, help=f"Figure: {title}.")(command)
-
-
-def _figures() -> None:
-    from recombinator.study.plan import FIGURES
-
-    for name, (title, weights) in FIGURES.items():
-        _figure(name, title, wants_data=bool(weights))
-
-
-_figures()
-
-
-@study.command("robustness")
-def robustness(
-    weights: Annotated[list[str], typer.Argument(help="networks to compare: names, files or run folders")],
-    data: Table,
-    out: Annotated[Path, typer.Option(help="folder for the PNG and the PDF")],
-    json_out: Annotated[Path | None, typer.Option("--json", help="also write the figures to this file")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="so many images, drawn over the table")] = None,
-) -> None:
-    """Error against a shifted, scaled, turned crop, a rectangle, blur, noise, brightness, JPEG."""
-    from recombinator.provenance import provenance
-    from recombinator.study import robustness as study_of
-
-    _not_over(data, json_out)
-    with progress("disturbances") as advance:
-        told = study_of.measure(weights, data, limit=limit, advance=advance)
-    for row in told["rows"]:
-        print(f"  {row['disturbance']:10} {row['value']:6g}  {row['weights']:28} {row['nme']:7.3f} %")
-    if json_out:
-        write_json(json_out, {"kind": "robustness", **told, "provenance": provenance()})
-        print(f"wrote {json_out}")
-    for path in study_of.draw(told, out):
-        print(path)
-
-
-@study.command("list")
-def list_studies(
-    data: Annotated[Path | None, typer.Option(help="tables; with them the cost on this machine is measured")] = None,
-    root: Root = Path("."),
-    runs: Annotated[Path, typer.Option(help="folder of the trainings")] = Path("runs/study"),
-    epochs: Annotated[int | None, typer.Option(min=1, help="of every run")] = None,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
-) -> None:
-    """What exists, what is done, what is begun, and what the rest will cost here."""
-    from recombinator.study import run
-    from recombinator.study.plan import STUDIES
-
-    for name, plan in STUDIES.items():
-        rows = run.state(name, root, runs, epochs, seed)
-        done = sum(r["state"] == "done" for r in rows)
-        print(f"{name}: {plan.title}; {done} of {len(rows)} done, {epochs or plan.epochs} epochs each")
-        for row, one in zip(rows, plan.runs, strict=True):
-            epoch = f", epoch {row['epoch']}" if row["state"] == "begun" else ""
-            text = f"  {row['run']:24}{row['state']}{epoch}"
-            if data and row["state"] != "done":
-                text += f", about {run.cost(plan, one, data, epochs) / 60:.0f} min"
-            print(text)
-
-
-@study.command("render")
-def render(
-    root: Root = Path("."),
-    check: Annotated[bool, typer.Option("--check", help="change nothing; exit status 1 if a table is stale")] = False,
-) -> None:
-    """Writes the tables in README and docs from the files under results/."""
-    from recombinator.study.render import render_documents
-
-    changed = render_documents(root, write=not check)
-    for path in changed:
-        print(f"{'stale' if check else 'wrote'}: {path}")
-    if check and changed:
-        raise typer.Exit(1)
 
 
 def main() -> None:

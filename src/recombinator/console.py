@@ -24,12 +24,14 @@ def progress(label: str) -> Iterator[Callable[[int, int], None]]:
             yield lambda done, total: bar.update(task, completed=done, total=total)
         return
     began = last = time.monotonic()
-    first: int | None = None  # a resumed run does not start at zero
+    first = before = 0
 
     def advance(done: int, total: int) -> None:
-        nonlocal last, first
-        first = done - 1 if first is None else first
+        nonlocal began, last, first, before
         now = time.monotonic()
+        if done <= before or not before:  # the next run; a resumed one does not start at zero
+            began, first = now, done - 1
+        before = done
         if now - last >= LINE_EVERY:
             last = now
             left = (now - began) / (done - first) * (total - done)

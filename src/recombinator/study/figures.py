@@ -22,6 +22,7 @@ from recombinator.study.plan import FIGURES
 from recombinator.weights import load_weights
 
 TRUE, FOUND, TRUNK, BRANCH = "#56b4e9", "#d55e00", "#0072b2", "#e69f00"  # Okabe and Ito: told apart by everybody
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00")
 EDGES = (0, 20, 40, 60, 80, 90, 95, 97, 98, 99, 99.5, 100)  # percentiles of difficulty, mostly hard ones (Fig. 3)
 
 
@@ -37,6 +38,30 @@ def new_figure(width: float, height: float) -> Any:
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")
+
+
+def draw_curves(results: dict[str, dict[str, Any]], folder: Path) -> list[Path]:
+    """Test error of the weights chosen so far against epochs and minutes, a line a run of `study convergence`. Raises
+    InputError where no run is done."""
+    runs = {name: r for name, r in results.items() if r.get("study") == "convergence"}
+    if not runs:
+        raise InputError("no results of the study convergence: run `recombinator study convergence` first")
+    figure = new_figure(7, 3)
+    left, right = figure.subplots(1, 2, sharey=True)
+    for (name, r), colour in zip(sorted(runs.items()), cycle(COLOURS), strict=False):
+        seen = [point for point in r["curve"] if point.get("test") is not None]
+        errors = [point["test"] for point in seen]
+        left.plot(
+            [point["epoch"] for point in seen], errors, marker="o", markersize=3, color=colour, label=Path(name).name
+        )
+        right.plot([point["seconds"] / 60 for point in seen], errors, marker="o", markersize=3, color=colour)
+    for axes, label in ((left, "epochs"), (right, "minutes")):
+        axes.axhline(7, color="grey", linewidth=0.8, linestyle=":")
+        axes.set_xlabel(label)
+        axes.grid(alpha=0.3)
+    left.set_ylabel("error, % (paper's protocol)")
+    left.legend()
+    return save(figure, folder, "convergence")
 
 
 # ---- architectures -----------------------------------------------------------------------------------------------

@@ -26,14 +26,16 @@ class Run:
 
 @dataclass(frozen=True)
 class Study:
-    """Trainings of equal budget, each judged on the same test table. shared: changes to the recipe of all; beside: runs
-    of other studies, of the same budget, that its table shows too."""
+    """Trainings, each judged on the same test table, of equal budget unless a run's changes have their own. shared:
+    changes to the recipe of all; beside: runs of other studies, of the same budget, that its table shows too; watched:
+    the test error of the weights chosen so far is measured after every epoch, outside the training's clock."""
 
     title: str
     runs: tuple[Run, ...]
     epochs: int  # on two CPU cores
     shared: dict[str, Any] = field(default_factory=lambda: {"flip": False, "learning_rate": 2e-3})
     beside: tuple[str, ...] = ()
+    watched: bool = False
 
 
 # SPEC 8, Table 1: SumNet, then RCN
@@ -72,7 +74,7 @@ STUDIES: dict[str, Study] = {
             )
             for mask in MASKS
             for model in _TABLE_1
-        ),  # fmt: skip
+        ),
         epochs=8,
     ),
     "table2": Study(
@@ -105,6 +107,22 @@ STUDIES: dict[str, Study] = {
         beside=("table2/rcn-5", "table2/sumnet-5"),
     ),
 }
+STUDIES["convergence"] = Study(
+    "RCN against SumNet: error by epochs and by seconds, learning rate constant, no occlusion",
+    (Run("rcn-6", "rcn-6", {}, PLAIN), Run("sumnet-6", "sumnet-6", {}, PLAIN)),
+    epochs=12,
+    shared={"flip": False, "turned": 0.0, "learning_rate": 1e-3, "decay": 0.0},
+    watched=True,
+)
+STUDIES["speedrun"] = Study(
+    "The least time from nothing to 7 % on AFLW",
+    tuple(
+        Run(f"rcn-{branches}-{epochs}-epochs", f"rcn-{branches}", {}, {**PLAIN, "epochs": epochs})
+        for branches, epochs in ((5, 2), (5, 4), (6, 2), (6, 4))
+    ),
+    epochs=4,
+    shared={"flip": False, "turned": 0.0, "learning_rate": 4e-3, "decay": 1.0, "warmup_steps": 100},
+)
 # what the training images that are missing here cost: on 300-W's tables
 STUDIES["images"] = Study(
     "68 points, rcn-68 of half the width: error against the number of training images, the same number of steps",

@@ -310,6 +310,35 @@ def study_table(results: dict[str, dict[str, Any]], name: str) -> str:
     return _markdown(header, table)
 
 
+def convergence_table(results: dict[str, dict[str, Any]]) -> str:
+    """Epochs and minutes until the weights chosen on validation are below 7 % on AFLW, and the way there."""
+    table, shown = [], (1, 2, 4, 8, 12)
+    for key, run, r in _study_rows(results, "convergence"):
+        curve = {point["epoch"]: point for point in r["curve"]}
+        below = next((p for p in r["curve"] if p["test"] is not None and p["test"] < 7), None)
+        reached = f"{below['epoch']} epochs, {below['seconds'] / 60:.1f} min" if below else "not reached"
+        errors = [f"{curve[e]['test']:.2f}" if e in curve and curve[e]["test"] else "-" for e in shown]
+        table.append([f"[{run.name}](results/{key}.json)", reached, *errors])
+    return _markdown(["run", "below 7 %", *(f"epoch {e}" for e in shown)], table)
+
+
+def speedrun_table(results: dict[str, dict[str, Any]]) -> str:
+    """Time to an error, the clock of training and validation; what finished networks took below."""
+    runs = [(key, r) for key, _, r in _study_rows(results, "speedrun")]
+    table = []
+    for key, r in runs + [(name, r) for name, r in results.items() if name == "rcn-6-mtfl"]:
+        training, (low, high) = r["training"], r["nme_paper_ci95"]
+        speed = [p["images_per_second"] for p in r.get("curve", []) if "images_per_second" in p]
+        machine = training["machine"]
+        table.append([
+            f"[{key.split('/')[-1]}](results/{key}.json)", str(training["recipe"]["epochs"]),
+            f"{training['seconds']:.0f} s", f"{sum(speed) / len(speed):.0f}" if speed else "-",
+            f"**{r['nme_paper']:.2f}** [{low:.2f}, {high:.2f}]",
+            f"{machine['processor']}, {machine['threads']} threads",
+        ])  # fmt: skip
+    return _markdown(["run", "epochs", "seconds", "images/s", "AFLW, paper's protocol", "machine"], table)
+
+
 TABLES: dict[str, Callable[[dict[str, dict[str, Any]]], str]] = {
     "aflw": aflw_table,
     "aflw-all": partial(aflw_table, ending=""),
@@ -320,6 +349,8 @@ TABLES: dict[str, Callable[[dict[str, dict[str, Any]]], str]] = {
     "joint": joint_table,
     "denoisers": denoiser_table,
     **{name: partial(study_table, name=name) for name in STUDIES},
+    "convergence": convergence_table,
+    "speedrun": speedrun_table,
     "machine": machine_line,
     "photographs": photographs_table,
     "reliability": reliability_table,

@@ -18,12 +18,11 @@ from recombinator.data.table import FaceTable, load_table
 from recombinator.errors import InputError
 from recombinator.models import Denoiser
 from recombinator.models.decode import decode
-from recombinator.study.figures import new_figure, save
+from recombinator.study.figures import COLOURS, new_figure, save
 from recombinator.transforms.affine import apply, box_affine, invert, warp
 from recombinator.transforms.augment import blurred, occluded
 from recombinator.weights import load_weights
 
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00")  # Okabe and Ito
 Pixels = Callable[[Tensor, float, Generator], Tensor]
 
 

@@ -30,7 +30,8 @@ def get_study(name: str) -> Study:
 
 
 def recipe_of(study: Study, run: Run, epochs: int | None) -> Recipe:
-    changes = {**study.shared, **run.changes, "epochs": (epochs or study.epochs) * run.part}
+    changes: dict[str, Any] = {"epochs": study.epochs, **study.shared, **run.changes}
+    changes["epochs"] = (epochs or changes["epochs"]) * run.part
     return get_recipe("fast", run.model, **changes)
 
 
@@ -47,8 +48,16 @@ def finished(path: Path, recipe: Recipe, seed: int) -> bool:
     return Recipe.from_dict(training["recipe"]) == recipe and training["seed"] == seed
 
 
-def _line(report: Callable[[str], None], name: str, line: dict[str, Any]) -> None:
-    report(f"{name}: epoch {line['epoch']}, validation {line['valid']:.2f} %, {line['seconds']:.0f} s")
+def _line(report: Callable[[str], None], name: str, out: Path, watched: Path | None, line: dict[str, Any]) -> None:
+    """Tells of an epoch; with `watched`, a test table, also measures what is best so far, and keeps that in `out`."""
+    text = f"{name}: epoch {line['epoch']}, validation {line['valid']:.2f} %, {line['seconds']:.0f} s"
+    if watched:
+        told = evaluate(out, watched)[1]
+        seen = {"epoch": line["epoch"], "chosen": told["training"]["epoch"], "nme_paper": told["nme_paper"]}
+        with open(out / "watched.jsonl", "a", encoding="utf-8") as stream:
+            stream.write(json.dumps(seen) + "\n")
+        text += f", test {told['nme_paper']:.2f} %"
+    report(text)
 
 
 def run_study(
@@ -88,7 +97,7 @@ def run_study(
         try:
             summary = train(
                 run.model, data, out, recipe=recipe, seed=seed, resume=resume, device=device, options=dict(run.options),
-                report=partial(_line, report, run.name),
+                report=partial(_line, report, run.name, out, data / "test.parquet" if study.watched else None),
                 notice=report, step_done=step_done, limit=rows // run.part if run.part > 1 else None,
             )  # fmt: skip
         except Busy:
@@ -96,7 +105,11 @@ def run_study(
             continue
         result, told = evaluate(out, data / "test.parquet")
         metrics = [json.loads(t) for t in (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-        curve = [{k: line[k] for k in ("epoch", "seconds", "valid", "clean")} for line in metrics]
+        curve = [{k: line[k] for k in ("epoch", "seconds", "valid", "clean", "images_per_second")} for line in metrics]
+        if study.watched:  # after a kill an epoch may have been watched twice, or not at all: the last word counts
+            seen = [json.loads(t) for t in (out / "watched.jsonl").read_text(encoding="utf-8").splitlines()]
+            test = {one["epoch"]: one["nme_paper"] for one in seen}
+            curve = [{**point, "test": test.get(point["epoch"])} for point in curve]
         write_per_image(path.with_suffix(".images.parquet"), result)
         told |= {"kind": "study", "study": name, "run": run.name, "curve": curve, "provenance": provenance()}
         write_json(path, told)
