@@ -7,10 +7,11 @@ from typer.testing import CliRunner
 
 from recombinator.cli import app
 from recombinator.errors import InputError
+from recombinator.evaluation import evaluate
 from recombinator.export import export
 from recombinator.keypoints import FACE_5, FACE_68
 from recombinator.models import Joint, create_model
-from recombinator.predict.engine import OnnxEngine, TorchEngine, load_engine, shipped_graphs
+from recombinator.predict.engine import OnnxEngine, TorchEngine, is_graph, load_engine, shipped_graphs
 from recombinator.predict.predictor import load
 from recombinator.weights import Weights, load_weights, save_weights, shipped
 
@@ -66,11 +67,12 @@ def test_graph_and_network_agree(name, tmp_path):
         found, wanted = graph.run(x), net.run(x)
         assert found.points.shape == wanted.points.shape == (n, len(graph.about.keypoints), 2)
         np.testing.assert_allclose(found.points, wanted.points, atol=1e-3)
+        np.testing.assert_allclose(found.highest, wanted.highest, atol=1e-3)
         np.testing.assert_allclose(found.within, wanted.within, atol=1e-4)
         np.testing.assert_allclose(found.covariance, wanted.covariance, atol=1e-2, rtol=1e-3)
 
 
-def test_maps_are_a_third_output(tmp_path):
+def test_maps_are_a_further_output(tmp_path):
     path = saved("rcn-6", tmp_path)
     run = CliRunner().invoke(app, ["export", str(path), "--onnx", str(tmp_path / "a.onnx"), "--maps"])
     assert run.exit_code == 0 and "MB" in run.output
@@ -82,15 +84,67 @@ def test_maps_are_a_third_output(tmp_path):
     np.testing.assert_allclose(maps, wanted, atol=1e-3, rtol=1e-3)
 
 
-@pytest.mark.parametrize("name", shipped_graphs() or ["none"])
+@pytest.mark.parametrize("name", [n for n in shipped_graphs() if not is_graph(n)] or ["none"])
 def test_what_ships_agrees_in_both_forms(name):
-    assert set(shipped_graphs()) == {n for n in shipped() if not n.startswith("denoiser")}
+    full = {n for n in shipped() if not n.startswith("denoiser")}
+    assert set(shipped_graphs()) == full | {f"{n}-int8" for n in full}
     graph, net = load_engine(name, "onnx"), load_engine(name, "torch")
     assert graph.about == net.about
     x = crops(graph.about, 4)
     found, wanted = graph.run(x), net.run(x)
     np.testing.assert_allclose(found.points, wanted.points, atol=1e-3)
     np.testing.assert_allclose(found.within, wanted.within, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", [n for n in shipped_graphs() if is_graph(n)] or ["none"])
+def test_what_ships_in_8_bits_is_close(name):
+    graph, whole = load_engine(name), load_engine(name.removesuffix("-int8"), "onnx")
+    assert graph.about.int8["images"] == 256 and not whole.about.int8
+    assert graph.about.training == whole.about.training and graph.about.calibration == whole.about.calibration
+    assert shipped_graphs()[name].stat().st_size < 0.5 * shipped_graphs()[name.removesuffix("-int8")].stat().st_size
+    with pytest.raises(InputError, match="nor a name that ships"):
+        load_engine(name, "torch")
+
+
+@pytest.mark.parametrize("name", ["rcn-6", "sumnet-5", "rcn-6-skip", "joint"])
+def test_8_bits_stay_close_also_where_maps_differ_a_thousandfold(name, faces5, faces68, tmp_path):
+    path = saved(name, tmp_path)
+    weights = load_weights(path)
+    net = weights.net.image_net if hasattr(weights.net, "image_net") else weights.net
+    net = getattr(net, "image", net)
+    with torch.no_grad():  # the same function, with maps of very different ranges
+        first, second = (c for n, c in net.named_modules() if n in ("trunk.0", "trunk.1"))
+        factor = torch.logspace(-1.5, 1.5, len(first.weight))
+        first.weight *= factor[:, None, None, None]
+        first.bias *= factor
+        second.weight /= factor[None, :, None, None]
+    save_weights(path, weights)
+    data = (faces5 if len(weights.keypoints) == 5 else faces68) / "train.parquet"
+    export(path, tmp_path / "whole.onnx", maps=True)
+    export(path, tmp_path / "small.onnx", maps=True, int8=data)
+    whole, small = OnnxEngine(tmp_path / "whole.onnx"), OnnxEngine(tmp_path / "small.onnx")
+    x = crops(whole.about, 8)
+    a, b = (e.session.run(["scores"], {"image": x})[0] for e in (whole, small))
+    assert 0 < np.abs(a - b).mean() < 0.1 * a.std()
+    told = evaluate(tmp_path / "small.onnx", data)[1]
+    assert told["engine"] == "onnx" and told["int8"]["images"] == small.about.int8["images"] > 0
+    assert told["model"]["name"] == weights.net.config["name"]
+
+
+def test_8_bits_say_what_they_need(faces5, tmp_path):
+    path = saved("joint", tmp_path)
+    with pytest.raises(InputError, match="are not those of the weights"):
+        export(path, tmp_path / "a.onnx", int8=faces5 / "train.parquet")
+    assert not (tmp_path / "a.onnx").exists()
+
+
+def test_a_graph_is_evaluated_as_its_weights(faces5, tmp_path):
+    path = saved("rcn-6", tmp_path)
+    export(path, tmp_path / "a.onnx")
+    graph, net = (evaluate(w, faces5 / "test.parquet")[1] for w in (tmp_path / "a.onnx", path))
+    assert graph["images"] == net["images"] and abs(graph["nme"] / net["nme"] - 1) < 0.05  # whole grey levels in a graph
+    run = CliRunner().invoke(app, ["evaluate", str(tmp_path / "a.onnx"), "--data", str(faces5 / "test.parquet")])
+    assert run.exit_code == 0 and "nme_paper" in run.output
 
 
 def test_prediction_needs_no_torch():

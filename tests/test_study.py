@@ -7,9 +7,11 @@ from typer.testing import CliRunner
 
 from recombinator.cli import app
 from recombinator.errors import InputError
+from recombinator.files import held
 from recombinator.models import create_model
-from recombinator.study import render, run
+from recombinator.study import figures, render, run
 from recombinator.study.plan import MASKS, STUDIES, Run, Study
+from recombinator.training.run import train
 
 
 def test_the_papers_rows_are_there():
@@ -22,7 +24,9 @@ def test_the_papers_rows_are_there():
         for one in plan.runs:
             create_model(one.model, **one.options)
             recipe = run.recipe_of(plan, one, None)
-            assert recipe.epochs == plan.epochs * one.part and recipe.augment.flip == (one.model == "rcn-68")
+            assert recipe.epochs == one.changes.get("epochs", plan.epochs) * one.part and recipe.augment.flip == (
+                one.model == "rcn-68"
+            )
         for other in plan.beside:
             study, name = other.split("/")
             assert name in {r.name for r in STUDIES[study].runs} and STUDIES[study].epochs == plan.epochs
@@ -72,6 +76,52 @@ def test_a_row_against_the_papers_order_is_marked(small):
     close = render.study_table({"small/a": result(6.3), "small/b": result(6.2)}, "small")
     assert "worse" not in close
     assert len(render.study_table({"small/b": result(6.2)}, "small").splitlines()) == 3
+
+
+def test_a_training_that_two_studies_share_is_done_once(small, faces5, tmp_path, monkeypatch):
+    twin = (Run("other", "rcn-4", small[0].options, {}, (5.5, 5.5), same="small/a"),)
+    monkeypatch.setitem(STUDIES, "twin", Study("the same again", twin, 1))
+    assert run.run_study("twin", faces5, tmp_path, tmp_path / "runs") == 1
+    told, theirs = (json.loads((tmp_path / "results" / n).read_text()) for n in ("twin/other.json", "small/a.json"))
+    assert told["nme_paper"] == theirs["nme_paper"] and told["run"] == "other" and told["same"] == "small/a"
+    assert run.run_study("small", faces5, tmp_path, tmp_path / "runs", only="a") == 0
+    for plan in STUDIES.values():
+        for one in (r for r in plan.runs if r.same):
+            study, name = one.same.split("/")
+            (other,) = (r for r in STUDIES[study].runs if r.name == name)
+            assert run.recipe_of(STUDIES[study], other, None) == run.recipe_of(plan, one, None)
+            nets = [create_model(r.model, **r.options) for r in (one, other)]
+            assert [p.shape for p in nets[0].parameters()] == [p.shape for p in nets[1].parameters()]
+
+
+def test_two_processes_do_not_train_in_one_folder(small, faces5, tmp_path):
+    with held(tmp_path / "runs" / "small" / "a"):
+        told = []
+        assert run.run_study("small", faces5, tmp_path, tmp_path / "runs", report=told.append) == 1  # b alone
+        assert any("a: another process is at it" in t for t in told)
+        with pytest.raises(InputError, match="another process"):
+            train("rcn-4", faces5, tmp_path / "runs" / "small" / "a", epochs=1)
+    assert run.run_study("small", faces5, tmp_path, tmp_path / "runs") == 1
+
+
+def test_a_watched_study_knows_the_test_error_of_every_epoch(small, faces5, tmp_path, monkeypatch):
+    monkeypatch.setitem(STUDIES, "convergence", Study("watched", small, 2, watched=True))
+    assert run.run_study("convergence", faces5, tmp_path, tmp_path / "runs", only="a") == 1
+    told = json.loads((tmp_path / "results" / "convergence" / "a.json").read_text())
+    assert [p["epoch"] for p in told["curve"]] == [1, 2] and told["curve"][-1]["test"] == pytest.approx(
+        told["nme_paper"]
+    )
+    results = {
+        "convergence/a": {**told, "curve": [{**p, "test": t} for p, t in zip(told["curve"], (8.0, 6.0), strict=True)]}
+    }
+    table = render.convergence_table(results)
+    assert "| 2 epochs, " in table and "| 8.00 | 6.00 | - |" in table
+    assert {p.name for p in figures.draw_curves(results, tmp_path)} == {"convergence.png", "convergence.pdf"}
+    with pytest.raises(InputError, match="study convergence"):
+        figures.draw_curves({}, tmp_path)
+    told["training"]["recipe"]["epochs"] = 3
+    monkeypatch.setitem(STUDIES, "speedrun", Study("fast", small, 2))
+    assert "/a.json) | 3 | " in render.speedrun_table({"speedrun/a": told})
 
 
 def test_study_commands(small, faces5, tmp_path):

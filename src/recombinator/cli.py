@@ -232,10 +232,12 @@ def evaluate(
     photos: Annotated[Path | None, typer.Option(help="whole photographs: the folder the table was made from")] = None,
     detector: Annotated[str, typer.Option(help="with --photos: haar or yunet:MODEL.onnx")] = "haar",
     passes: Annotated[int, typer.Option(min=1, help="with --photos: crops again from its own points")] = 2,
+    engine: Annotated[str, typer.Option(help="torch or onnx; an exported graph is always run by onnx")] = "torch",
 ) -> None:
     """Errors on a table, in the paper's protocol and in the continuous one; with --photos, detection included."""
     from recombinator import denoising, evaluation
     from recombinator.models import Denoiser
+    from recombinator.predict.engine import is_graph
     from recombinator.provenance import provenance
     from recombinator.weights import load_weights
 
@@ -246,7 +248,7 @@ def evaluate(
             raise InputError("--photos goes without --occlude and --plots: those belong to the table's crops")
         _evaluate_photos(weights, data, photos, detector, passes, limit, json_out)
         return
-    if isinstance(load_weights(weights).net, Denoiser):
+    if not is_graph(weights) and isinstance(load_weights(weights).net, Denoiser):
         told = denoising.evaluate_denoiser(weights, data, limit=limit)
         print(f"{weights} on {data}: {told['data']['images']} faces, {told['protocol']}")
         for name, row in told["rows"].items():
@@ -256,7 +258,7 @@ def evaluate(
             write_json(json_out, {"kind": "denoising", **told, "provenance": provenance()})
             print(f"wrote {json_out}")
         return
-    result, report = evaluation.evaluate(weights, data, limit=limit, occlude=occlude)
+    result, report = evaluation.evaluate(weights, data, limit=limit, occlude=occlude, engine=engine)
     names = report["keypoints"]
     print(f"{weights} on {data}: {report['images']} images, errors in % of the {report['normaliser']}")
     for protocol, key in (("paper", "nme_paper"), ("continuous", "nme")):
@@ -466,11 +468,14 @@ def export(
     weights: Annotated[str, typer.Argument(help="a shipped name, a weights file or a run's folder")],
     onnx: Annotated[Path, typer.Option(help="file to write")],
     maps: Annotated[bool, typer.Option("--maps", help="score maps as a further output")] = False,
+    int8: Annotated[
+        Path | None, typer.Option(help="a training table: convolutions in 8 bits, ranges from 256 of its images")
+    ] = None,
 ) -> None:
     """One ONNX graph: uint8 crop in; points, probabilities and covariances out."""
     from recombinator.export import export as write
 
-    write(weights, onnx, maps=maps)
+    write(weights, onnx, maps=maps, int8=int8)
     print(f"wrote {onnx}: {onnx.stat().st_size / 1e6:.2f} MB")
 
 

@@ -16,10 +16,11 @@ from recombinator.data.table import FaceTable, load_table
 from recombinator.errors import InputError
 from recombinator.files import write_atomically
 from recombinator.keypoints import KeypointSet
-from recombinator.models import TCDCN, Denoiser, Joint, ScoreMapNet
+from recombinator.models import TCDCN, Joint, ScoreMapNet
 from recombinator.models.decode import decode
+from recombinator.predict.engine import Engine, is_graph, load_engine
 from recombinator.transforms.augment import COVERED, Augment, draw_samples
-from recombinator.weights import Weights, load_weights
+from recombinator.weights import Weights
 
 PAPER_GRID = 80
 
@@ -127,20 +128,25 @@ def fixed_samples(
 
 @torch.no_grad()
 def evaluate_table(
-    net: ScoreMapNet | TCDCN | Joint, table: FaceTable, augment: Augment | None = None, batch: int = 64
+    net: ScoreMapNet | TCDCN | Joint | Engine, table: FaceTable, augment: Augment | None = None, batch: int = 64
 ) -> Evaluation:
     """Runs `net` over the table; `augment` jitters every sample once, from seed 0 (the authors' validation)."""
-    device = next(net.parameters()).device
-    net.eval()
-    true, predicted, highest, within = [], [], [], []
-    for inputs, points in fixed_samples(table, net.size, augment, device, batch):
-        found = decode(net(inputs), net.temperature)
-        true.append(points.cpu())
-        predicted.append(found.points.cpu())
-        highest.append(found.highest.cpu())
-        within.append(found.within.cpu())
-    truth = torch.cat(true).double().numpy()
-    corner, scale = np.tile(table.boxes[:, :2], 2), net.size / table.boxes[:, 2:]
+    if isinstance(net, torch.nn.Module):
+        device, size = next(net.parameters()).device, net.size
+        net.eval()
+    else:
+        device, size = torch.device("cpu"), net.about.size
+    parts = []
+    for inputs, points in fixed_samples(table, size, augment, device, batch):
+        if isinstance(net, torch.nn.Module):
+            answer = decode(net(inputs), net.temperature)
+            found = [x.cpu().numpy() for x in (answer.points, answer.highest, answer.within)]
+        else:  # a graph takes whole grey levels
+            grey = net.run(inputs.round().clamp(0, 255).byte().numpy())
+            found = [grey.points, grey.highest, grey.within]
+        parts.append([points.cpu().numpy(), *found])
+    true, predicted, highest, within = (np.concatenate(x) for x in zip(*parts, strict=True))
+    corner, scale = np.tile(table.boxes[:, :2], 2), size / table.boxes[:, 2:]
     # a jittered crop is turned: its photograph's edges are no rectangle to clamp to
     limits = (
         (table.limits - corner) * scale
@@ -148,35 +154,36 @@ def evaluate_table(
         else np.tile([-np.inf, -np.inf, np.inf, np.inf], (len(table), 1))
     )
     return Evaluation(
-        net.size, table.info.keypoints, table.files, table.subsets, truth, table.mask,
-        torch.cat(predicted).double().numpy(), torch.cat(highest).double().numpy(), torch.cat(within).numpy(),
-        limits, table.at_border,
+        size, table.info.keypoints, table.files, table.subsets, true.astype(float), table.mask,
+        predicted.astype(float), highest.astype(float), within, limits, table.at_border,
     )  # fmt: skip
 
 
 def evaluate(
-    weights: str | os.PathLike[str], data: str | os.PathLike[str], *, limit: int | None = None, occlude: bool = False
-) -> tuple[Evaluation, dict[str, Any]]:
-    """`weights` (shipped name, file or run folder) on the table `data`: per-sample results, and a report with
-    errors in percent, both protocols by name, and how the network was trained. occlude: with one black rectangle of
-    20 to 50 pixels (of 80) on each image, the same at every call.
+    weights: str | os.PathLike[str], data: str | os.PathLike[str], *, limit: int | None = None, occlude: bool = False,
+    engine: str = "torch",
+) -> tuple[Evaluation, dict[str, Any]]:  # fmt: skip
+    """`weights` (shipped name, file or run folder, exported graph) on the table `data`: per-sample results, and a
+    report with errors in percent, both protocols by name, and how the network was trained. occlude: with one black
+    rectangle of 20 to 50 pixels (of 80) on each image, the same at every call. engine: "torch", or "onnx",
+    which a graph always is run by.
 
     Raises InputError if either cannot be read or their keypoints differ.
     """
-    loaded = load_weights(weights)
-    if isinstance(loaded.net, Denoiser):
-        raise InputError(f"{weights}: a denoiser, which sees no image; evaluate needs a network for images")
-    table = load_table(data, loaded.net.channels, limit)
-    if table.info.keypoints.names != loaded.keypoints.names:
+    run: Any = load_engine(weights, "onnx" if is_graph(weights) else engine)
+    about = run.about
+    table = load_table(data, about.channels, limit)
+    if table.info.keypoints.names != about.keypoints.names:
         raise InputError(
             f"{data}: has {len(table.info.keypoints)} keypoints ({table.info.keypoints.name}), but {weights} "
-            f"finds {len(loaded.keypoints)} ({loaded.keypoints.name})"
+            f"finds {len(about.keypoints)} ({about.keypoints.name})"
         )
-    result = evaluate_table(loaded.net, table, COVERED if occlude else None)
+    result = evaluate_table(getattr(run, "net", run), table, COVERED if occlude else None)
     report = {
         "weights": str(weights),
-        "keypoints": list(loaded.keypoints.names),
-        "model": loaded.net.config,
+        "engine": "torch" if hasattr(run, "net") else "onnx",
+        "keypoints": list(about.keypoints.names),
+        "model": about.model,
         "data": {
             "dataset": table.info.dataset, "split": table.info.split, "images": len(table),
             "fingerprint": table.fingerprint,
@@ -186,11 +193,12 @@ def evaluate(
         "normaliser": normaliser_text(table.info.keypoints),
         "crop": f"ground-truth keypoints, rule {table.info.crop_rule!r}",
         "decoder": {"nme_paper": "the cell of the coordinates", "nme": "coordinates as they are"}
-        if isinstance(loaded.net, TCDCN)
+        if about.model["name"].startswith("tcdcn")
         else {"nme_paper": "highest cell", "nme": "probability-weighted mean of 7x7 cells"},
-        "grid": loaded.net.size,
+        "grid": about.size,
         "occluded": occlude,
-        "training": loaded.training,
+        "training": about.training,
+        **({"int8": about.int8} if about.int8 else {}),
     }  # fmt: skip
     return result, report
 

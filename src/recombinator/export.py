@@ -7,19 +7,24 @@ import logging
 import os
 import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from recombinator.data.table import load_table
 from recombinator.errors import InputError
+from recombinator.evaluation import fixed_samples
 from recombinator.files import write_atomically
 from recombinator.models import Denoiser, Joint, ScoreMapNet
 from recombinator.models.decode import decode
 from recombinator.models.denoiser import MapDenoiser
 from recombinator.predict.engine import GRAPH_FORMAT, OUTPUTS
-from recombinator.weights import load_weights
+from recombinator.transforms.augment import Augment
+from recombinator.weights import Weights, load_weights
 
 OPSET = 20
+INT8_IMAGES = 256
 
 
 class _Graph(nn.Module):
@@ -32,19 +37,23 @@ class _Graph(nn.Module):
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         output = self.net(image.float())
         found = decode(output, self.net.temperature)  # type: ignore[arg-type]
-        answer = (found.points, found.within, found.covariance)
+        answer = tuple(getattr(found, name) for name in OUTPUTS)
         return (*answer, output) if self.maps else answer
 
 
-def export(weights: str | os.PathLike[str], path: Path, *, maps: bool = False) -> None:
+def export(
+    weights: str | os.PathLike[str], path: Path, *, maps: bool = False, int8: str | os.PathLike[str] | None = None
+) -> None:
     """Writes the weights (name, file or run folder) as ONNX, opset 20.
 
     Input `image`: (N, channels, size, size) uint8, N free. Outputs `points` (N, K, 2) in crop pixels (a pixel's centre
-    at its integer + 0.5), `within` (N, K, 5) probabilities that the point lies in the square of 3, 5, 7, 11 and 17
+    at its integer + 0.5), `highest` (N, K, 2) the highest cells' centres, `within` (N, K, 5) probabilities that the
+    point lies in the square of 3, 5, 7, 11 and 17
     crop pixels around the highest cell, `covariance` (N, K, 3) xx, xy, yy in crop pixels, with `maps` also `scores`
     (N, K, size, size). Local contrast normalisation, temperature, softmax and sub-pixel decoding are inside;
-    keypoints, crop rule and calibration lie in the metadata. Raises
-    InputError for weights that have no such graph.
+    keypoints, crop rule, calibration and training lie in the metadata. int8: a training table; convolutions
+    then work in 8 bits, with ranges from `INT8_IMAGES` of its images, jittered (quantise.py). Raises InputError for
+    weights that have no such graph.
     """
     try:
         import onnx
@@ -75,7 +84,23 @@ def export(weights: str | os.PathLike[str], path: Path, *, maps: bool = False) -
     meta = {
         "format": GRAPH_FORMAT, "keypoints": loaded.keypoints.to_dict(), "crop_rule": loaded.crop_rule,
         "template": loaded.template, "size": net.size, "channels": net.channels, "model": net.config,
-        "calibration": loaded.calibration,
+        "calibration": loaded.calibration, "training": loaded.training,
     }  # fmt: skip
+    if int8 is not None:
+        model, meta["int8"] = _in_8_bits(model, loaded, int8)
     onnx.helper.set_model_props(model, {"recombinator": json.dumps(meta)})
     write_atomically(path, lambda p: p.write_bytes(model.SerializeToString()))
+
+
+def _in_8_bits(model: Any, loaded: Weights, data: str | os.PathLike[str]) -> tuple[Any, dict[str, Any]]:
+    """The quantised model, and what its ranges are of."""
+    from recombinator.quantise import quantise
+
+    if isinstance(loaded.net, Denoiser):
+        raise InputError("a denoiser sees no image")
+    table = load_table(data, loaded.net.channels, INT8_IMAGES, spread=True)
+    if table.info.keypoints.names != loaded.keypoints.names:
+        raise InputError(f"{data}: its keypoints ({table.info.keypoints.name}) are not those of the weights")
+    jittered = fixed_samples(table, loaded.net.size, Augment(), torch.device("cpu"))
+    crops = torch.cat([inputs.round().clamp(0, 255).byte() for inputs, _ in jittered]).numpy()
+    return quantise(model, crops), {"images": len(crops), "fingerprint": table.fingerprint}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import resources
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,15 +16,15 @@ from recombinator.errors import InputError
 from recombinator.keypoints import KeypointSet
 
 ENGINES = ("onnx", "torch")
-GRAPH_FORMAT = "recombinator-graph-2"
-OUTPUTS = ("points", "within", "covariance")
+GRAPH_FORMAT = "recombinator-graph-3"
+OUTPUTS = ("points", "highest", "within", "covariance")
 
 
 @dataclass(frozen=True)
 class Description:
     """What a network wants and gives: keypoint set, crop rule by name, template (K mean positions in the crop, as
-    shares of its side), input side in pixels, channels (1 grey, 3 RGB), and what `calibrate` found
-    (weights.Weights)."""
+    shares of its side), input side in pixels, channels (1 grey, 3 RGB), what `calibrate` found, the model's
+    configuration and how it was trained (weights.Weights), and for an 8-bit graph which images gave its ranges."""
 
     keypoints: KeypointSet
     crop_rule: str
@@ -32,14 +32,19 @@ class Description:
     size: int
     channels: int
     calibration: dict[str, Any]
+    model: dict[str, Any]
+    training: dict[str, Any]
+    int8: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Found:
-    """Answers in crop pixels. points: (N, K, 2); within: (N, K, 5), probabilities of the squares metrics.RADII around
+    """Answers in crop pixels. points, highest (the highest cells' centres): (N, K, 2); within: (N, K, 5),
+    probabilities of the squares metrics.RADII around
     the highest cells; covariance: (N, K, 3): xx, xy, yy."""
 
     points: np.ndarray
+    highest: np.ndarray
     within: np.ndarray
     covariance: np.ndarray
 
@@ -72,10 +77,7 @@ class OnnxEngine:
         meta = json.loads(found)
         if meta.pop("format", None) != GRAPH_FORMAT:
             raise InputError(f"{path}: written by another version of `recombinator export`; export it again")
-        keypoints = KeypointSet.from_dict(meta["keypoints"])
-        self.about = Description(
-            keypoints, meta["crop_rule"], meta["template"], meta["size"], meta["channels"], meta["calibration"]
-        )
+        self.about = Description(**{**meta, "keypoints": KeypointSet.from_dict(meta["keypoints"])})
 
     def run(self, crops: np.ndarray) -> Found:
         return Found(*self.session.run(OUTPUTS, {"image": crops}))
@@ -94,13 +96,9 @@ class TorchEngine:
         if threads:
             torch.set_num_threads(threads)
         self.net = weights.net.eval().to(memory_format=torch.channels_last)
+        said = json.loads(json.dumps([weights.calibration, self.net.config, weights.training]))
         self.about = Description(
-            weights.keypoints,
-            weights.crop_rule,
-            weights.template,
-            self.net.size,
-            self.net.channels,
-            weights.calibration,
+            weights.keypoints, weights.crop_rule, weights.template, self.net.size, self.net.channels, *said
         )
 
     def run(self, crops: np.ndarray) -> Found:
@@ -110,13 +108,21 @@ class TorchEngine:
 
         with torch.inference_mode():
             found = decode(self.net(torch.from_numpy(crops)), self.net.temperature)
-        return Found(found.points.numpy(), found.within.numpy(), found.covariance.numpy())
+        return Found(*(getattr(found, name).numpy() for name in OUTPUTS))
 
 
 def shipped_graphs() -> dict[str, Path]:
     """Exported graphs inside the package, by name."""
     folder = Path(str(resources.files("recombinator") / "weights_data"))
     return {p.stem: p for p in sorted(folder.glob("*.onnx"))}
+
+
+def is_graph(name_or_path: str | os.PathLike[str]) -> bool:
+    """True for an .onnx file, and for a name that ships in that form only."""
+    text = os.fspath(name_or_path)
+    graph = None if Path(text).exists() else shipped_graphs().get(text)
+    whole = graph and any(graph.with_suffix(kind).exists() for kind in (".safetensors", ".json"))
+    return text.endswith(".onnx") or (graph is not None and not whole)
 
 
 def load_engine(name_or_path: str | os.PathLike[str], engine: str | None = None, threads: int = 0) -> Engine:
