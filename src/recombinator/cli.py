@@ -116,15 +116,9 @@ def models(
     size: Annotated[int, typer.Option(help="input side in pixels")] = 80,
 ) -> None:
     """The networks, with parameters and multiply-adds an image."""
-    from recombinator.models import create_model, model_names
+    from recombinator.models import catalogue
 
-    rows = []
-    for name in model_names():
-        net = create_model(name, keypoints, size=size)
-        rows.append({
-            "name": name, "parameters": sum(p.numel() for p in net.parameters()),
-            "multiply_adds": net.multiply_adds(), "input": size, "keypoints": net.keypoints,
-        })  # fmt: skip
+    rows = catalogue(keypoints, size)
     if as_json:
         print(json.dumps(rows, indent=2))
         return

@@ -22,6 +22,7 @@ __all__ = [
     "Level",
     "ScoreMapNet",
     "SumNet",
+    "catalogue",
     "create_model",
     "model_names",
 ]
@@ -129,6 +130,18 @@ def create_model(name: str, keypoints: int | None = None, **options: Any) -> Any
         raise InputError(f"model {name}: {str(error).split('() ')[-1]}") from None
     net.config = {"name": name, "keypoints": keypoints, **options}
     return net
+
+
+def catalogue(keypoints: int | None = None, size: int = 80) -> list[dict[str, Any]]:
+    """Every network: name, parameters, multiply_adds an image, input side in pixels, keypoints."""
+    rows = []
+    for name in model_names():
+        net = create_model(name, keypoints, size=size)
+        rows.append({
+            "name": name, "parameters": sum(p.numel() for p in net.parameters()),
+            "multiply_adds": net.multiply_adds(), "input": size, "keypoints": net.keypoints,
+        })  # fmt: skip
+    return rows
 
 
 def _scored(name: str, architecture: Architecture, keypoints: int, options: dict[str, Any]) -> ScoreMapNet:

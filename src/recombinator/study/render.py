@@ -147,7 +147,8 @@ PAPER_COMMON = {"rcn-68": 4.70, "joint": 4.67}
 def common_table(results: dict[str, dict[str, Any]]) -> str:
     """300-W's Common set beside the paper's Table 4."""
     rows = []
-    found = {n: r for n, r in evaluations(results, "300w", "test").items() if not r.get("occluded")}
+    found = evaluations(results, "300w", "test")
+    found = {n: r for n, r in found.items() if not r.get("occluded") and not r.get("int8")}
     for name, r in sorted(found.items(), key=lambda item: -item[1]["nme_paper"]):
         model = r["model"]["name"]
         training = r["training"].get("image", r["training"])
@@ -339,6 +340,51 @@ def speedrun_table(results: dict[str, dict[str, Any]]) -> str:
     return _markdown(["run", "epochs", "seconds", "images/s", "AFLW, paper's protocol", "machine"], table)
 
 
+def engines_table(results: dict[str, dict[str, Any]]) -> str:
+    """Shipped graphs in 32 and in 8 bits: errors of the same images, and milliseconds a face, alone."""
+    rows = []
+    times = {k: row for r in results.values() if r.get("kind") == "bench" for k, row in r["rows"].items()}
+    for name in sorted(n.removesuffix("-int8") for n, r in results.items() if r.get("int8")):
+        for key in (name, f"{name}-int8"):
+            r = results.get(key)
+            spent = [times.get(f"{key} by onnx, {threads}, batch 1") for threads in ("1 thread", "2 threads")]
+            if r:
+                rows.append([
+                    f"[{key}](results/{key}.json)", f"{r['data']['dataset']}, {r['data']['split']}",
+                    f"{r['nme_paper']:.2f}", f"{r['nme']:.2f}",
+                    *(f"{t['median']:.1f} ms [{t['low']:.1f}, {t['high']:.1f}]" if t else "-" for t in spent),
+                ])  # fmt: skip
+    header = ["graph", "images", "paper's protocol", "continuous", "a face, one thread", "two threads"]
+    return _markdown(header, rows)
+
+
+def robustness_table(results: dict[str, dict[str, Any]]) -> str:
+    """Error without a disturbance and with the largest of each kind."""
+    rows, header = [], ["images", "disturbance"]
+    for name, r in ((n, r) for n, r in results.items() if r.get("kind") == "robustness"):
+        for kind in dict.fromkeys(row["disturbance"] for row in r["rows"]):
+            told = [row for row in r["rows"] if row["disturbance"] == kind]
+            values = [row["value"] for row in told]
+            cells = []
+            for who in dict.fromkeys(row["weights"] for row in told):
+                line = [row["nme"] for row in told if row["weights"] == who]
+                cells.append(f"{Path(who).name}: {line[0]:.1f} to {line[-1]:.1f}")
+            where = f"[{r['data']['dataset']}, {r['images']} images](results/{name}.json)"
+            rows.append([where, f"{kind}, {values[0]:g} to {values[-1]:g} {told[0]['unit']}", "; ".join(cells)])
+    return _markdown([*header, "error, continuous, first and last"], rows)
+
+
+def models_table(results: dict[str, dict[str, Any]]) -> str:
+    """Every network by name, counted from its definition."""
+    from recombinator.models import catalogue
+
+    rows = [
+        [m["name"], f"{m['parameters']:,}", f"{m['multiply_adds'] / 1e6:,.0f}", str(m["keypoints"])]
+        for m in catalogue()
+    ]
+    return _markdown(["network", "parameters", "million multiply-adds", "keypoints"], rows)
+
+
 TABLES: dict[str, Callable[[dict[str, dict[str, Any]]], str]] = {
     "aflw": aflw_table,
     "aflw-all": partial(aflw_table, ending=""),
@@ -349,7 +395,10 @@ TABLES: dict[str, Callable[[dict[str, dict[str, Any]]], str]] = {
     "joint": joint_table,
     "denoisers": denoiser_table,
     **{name: partial(study_table, name=name) for name in STUDIES},
+    "models": models_table,
     "convergence": convergence_table,
+    "engines": engines_table,
+    "robustness": robustness_table,
     "speedrun": speedrun_table,
     "machine": machine_line,
     "photographs": photographs_table,
