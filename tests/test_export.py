@@ -142,7 +142,9 @@ def test_a_graph_is_evaluated_as_its_weights(faces5, tmp_path):
     path = saved("rcn-6", tmp_path)
     export(path, tmp_path / "a.onnx")
     graph, net = (evaluate(w, faces5 / "test.parquet")[1] for w in (tmp_path / "a.onnx", path))
-    assert graph["images"] == net["images"] and abs(graph["nme"] / net["nme"] - 1) < 0.05  # whole grey levels in a graph
+    assert (
+        graph["images"] == net["images"] and abs(graph["nme"] / net["nme"] - 1) < 0.05
+    )  # whole grey levels in a graph
     run = CliRunner().invoke(app, ["evaluate", str(tmp_path / "a.onnx"), "--data", str(faces5 / "test.parquet")])
     assert run.exit_code == 0 and "nme_paper" in run.output
 

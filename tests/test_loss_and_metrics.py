@@ -101,14 +101,14 @@ def test_bootstrap_interval_covers_the_standard_error():
     assert (low, high) == metrics.bootstrap_ci(errors)
 
 
-def make_evaluation(found, true, keypoints=FACE_5, limits=None, at_border=None, subsets=None):
+def make_evaluation(found, true, keypoints=FACE_5, limits=None, at_border=None, subsets=None, file_pixels=None):
     true = np.asarray(true, float)
     n, k = true.shape[:2]
     limits = np.tile([-50.0, -50.0, 130.0, 130.0], (n, 1)) if limits is None else np.array(limits, float)
     flags = np.zeros((n, k, 4), bool) if at_border is None else at_border
     return Evaluation(
         80, keypoints, ["x"] * n, list(subsets or [""] * n), true, np.ones((n, k), bool), np.asarray(found, float),
-        np.floor(found) + 0.5, np.ones((n, k)), limits, flags,
+        np.floor(found) + 0.5, np.ones((n, k)), limits, flags, np.ones(n) if file_pixels is None else file_pixels,
     )  # fmt: skip
 
 
@@ -184,3 +184,17 @@ def test_a_constant_offset_is_told_apart_from_the_error():
     assert moved["offset"] == pytest.approx([100 / scale, -40 / scale], rel=0.15)
     assert moved["nme"] > 3 * plain["nme"]
     assert moved["nme_without_offset"] == pytest.approx(plain["nme"], rel=0.1)
+
+
+def test_an_offset_of_the_files_numbers_is_the_same_for_small_and_large_faces():
+    rng = np.random.default_rng(0)
+    true = np.array([[30.0, 30], [50, 30], [40, 45], [33, 55], [47, 55]]) + rng.uniform(-1, 1, (80, 5, 2))
+    pixels = np.linspace(0.5, 4, 80)  # small faces first
+    shift = np.array([1.0, -0.4])
+    told = make_evaluation(true + shift / pixels[:, None, None], true, file_pixels=pixels).summary()
+    for quarter in ("small", "large"):
+        assert told[f"offset_file_pixels_{quarter}_quarter"] == pytest.approx(shift)
+    habit = make_evaluation(true + shift, true, file_pixels=pixels).summary()
+    ratio = [habit[f"{what}_file_pixels_{q}_quarter"] for q in ("small", "large") for what in ("normaliser",)]
+    x = [habit[f"offset_file_pixels_{q}_quarter"][0] for q in ("small", "large")]
+    assert x[1] / x[0] == pytest.approx(ratio[1] / ratio[0], rel=0.05) and x[1] > 2 * x[0]

@@ -40,6 +40,7 @@ class Evaluation:
     within: np.ndarray  # (N, K, 5), probabilities of the squares metrics.RADII around the highest cells
     limits: np.ndarray  # (N, 4) the photograph's left, top, right and bottom edge; predictions are clamped to it
     at_border: np.ndarray  # (N, K, 4), FaceTable.at_border
+    file_pixels: np.ndarray  # (N,) pixels of the image's file that one network pixel spans
 
     def errors(self, protocol: str, normaliser: str | None = None, oracle: bool = False) -> np.ndarray:
         """(N, K). "continuous": the sub-pixel prediction against the true position. "paper": highest cell against
@@ -102,7 +103,16 @@ class Evaluation:
         kept = self.mask[which]
         constant = np.median(signed[kept], axis=0)
         rest = metrics.image_errors(np.linalg.norm(signed - constant, axis=2), kept)
-        return {"offset": (100 * constant).tolist(), "nme_without_offset": 100 * float(rest.mean())}
+        told = {"offset": (100 * constant).tolist(), "nme_without_offset": 100 * float(rest.mean())}
+        # the same in the files' pixels, for small and large faces: a list whose numbers start elsewhere moves both by
+        # as much, another habit of placing points grows with the face
+        pixels = (self.predicted - self.true)[which] * self.file_pixels[which, None, None]
+        faces = scale[which, 0, 0] * self.file_pixels[which]
+        quarters = np.quantile(faces, (0.25, 0.75))
+        for name, part in (("small", faces <= quarters[0]), ("large", faces >= quarters[1])):
+            told[f"offset_file_pixels_{name}_quarter"] = np.median(pixels[part][kept[part]], axis=0).tolist()
+            told[f"normaliser_file_pixels_{name}_quarter"] = float(np.median(faces[part]))
+        return told
 
 
 PROTOCOLS = {
@@ -156,6 +166,7 @@ def evaluate_table(
     return Evaluation(
         size, table.info.keypoints, table.files, table.subsets, true.astype(float), table.mask,
         predicted.astype(float), highest.astype(float), within, limits, table.at_border,
+        np.linalg.norm(table.to_file[:, :, 0], axis=1) / scale[:, 0],
     )  # fmt: skip
 
 
