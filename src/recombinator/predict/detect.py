@@ -69,11 +69,7 @@ class HaarDetector:
     def _look(self, image: np.ndarray, look: Look) -> np.ndarray:
         import cv2
 
-        grey = to_grey(image)
-        scale = min(1.0, LONGEST / max(grey.shape))
-        if scale < 1:
-            smaller = [max(1, round(side * scale)) for side in grey.shape[::-1]]
-            grey = cv2.resize(grey, smaller, interpolation=cv2.INTER_AREA)
+        grey, scale = _shrunk(to_grey(image))
         # a face that fills the picture needs room around it; the cascade slides only inside
         border = max(grey.shape) // 8
         grey = cv2.copyMakeBorder(grey, border, border, border, border, cv2.BORDER_REPLICATE)
@@ -99,6 +95,17 @@ class HaarDetector:
             centre = centre @ back[:, :2].T + back[:, 2]
         boxes[:, :2] = centre - boxes[:, 2:] / 2 - border
         return boxes[np.argsort(-boxes[:, 2])] / scale
+
+
+def _shrunk(image: np.ndarray) -> tuple[np.ndarray, float]:
+    """The image with no side longer than LONGEST, and by what factor it shrank: detectors need no more."""
+    import cv2
+
+    scale = min(1.0, LONGEST / max(image.shape[:2]))
+    if scale == 1:
+        return image, scale
+    smaller = [max(1, round(side * scale)) for side in image.shape[1::-1]]
+    return cv2.resize(image, smaller, interpolation=cv2.INTER_AREA), scale
 
 
 class WholeImage:
@@ -127,9 +134,7 @@ class YuNetDetector:
         import cv2
 
         bgr = cv2.cvtColor(image, cv2.COLOR_GRAY2BGR) if image.ndim == 2 else np.ascontiguousarray(image[..., ::-1])
-        scale = min(1.0, LONGEST / max(bgr.shape))
-        if scale < 1:
-            bgr = cv2.resize(bgr, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+        bgr, scale = _shrunk(bgr)
         self.net.setInputSize((bgr.shape[1], bgr.shape[0]))
         _, found = self.net.detect(bgr)
         boxes = np.array([] if found is None else found[:, :4], np.float64).reshape(-1, 4)
