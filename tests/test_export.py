@@ -102,24 +102,27 @@ def test_what_ships_in_8_bits_is_close(name):
     assert graph.about.int8["images"] == 256 and not whole.about.int8
     assert graph.about.training == whole.about.training and graph.about.calibration == whole.about.calibration
     assert shipped_graphs()[name].stat().st_size < 0.5 * shipped_graphs()[name.removesuffix("-int8")].stat().st_size
-    with pytest.raises(InputError, match="nor a name that ships"):
-        load_engine(name, "torch")
+    x = crops(graph.about, 16)
+    gaps = np.linalg.norm(graph.run(x).points - whole.run(x).points, axis=2)
+    assert 0 < np.median(gaps) < 1.5  # of drawn blots, on which a network is at its least sure
+    with pytest.raises(InputError, match="wants the weights it was exported from"):
+        load_weights(name)
 
 
-@pytest.mark.parametrize("name", ["rcn-6", "sumnet-5", "rcn-6-skip", "joint"])
-def test_8_bits_stay_close_also_where_maps_differ_a_thousandfold(name, faces5, faces68, tmp_path):
+@pytest.mark.parametrize("name", ["rcn-6", "sumnet-5", "rcn-6-skip"])
+def test_8_bits_stay_close_also_where_maps_differ_a_thousandfold(name, faces5, tmp_path):
     path = saved(name, tmp_path)
     weights = load_weights(path)
-    net = weights.net.image_net if hasattr(weights.net, "image_net") else weights.net
-    net = getattr(net, "image", net)
+    net = weights.net
     with torch.no_grad():  # the same function, with maps of very different ranges
         first, second = (c for n, c in net.named_modules() if n in ("trunk.0", "trunk.1"))
         factor = torch.logspace(-1.5, 1.5, len(first.weight))
         first.weight *= factor[:, None, None, None]
         first.bias *= factor
-        second.weight /= factor[None, :, None, None]
+        for reader in (second, net.branch["0"][0]):
+            reader.weight[:, : len(factor)] /= factor[None, :, None, None]
     save_weights(path, weights)
-    data = (faces5 if len(weights.keypoints) == 5 else faces68) / "train.parquet"
+    data = faces5 / "train.parquet"
     export(path, tmp_path / "whole.onnx", maps=True)
     export(path, tmp_path / "small.onnx", maps=True, int8=data)
     whole, small = OnnxEngine(tmp_path / "whole.onnx"), OnnxEngine(tmp_path / "small.onnx")

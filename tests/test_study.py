@@ -1,5 +1,6 @@
 """The paper's experiments as a resumable list of trainings, and the tables made of their results."""
 
+import fcntl
 import json
 
 import pytest
@@ -7,7 +8,6 @@ from typer.testing import CliRunner
 
 from recombinator.cli import app
 from recombinator.errors import InputError
-from recombinator.files import held
 from recombinator.models import create_model
 from recombinator.study import figures, render, run
 from recombinator.study.plan import MASKS, STUDIES, Run, Study
@@ -95,7 +95,9 @@ def test_a_training_that_two_studies_share_is_done_once(small, faces5, tmp_path,
 
 
 def test_two_processes_do_not_train_in_one_folder(small, faces5, tmp_path):
-    with held(tmp_path / "runs" / "small" / "a"):
+    (tmp_path / "runs" / "small" / "a").mkdir(parents=True)
+    with open(tmp_path / "runs" / "small" / "a" / ".lock", "w") as stream:  # as another process would
+        fcntl.flock(stream, fcntl.LOCK_EX)
         told = []
         assert run.run_study("small", faces5, tmp_path, tmp_path / "runs", report=told.append) == 1  # b alone
         assert any("a: another process is at it" in t for t in told)

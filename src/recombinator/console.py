@@ -21,7 +21,13 @@ def progress(label: str) -> Iterator[Callable[[int, int], None]]:
         console, both = Console(stderr=True), sys.stdout.isatty()  # piped output must not go through the bar
         with Progress(*columns, console=console, transient=True, redirect_stdout=both) as bar:
             task = bar.add_task(label, total=None)
-            yield lambda done, total: bar.update(task, completed=done, total=total)
+
+            def move(done: int, total: int) -> None:
+                if done < bar.tasks[0].completed:  # the next of several runs
+                    bar.reset(task, total=total)
+                bar.update(task, completed=done, total=total)
+
+            yield move
         return
     began = last = time.monotonic()
     first = before = 0
@@ -29,7 +35,7 @@ def progress(label: str) -> Iterator[Callable[[int, int], None]]:
     def advance(done: int, total: int) -> None:
         nonlocal began, last, first, before
         now = time.monotonic()
-        if done <= before or not before:  # the next run; a resumed one does not start at zero
+        if not before < done <= before + 1:  # the first call, or the next run; a resumed one does not start at zero
             began, first = now, done - 1
         before = done
         if now - last >= LINE_EVERY:

@@ -18,7 +18,7 @@ from recombinator.files import write_atomically
 from recombinator.keypoints import KeypointSet
 from recombinator.models import TCDCN, Joint, ScoreMapNet
 from recombinator.models.decode import decode
-from recombinator.predict.engine import Engine, is_graph, load_engine
+from recombinator.predict.engine import ENGINES, Engine, is_graph, load_engine
 from recombinator.transforms.augment import COVERED, Augment, draw_samples
 from recombinator.weights import Weights
 
@@ -181,7 +181,7 @@ def evaluate(
 
     Raises InputError if either cannot be read or their keypoints differ.
     """
-    run: Any = load_engine(weights, "onnx" if is_graph(weights) else engine)
+    run: Any = load_engine(weights, "onnx" if engine in ENGINES and is_graph(weights) else engine)
     about = run.about
     table = load_table(data, about.channels, limit)
     if table.info.keypoints.names != about.keypoints.names:

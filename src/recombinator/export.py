@@ -96,11 +96,10 @@ def _in_8_bits(model: Any, loaded: Weights, data: str | os.PathLike[str]) -> tup
     """The quantised model, and what its ranges are of."""
     from recombinator.quantise import quantise
 
-    if isinstance(loaded.net, Denoiser):
-        raise InputError("a denoiser sees no image")
-    table = load_table(data, loaded.net.channels, INT8_IMAGES, spread=True)
+    net: Any = loaded.net
+    table = load_table(data, net.channels, INT8_IMAGES, spread=True)
     if table.info.keypoints.names != loaded.keypoints.names:
         raise InputError(f"{data}: its keypoints ({table.info.keypoints.name}) are not those of the weights")
-    jittered = fixed_samples(table, loaded.net.size, Augment(), torch.device("cpu"))
+    jittered = fixed_samples(table, net.size, Augment(), torch.device("cpu"))
     crops = torch.cat([inputs.round().clamp(0, 255).byte() for inputs, _ in jittered]).numpy()
     return quantise(model, crops), {"images": len(crops), "fingerprint": table.fingerprint}

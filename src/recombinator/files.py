@@ -17,20 +17,31 @@ class Busy(InputError):
     """Another process is at work in the folder."""
 
 
+_HELD: set[Path] = set()  # by this process
+
+
 @contextmanager
 def held(folder: Path) -> Iterator[None]:
     """While it lasts, no other process can hold `folder`; a process that dies lets go. Raises Busy."""
+    key = folder.resolve()
+    if key in _HELD:
+        yield
+        return
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / ".lock", "w") as stream:
         try:
             import fcntl
 
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except ImportError:  # Windows: no lock
-            pass
-        except OSError:
+        except BlockingIOError:
             raise Busy(f"{folder}: another process is training there; wait for it, or choose another --out") from None
-        yield
+        except (ImportError, OSError):  # a system, or a network's file system, without such locks
+            pass
+        _HELD.add(key)
+        try:
+            yield
+        finally:
+            _HELD.discard(key)
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:

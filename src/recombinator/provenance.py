@@ -7,6 +7,7 @@ import os
 import platform
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,10 @@ def _git(*arguments: str) -> str | None:
     return done.stdout.strip() if done.returncode == 0 else None
 
 
+@cache
 def commit() -> str | None:
-    """The checked-out commit, with "+" where tracked files differ from it; None outside a checkout."""
+    """The checked-out commit, with "+" where tracked files differ from it, as it was when first asked for: what comes
+    later is not what runs. None outside a checkout."""
     if _git("ls-files", "--error-unmatch", Path(__file__).name) is None:
         return None  # installed inside somebody else's checkout
     head = _git("rev-parse", "--short=12", "HEAD")

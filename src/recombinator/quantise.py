@@ -73,6 +73,8 @@ class _Graph:
             if node.op_type not in PASSING or (node.op_type == "Resize" and place):
                 return None
             if node.op_type == "Concat":
+                if node.output[0] not in self.maps:  # beside something that is no convolution's
+                    return None
                 start += sum(self.maps[i] for i in node.input[:place])
             further = self.readers(node.output[0], start)
             if further is None:

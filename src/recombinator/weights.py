@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from recombinator.errors import InputError
 from recombinator.files import write_atomically, write_json
 from recombinator.keypoints import KeypointSet
+from recombinator.predict.engine import is_graph
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -60,7 +61,7 @@ def resolve(name_or_path: str | os.PathLike[str]) -> Path:
     """A shipped name, a weights file, or a run's folder (its best weights). Raises InputError if it is none."""
     text = os.fspath(name_or_path)
     path = Path(text)
-    if path.is_file():
+    if path.is_file() and path.suffix != ".onnx":
         return path
     if path.is_dir():
         if (path / "best.safetensors").is_file():
@@ -69,6 +70,8 @@ def resolve(name_or_path: str | os.PathLike[str]) -> Path:
     known = shipped()
     if text in known:
         return known[text]
+    if is_graph(text):
+        raise InputError(f"{text}: an exported graph; this wants the weights it was exported from")
     raise InputError(
         f"{text}: neither a weights file, nor a run's folder, nor a name that ships ({', '.join(known) or 'none'})"
     )

@@ -118,11 +118,13 @@ def list_studies(
     for name, plan in STUDIES.items():
         rows = run.state(name, root, runs, epochs, seed)
         done = sum(r["state"] == "done" for r in rows)
-        print(f"{name}: {plan.title}; {done} of {len(rows)} done, {epochs or plan.epochs} epochs each")
+        print(f"{name}: {plan.title}; {done} of {len(rows)} done")
         for row, one in zip(rows, plan.runs, strict=True):
             epoch = f", epoch {row['epoch']}" if row["state"] == "begun" else ""
-            text = f"  {row['run']:24}{row['state']}{epoch}"
-            if data and row["state"] != "done":
+            text = f"  {row['run']:24}{row['epochs']:3} epochs, {row['state']}{epoch}"
+            if row["same"]:
+                text += f", from {row['same']}"
+            elif data and row["state"] != "done":
                 text += f", about {run.cost(plan, one, data, epochs) / 60:.0f} min"
             print(text)
 

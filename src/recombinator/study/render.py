@@ -316,9 +316,9 @@ def convergence_table(results: dict[str, dict[str, Any]]) -> str:
     table, shown = [], (1, 2, 4, 8, 12)
     for key, run, r in _study_rows(results, "convergence"):
         curve = {point["epoch"]: point for point in r["curve"]}
-        below = next((p for p in r["curve"] if p["test"] is not None and p["test"] < 7), None)
+        below = next((p for p in r["curve"] if (p.get("test") or 100) < 7), None)
         reached = f"{below['epoch']} epochs, {below['seconds'] / 60:.1f} min" if below else "not reached"
-        errors = [f"{curve[e]['test']:.2f}" if e in curve and curve[e]["test"] else "-" for e in shown]
+        errors = [f"{curve[e]['test']:.2f}" if e in curve and curve[e].get("test") else "-" for e in shown]
         table.append([f"[{run.name}](results/{key}.json)", reached, *errors])
     return _markdown(["run", "below 7 %", *(f"epoch {e}" for e in shown)], table)
 
@@ -359,7 +359,7 @@ def engines_table(results: dict[str, dict[str, Any]]) -> str:
 
 
 def robustness_table(results: dict[str, dict[str, Any]]) -> str:
-    """Error without a disturbance and with the largest of each kind."""
+    """Error at the smallest, the neutral and the largest value of each disturbance."""
     rows, header = [], ["images", "disturbance"]
     for name, r in ((n, r) for n, r in results.items() if r.get("kind") == "robustness"):
         for kind in dict.fromkeys(row["disturbance"] for row in r["rows"]):
@@ -368,10 +368,11 @@ def robustness_table(results: dict[str, dict[str, Any]]) -> str:
             cells = []
             for who in dict.fromkeys(row["weights"] for row in told):
                 line = [row["nme"] for row in told if row["weights"] == who]
-                cells.append(f"{Path(who).name}: {line[0]:.1f} to {line[-1]:.1f}")
+                shown = dict.fromkeys((0, values.index(1.0) if 1.0 in values and values[0] else 0, len(line) - 1))
+                cells.append(f"{Path(who).name}: " + " / ".join(f"{line[i]:.1f}" for i in shown))
             where = f"[{r['data']['dataset']}, {r['images']} images](results/{name}.json)"
             rows.append([where, f"{kind}, {values[0]:g} to {values[-1]:g} {told[0]['unit']}", "; ".join(cells)])
-    return _markdown([*header, "error, continuous, first and last"], rows)
+    return _markdown([*header, "error, continuous, at these ends (and undisturbed, between)"], rows)
 
 
 def models_table(results: dict[str, dict[str, Any]]) -> str:

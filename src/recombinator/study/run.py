@@ -15,7 +15,7 @@ import torch
 from recombinator.data.table import load_table, read_info
 from recombinator.errors import InputError
 from recombinator.evaluation import evaluate, write_per_image
-from recombinator.files import Busy, copy_file, write_json
+from recombinator.files import Busy, copy_file, held, write_json, write_text
 from recombinator.provenance import provenance
 from recombinator.study.plan import STUDIES, Run, Study
 from recombinator.training.loop import Trainer
@@ -39,13 +39,16 @@ def result_path(root: Path, study: str, run: Run) -> Path:
     return root / "results" / study / f"{run.name}.json"
 
 
-def finished(path: Path, recipe: Recipe, seed: int) -> bool:
-    """True where `path` holds the result of this very recipe and seed."""
+def finished(path: Path, run: Run, recipe: Recipe, seed: int) -> bool:
+    """True where `path` holds the result of this very network, recipe and seed."""
     try:
         training = json.loads(path.read_text(encoding="utf-8"))["training"]
-    except (OSError, json.JSONDecodeError, KeyError):
+        model = {k: v for k, v in training["model"].items() if k != "keypoints"}
+        theirs = Recipe.from_dict(training["recipe"])
+    except (OSError, json.JSONDecodeError, KeyError, TypeError):
         return False
-    return Recipe.from_dict(training["recipe"]) == recipe and training["seed"] == seed
+    wanted = json.loads(json.dumps({"name": run.model, **run.options}))
+    return (model, theirs, training["seed"]) == (wanted, recipe, seed)
 
 
 def _line(report: Callable[[str], None], name: str, out: Path, watched: Path | None, line: dict[str, Any]) -> None:
@@ -54,10 +57,15 @@ def _line(report: Callable[[str], None], name: str, out: Path, watched: Path | N
     if watched:
         told = evaluate(out, watched)[1]
         seen = {"epoch": line["epoch"], "chosen": told["training"]["epoch"], "nme_paper": told["nme_paper"]}
-        with open(out / "watched.jsonl", "a", encoding="utf-8") as stream:
-            stream.write(json.dumps(seen) + "\n")
+        earlier = [e for e in _watched(out) if e["epoch"] < seen["epoch"]]
+        write_text(out / "watched.jsonl", "".join(json.dumps(e) + "\n" for e in [*earlier, seen]))
         text += f", test {told['nme_paper']:.2f} %"
     report(text)
+
+
+def _watched(out: Path) -> list[dict[str, Any]]:
+    path = out / "watched.jsonl"
+    return [json.loads(t) for t in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
 
 
 def run_study(
@@ -69,15 +77,17 @@ def run_study(
     the trainings, which go on where they stopped; `only`: a part of the names of the runs wanted, or with `exact` the
     name. Several processes can work at one study: a run that another one holds is left to it."""
     study, done = get_study(name), 0
-    read_info(data / "train.parquet")  # a table of ours, before anything is trained
+    for split in ("train", "valid", "test"):  # tables of ours, before anything is trained
+        read_info(data / f"{split}.parquet")
     wanted = [r for r in study.runs if (only == r.name if exact else only in r.name)]
     if not wanted:
         known = ", ".join(r.name for r in study.runs)
         raise InputError(f"study {name} has no run whose name contains {only!r}: {known}")
     for i, run in enumerate(wanted, 1):
         recipe, path = recipe_of(study, run, epochs), result_path(root, name, run)
-        if finished(path, recipe, seed):
-            report(f"{i} of {len(wanted)}, {run.name}: done before")
+        place = f"{i} of {len(wanted)}, {run.name}"
+        if finished(path, run, recipe, seed):
+            report(f"{place}: done before")
             continue
         if run.same:
             other, _, twin = run.same.partition("/")
@@ -85,40 +95,55 @@ def run_study(
                 other, data, root, runs, epochs=epochs, seed=seed, only=twin, exact=True, device=device, report=report,
                 step_done=step_done,
             )  # fmt: skip
-            theirs = result_path(root, other, next(r for r in get_study(other).runs if r.name == twin))
-            if finished(theirs, recipe, seed):
-                told = json.loads(theirs.read_text(encoding="utf-8")) | {"study": name, "run": run.name}
+            their_run = next(r for r in get_study(other).runs if r.name == twin)
+            theirs = result_path(root, other, their_run)
+            if not finished(theirs, their_run, recipe, seed):
+                report(f"{place}: waits for {run.same}")
+                continue
+            told = json.loads(theirs.read_text(encoding="utf-8")) | {"study": name, "run": run.name, "same": run.same}
+            if theirs.with_suffix(".images.parquet").is_file():  # a checkout has the report alone
                 copy_file(theirs.with_suffix(".images.parquet"), path.with_suffix(".images.parquet"))
-                write_json(path, told | {"same": run.same})
+            write_json(path, told)
+            report(f"{place}: taken over from {run.same}")
             continue
-        out = runs / name / run.name
-        rows = pq.read_metadata(data / "train.parquet").num_rows
-        resume = (out / "last.safetensors").is_file()
         try:
-            summary = train(
-                run.model, data, out, recipe=recipe, seed=seed, resume=resume, device=device, options=dict(run.options),
-                report=partial(_line, report, run.name, out, data / "test.parquet" if study.watched else None),
-                notice=report, step_done=step_done, limit=rows // run.part if run.part > 1 else None,
-            )  # fmt: skip
+            with held(runs / name / run.name):
+                if finished(path, run, recipe, seed):  # by another process, meanwhile
+                    continue
+                text = _one(study, run, data, runs / name / run.name, path, recipe, seed, device, report, step_done)
         except Busy:
-            report(f"{i} of {len(wanted)}, {run.name}: another process is at it; left to that one")
+            report(f"{place}: another process is at it; left to that one")
             continue
-        result, told = evaluate(out, data / "test.parquet")
-        metrics = [json.loads(t) for t in (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-        curve = [{k: line[k] for k in ("epoch", "seconds", "valid", "clean", "images_per_second")} for line in metrics]
-        if study.watched:  # after a kill an epoch may have been watched twice, or not at all: the last word counts
-            seen = [json.loads(t) for t in (out / "watched.jsonl").read_text(encoding="utf-8").splitlines()]
-            test = {one["epoch"]: one["nme_paper"] for one in seen}
-            curve = [{**point, "test": test.get(point["epoch"])} for point in curve]
-        write_per_image(path.with_suffix(".images.parquet"), result)
-        told |= {"kind": "study", "study": name, "run": run.name, "curve": curve, "provenance": provenance()}
-        write_json(path, told)
         done += 1
-        report(
-            f"{i} of {len(wanted)}, {run.name}: {told['nme_paper']:.2f} % on {told['data']['images']} images, epoch "
-            f"{summary['best_epoch']} of {summary['epochs']}, {summary['seconds'] / 60:.1f} min; {path}"
-        )
+        report(f"{place}: {text}")
     return done
+
+
+def _one(
+    study: Study, run: Run, data: Path, out: Path, path: Path, recipe: Recipe, seed: int, device: str,
+    report: Callable[[str], None], step_done: Callable[[int, int], None],
+) -> str:  # fmt: skip
+    """Trains and evaluates one run and writes its result; returns what it came to."""
+    rows, test = pq.read_metadata(data / "train.parquet").num_rows, data / "test.parquet"
+    summary = train(
+        run.model, data, out, recipe=recipe, seed=seed, resume=(out / "last.safetensors").is_file(), device=device,
+        options=dict(run.options), report=partial(_line, report, run.name, out, test if study.watched else None),
+        notice=report, step_done=step_done, limit=rows // run.part if run.part > 1 else None,
+    )  # fmt: skip
+    result, told = evaluate(out, test)
+    metrics = [json.loads(t) for t in (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    curve = [{k: line[k] for k in ("epoch", "seconds", "valid", "clean", "images_per_second")} for line in metrics]
+    if study.watched:  # a kill can leave an epoch unwatched; the last one's error is known
+        seen = {one["epoch"]: one["nme_paper"] for one in _watched(out)} | {curve[-1]["epoch"]: told["nme_paper"]}
+        curve = [{**point, "test": seen.get(point["epoch"])} for point in curve]
+    write_per_image(path.with_suffix(".images.parquet"), result)
+    study_name = path.parent.name
+    told |= {"kind": "study", "study": study_name, "run": run.name, "curve": curve, "provenance": provenance()}
+    write_json(path, told)
+    return (
+        f"{told['nme_paper']:.2f} % on {told['data']['images']} images, epoch {summary['best_epoch']} of "
+        f"{summary['epochs']}, {summary['seconds'] / 60:.1f} min; {path}"
+    )
 
 
 def cost(study: Study, run: Run, data: Path, epochs: int | None) -> float:
@@ -137,12 +162,14 @@ def cost(study: Study, run: Run, data: Path, epochs: int | None) -> float:
 
 
 def state(name: str, root: Path, runs: Path, epochs: int | None, seed: int) -> list[dict[str, Any]]:
-    """For each run of a study: "done", "begun" (with its finished epochs) or "open"."""
+    """For each run of a study: "done", "begun" (with its finished epochs) or "open"; its epochs in all;
+    STUDY/RUN it takes its result from, if any."""
     study, rows = get_study(name), []
     for run in study.runs:
-        recipe = recipe_of(study, run, epochs)
-        begun = runs / name / run.name / "metrics.jsonl"
+        recipe, where = recipe_of(study, run, epochs), run.same or f"{name}/{run.name}"
+        begun = runs / where / "metrics.jsonl"
         epoch = len(begun.read_text(encoding="utf-8").splitlines()) if begun.is_file() else 0
-        done = finished(result_path(root, name, run), recipe, seed)
-        rows.append({"run": run.name, "state": "done" if done else "begun" if epoch else "open", "epoch": epoch})
+        told = {"run": run.name, "epoch": epoch, "epochs": recipe.epochs, "same": run.same}
+        done = finished(result_path(root, name, run), run, recipe, seed)
+        rows.append(told | {"state": "done" if done else "begun" if epoch else "open"})
     return rows

@@ -49,27 +49,27 @@ def train(
     folder, target = Path(data), Path(out)
     if folder.is_file():
         raise InputError(f"{data}: a file; give the folder with train.parquet and valid.parquet")
-    states = [p for p in (target / "last.safetensors", target / "stable.safetensors") if p.is_file()]
-    if states and not resume:
-        raise InputError(f"{out}: already holds a run; continue it with --resume or choose another --out")
-    if resume and states:
-        before = read_state(states[0])[1]
-        options = {k: v for k, v in before["model"].items() if k not in ("name", "keypoints")} | (options or {})
-        seed = before["seed"] if seed is None else seed
-        errors_of = before.get("errors_of") if errors_of is None else errors_of
-        if recipe is None:
-            recipe = changed(Recipe.from_dict(before["recipe"]), **changes)
-    chosen = recipe if isinstance(recipe, Recipe) else get_recipe(recipe or "fast", model, **changes)
-    channels = (options or {}).get("channels", 1)
-    faces = load_table(folder / "train.parquet", channels, limit, spread=True)
-    valid = load_table(folder / "valid.parquet", channels)
-    if faces.info.keypoints != valid.info.keypoints:
-        raise InputError(f"{data}: train.parquet and valid.parquet have different keypoints")
-    trainer = Trainer(
-        model, faces, valid, target, chosen, seed=seed or 0, device=_pick_device(device), options=options,
-        start=resolve(start) if start else None, errors_of=resolve(errors_of) if errors_of else None,
-    )  # fmt: skip
     with held(target):
+        states = [p for p in (target / "last.safetensors", target / "stable.safetensors") if p.is_file()]
+        if states and not resume:
+            raise InputError(f"{out}: already holds a run; continue it with --resume or choose another --out")
+        if resume and states:
+            before = read_state(states[0])[1]
+            options = {k: v for k, v in before["model"].items() if k not in ("name", "keypoints")} | (options or {})
+            seed = before["seed"] if seed is None else seed
+            errors_of = before.get("errors_of") if errors_of is None else errors_of
+            if recipe is None:
+                recipe = changed(Recipe.from_dict(before["recipe"]), **changes)
+        chosen = recipe if isinstance(recipe, Recipe) else get_recipe(recipe or "fast", model, **changes)
+        channels = (options or {}).get("channels", 1)
+        faces = load_table(folder / "train.parquet", channels, limit, spread=True)
+        valid = load_table(folder / "valid.parquet", channels)
+        if faces.info.keypoints != valid.info.keypoints:
+            raise InputError(f"{data}: train.parquet and valid.parquet have different keypoints")
+        trainer = Trainer(
+            model, faces, valid, target, chosen, seed=seed or 0, device=_pick_device(device), options=options,
+            start=resolve(start) if start else None, errors_of=resolve(errors_of) if errors_of else None,
+        )  # fmt: skip
         if resume:
             trainer.restore(notice)
         if not tensorboard:
