@@ -222,3 +222,23 @@ def test_one_branch_nets_of_both_families_have_one_form():
 def test_errors_say_what_to_do(call, words):
     with pytest.raises(InputError, match=words):
         call()
+
+
+def test_weights_are_averaged_tensor_by_tensor(tmp_path):
+    from recombinator.keypoints import FACE_5
+    from recombinator.weights import Weights, average, load_weights, save_weights
+
+    paths = []
+    for i, name in enumerate(("rcn-4", "rcn-4", "rcn-5")):
+        torch.manual_seed(i)
+        net = create_model(name, width=0.2)
+        paths.append(tmp_path / f"{i}.safetensors")
+        save_weights(paths[-1], Weights(net, FACE_5, "mtfl", [[0.5, 0.5]] * 5, {"epoch": i}))
+    mean = average(paths[:2])
+    for key, value in mean.net.state_dict().items():
+        a, b = (load_weights(p).net.state_dict()[key] for p in paths[:2])
+        torch.testing.assert_close(value, (a + b) / 2)
+    assert [t["epoch"] for t in mean.training["averaged"]] == [0, 1]
+    for wrong, message in ((paths, "not of the same network"), (paths[:1], "two or more")):
+        with pytest.raises(InputError, match=message):
+            average(wrong)

@@ -517,6 +517,19 @@ def join(
 
 
 @app.command()
+def average(
+    weights: Annotated[list[str], typer.Argument(help="networks of one architecture, from one start")],
+    out: Annotated[Path, typer.Option(help="weights file to write, .safetensors")],
+) -> None:
+    """The mean of several networks' weights; often better than each of them. Calibrate it anew."""
+    from recombinator.weights import average as mean
+    from recombinator.weights import save_weights
+
+    save_weights(out, mean(weights))
+    print(f"wrote {out}")
+
+
+@app.command()
 def calibrate(
     weights: Annotated[str, typer.Argument(help="a shipped name, a weights file, a pair's .json or a run's folder")],
     data: Table,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -123,6 +124,27 @@ def join(
     net = Joint(first.net, second.net, weight, iterations).eval()
     training = {"image": first.training, "denoiser": second.training}
     return Weights(net, first.keypoints, first.crop_rule, first.template, training, calibration or {})
+
+
+def average(weights: Sequence[str | os.PathLike[str]]) -> Weights:
+    """The mean of several networks' weights, tensor by tensor: of one architecture, and of one training or trainings from
+    the same start, whose mean is often better than each (weight averaging: Izmailov et al., UAI 2018). Not calibrated.
+    Raises InputError for fewer than two, or networks that are not alike."""
+    if len(weights) < 2:
+        raise InputError("an average wants two or more weights")
+    parts = [load_weights(w) for w in weights]
+    first = parts[0]
+    for w, part in zip(weights, parts, strict=True):
+        if (part.net.config, part.keypoints.names, part.crop_rule) != (
+            first.net.config, first.keypoints.names, first.crop_rule,
+        ):  # fmt: skip
+            raise InputError(f"{w}: is not of the same network, keypoints and crop as {weights[0]}")
+    states = [part.net.state_dict() for part in parts]
+    first.net.load_state_dict({
+        k: sum(s[k] for s in states) / len(states) if v.is_floating_point() else v for k, v in states[0].items()
+    })  # fmt: skip
+    training = {**parts[-1].training, "averaged": [part.training for part in parts]}
+    return Weights(first.net, first.keypoints, first.crop_rule, first.template, training)
 
 
 def read_pair(path: Path) -> dict[str, Any]:

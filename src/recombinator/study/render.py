@@ -106,9 +106,14 @@ def _trained(training: dict[str, Any]) -> list[list[str]]:
             f"{_before(training)}, {training['seconds'] / 60:.0f} minutes on {training['machine']['threads']} thread "
             f"of {training['machine']['processor']}, commit {training['commit']}",
         ],
+        *([["averaged", _averaged(training["averaged"])]] if "averaged" in training else []),
         ["data", f"{training['dataset']}, {training['images']} images, fingerprint {training['data']}"],
     ]
     return rows
+
+
+def _averaged(parts: list[dict[str, Any]]) -> str:
+    return "the mean of the weights of " + " and ".join(f"`{p['command']}` (epoch {p['epoch']})" for p in parts)
 
 
 def card_table(results: dict[str, dict[str, Any]], name: str) -> str:
