@@ -127,9 +127,9 @@ def join(
 
 
 def average(weights: Sequence[str | os.PathLike[str]]) -> Weights:
-    """The mean of several networks' weights, tensor by tensor: of one architecture, and of one training or trainings from
-    the same start, whose mean is often better than each (weight averaging: Izmailov et al., UAI 2018). Not calibrated.
-    Raises InputError for fewer than two, or networks that are not alike."""
+    """The mean of several networks' weights, tensor by tensor: of one architecture, and of one training or
+    trainings from the same start, whose mean is often better than each (weight averaging: Izmailov et al., UAI
+    2018). Not calibrated. Raises InputError for fewer than two, or networks that are not alike."""
     if len(weights) < 2:
         raise InputError("an average wants two or more weights")
     parts = [load_weights(w) for w in weights]
