@@ -242,3 +242,25 @@ def test_weights_are_averaged_tensor_by_tensor(tmp_path):
     for wrong, message in ((paths, "not of the same network"), (paths[:1], "two or more")):
         with pytest.raises(InputError, match=message):
             average(wrong)
+
+
+@pytest.mark.parametrize(("name", "mask", "tile"), [
+    ("rcn-4", (1, 0, 0, 0), 8), ("rcn-4", (1, 1, 0, 0), 4), ("rcn-4", (1, 0, 0, 1), 1), ("sumnet-4", (0, 0, 1, 0), 2),
+    ("rcn-6", (1, 0, 0, 0, 0, 0), 40), ("sumnet-6", (0, 1, 0, 0, 0, 0), 16),
+])  # fmt: skip
+def test_cells_that_share_a_score_are_answered_by_their_middle(name, mask, tile):
+    from recombinator.models.decode import answers
+
+    torch.manual_seed(0)
+    net = create_model(name, mask=mask, width=0.3).eval()
+    x = torch.rand(4, 1, 80, 80) * 255
+    assert net.tile == tile
+    with torch.no_grad():
+        scores, found = net(x), answers(net, x)
+    side = 80 // tile
+    coarse = scores[..., ::tile, ::tile]
+    torch.testing.assert_close(scores, coarse.repeat_interleave(tile, 2).repeat_interleave(tile, 3))
+    best = coarse.flatten(2).argmax(2)
+    middle = torch.stack([best % side, best // side], 2) * tile + tile / 2
+    torch.testing.assert_close(found.highest, middle)
+    assert (found.points >= 0).all() and (found.points <= 80).all()

@@ -17,7 +17,7 @@ from recombinator.errors import InputError
 from recombinator.files import write_atomically
 from recombinator.keypoints import KeypointSet
 from recombinator.models import TCDCN, Joint, ScoreMapNet
-from recombinator.models.decode import decode
+from recombinator.models.decode import answers
 from recombinator.predict.engine import ENGINES, Engine, is_graph, load_engine
 from recombinator.transforms.augment import COVERED, Augment, draw_samples
 from recombinator.weights import Weights
@@ -149,7 +149,7 @@ def evaluate_table(
     parts = []
     for inputs, points in fixed_samples(table, size, augment, device, batch):
         if isinstance(net, torch.nn.Module):
-            answer = decode(net(inputs), net.temperature)
+            answer = answers(net, inputs)
             found = [x.cpu().numpy() for x in (answer.points, answer.highest, answer.within)]
         else:  # a graph takes whole grey levels
             grey = net.run(inputs.round().clamp(0, 255).byte().numpy())

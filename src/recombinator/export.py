@@ -36,7 +36,7 @@ class _Graph(nn.Module):
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         output = self.net(image.float())
-        found = decode(output, self.net.temperature)  # type: ignore[arg-type]
+        found = decode(output, self.net.temperature, getattr(self.net, "tile", 1))  # type: ignore[arg-type]
         answer = tuple(getattr(found, name) for name in OUTPUTS)
         return (*answer, output) if self.maps else answer
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,15 +28,25 @@ class Decoded:
         return self.within[..., SURE]
 
 
-def decode(output: Tensor, temperature: float = 1.0) -> Decoded:
-    """What any network for images gave, its scores divided by `temperature` first. Coordinates (a regression's (B, K,
-    2)) are the answer as they are, with probability 1 and covariance 0: they say nothing."""
+def answers(net: Any, inputs: Tensor) -> Decoded:
+    """What a network for images says of `inputs`."""
+    return decode(net(inputs), net.temperature, getattr(net, "tile", 1))
+
+
+def decode(output: Tensor, temperature: float = 1.0, tile: int = 1) -> Decoded:
+    """What any network for images gave, its scores divided by `temperature` first. tile: ScoreMapNet.tile; cells that
+    share a score are one cell, and the answer is its centre, not the first of equals. Coordinates (a regression's
+    (B, K, 2)) are the answer as they are, with probability 1 and covariance 0: they say nothing."""
     if output.ndim == 3:
         there = output[..., :1]
         return Decoded(
             output, output, torch.ones_like(there).expand(-1, -1, len(RADII)), torch.zeros_like(there).expand(-1, -1, 3)
         )
-    return subpixel(output if temperature == 1 else output / temperature)
+    scores = output if temperature == 1 else output / temperature
+    if tile == 1:
+        return subpixel(scores)
+    coarse = subpixel(scores[..., ::tile, ::tile])
+    return Decoded(coarse.points * tile, coarse.highest * tile, coarse.within, coarse.covariance * tile**2)
 
 
 def maximum(scores: Tensor) -> Tensor:

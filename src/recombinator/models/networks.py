@@ -108,6 +108,13 @@ class ScoreMapNet(nn.Module):
             Conv(widths[i], widths[i + 1], levels[i].trunk_kernel) for i in range(self.included[-1] + 1)
         )
 
+    @property
+    def tile(self) -> int:
+        """Side in cells of the squares over which a score is the same everywhere: more than 1 where the finest
+        branches are masked out and what is left is tiled."""
+        factor, rest = divmod(self.size, self.sizes[self.included[0]])
+        return factor if self.upsampling == "tile" and not rest else 1
+
     def features(self, x: Tensor) -> list[Tensor]:
         """Trunk maps, finest first: T^(R) .. T^(1)."""
         if x.shape[-2:] != (self.size, self.size) or x.shape[1] != self.channels:
@@ -175,6 +182,10 @@ class SumNet(ScoreMapNet):
         if alpha not in shapes:
             raise InputError(f"alpha={alpha!r} is not known: use 'map' or 'pixel'")
         self.alpha = nn.Parameter(torch.rand(len(self.included), keypoints, *shapes[alpha]))
+
+    @property
+    def tile(self) -> int:
+        return super().tile if self.alpha.shape[-1] == 1 else 1
 
     def multiply_adds(self) -> int:
         return super().multiply_adds() + len(self.included) * self.keypoints * self.size**2  # alpha

@@ -104,10 +104,10 @@ class TorchEngine:
     def run(self, crops: np.ndarray) -> Found:
         import torch
 
-        from recombinator.models.decode import decode
+        from recombinator.models.decode import answers
 
         with torch.inference_mode():
-            found = decode(self.net(torch.from_numpy(crops)), self.net.temperature)
+            found = answers(self.net, torch.from_numpy(crops))
         return Found(*(getattr(found, name).numpy() for name in OUTPUTS))
 
 

@@ -17,7 +17,7 @@ from recombinator import metrics
 from recombinator.data.table import FaceTable, load_table
 from recombinator.errors import InputError
 from recombinator.models import Denoiser
-from recombinator.models.decode import decode
+from recombinator.models.decode import answers
 from recombinator.study.figures import COLOURS, new_figure, save
 from recombinator.transforms.affine import apply, box_affine, invert, warp
 from recombinator.transforms.augment import blurred, occluded
@@ -104,7 +104,7 @@ def measure(
             net: Any = one.net
             table = tables[net.channels]
             pixels, points = samples(table, net.size, name, value)
-            found = torch.cat([decode(net(part), net.temperature).points for part in pixels.split(64)])
+            found = torch.cat([answers(net, part).points for part in pixels.split(64)])
             inside = ((points >= 0) & (points < net.size)).all(dim=2).numpy() & table.mask
             scale = table.info.keypoints.scale(points.double().numpy())
             errors = metrics.image_errors(metrics.point_errors(found.numpy(), points.numpy(), scale), inside)
