@@ -27,6 +27,7 @@ def held(folder: Path) -> Iterator[None]:
     if key in _HELD:
         yield
         return
+    fresh = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / ".lock", "w") as stream:
         try:
@@ -42,6 +43,8 @@ def held(folder: Path) -> Iterator[None]:
             yield
         finally:
             _HELD.discard(key)
+            if fresh and [p.name for p in folder.iterdir()] == [".lock"]:  # nothing came of it
+                shutil.rmtree(folder)
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
