@@ -201,7 +201,7 @@ def denoiser_table(results: dict[str, dict[str, Any]]) -> str:
 
 def speed_table(results: dict[str, dict[str, Any]]) -> str:
     rows = []
-    for r in (r for r in results.values() if r.get("kind") == "bench"):
+    for r in (r for name, r in results.items() if name == "bench"):
         for name, row in r["rows"].items():
             ratio = f"{row['ratio_to_plain']:.2f}" if "ratio_to_plain" in row else ""
             other = f"{row['ratio_to_plain_channels_last']:.2f}" if ratio else ""
@@ -249,7 +249,7 @@ def reliability_table(results: dict[str, dict[str, Any]]) -> str:
 
 def machine_line(results: dict[str, dict[str, Any]]) -> str:
     lines = []
-    for r in (r for r in results.values() if r.get("kind") == "bench"):
+    for r in (r for name, r in results.items() if name == "bench"):
         p = r["provenance"]
         lines.append(
             f"{p['machine']['processor']}, {r['threads']} threads, torch {p['versions']['torch']}, {p['date']}, "
@@ -348,7 +348,7 @@ def speedrun_table(results: dict[str, dict[str, Any]]) -> str:
 def engines_table(results: dict[str, dict[str, Any]]) -> str:
     """Shipped graphs in 32 and in 8 bits: errors of the same images, and milliseconds a face, alone."""
     rows = []
-    times = {k: row for r in results.values() if r.get("kind") == "bench" for k, row in r["rows"].items()}
+    times = {k: row for _, r in sorted(results.items()) if r.get("kind") == "bench" for k, row in r["rows"].items()}
     for name in sorted(n.removesuffix("-int8") for n, r in results.items() if r.get("int8")):
         for key in (name, f"{name}-int8"):
             r = results.get(key)
