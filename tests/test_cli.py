@@ -175,3 +175,20 @@ def test_a_command_that_lacks_its_extra_says_which(tmp_path):
         [sys.executable, "-c", code, "predict", str(HOPPER), "--out", "o"], capture_output=True, text=True, cwd=tmp_path
     )
     assert found.returncode == 0 and "left_eye" in found.stdout
+
+
+@pytest.mark.parametrize("step", [1, 50])
+def test_time_left_counts_from_the_run_that_is_under_way(step, monkeypatch, capsys):
+    from recombinator import console
+
+    clock = [0.0]
+    monkeypatch.setattr(console.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(console, "LINE_EVERY", 0.0)
+    with console.progress("steps") as advance:
+        for start, seconds in ((0, 1.0), (0, 3.0), (400, 6.0)):  # the third run is a resumed one
+            for done in range(start + step, 801, step):
+                clock[0] += seconds * step
+                advance(done, 800)
+                if done == 600:
+                    left = float(capsys.readouterr().err.strip().splitlines()[-1].split(", ")[1].split()[0])
+                    assert left == pytest.approx(200 * seconds / 60, rel=0.35)

@@ -30,14 +30,14 @@ def progress(label: str) -> Iterator[Callable[[int, int], None]]:
             yield move
         return
     began = last = time.monotonic()
-    first = before = 0
+    first = before = end = 0  # before, end: where the last call stood, and of how many
 
     def advance(done: int, total: int) -> None:
-        nonlocal began, last, first, before
+        nonlocal began, last, first, before, end
         now = time.monotonic()
-        if not before < done <= before + 1:  # the first call, or the next run; a resumed one does not start at zero
+        if done <= before or before >= end:  # the first call, or the next run; a resumed one does not start at zero
             began, first = now, done - 1
-        before = done
+        before, end = done, total
         if now - last >= LINE_EVERY:
             last = now
             left = (now - began) / (done - first) * (total - done)

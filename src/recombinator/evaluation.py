@@ -149,12 +149,11 @@ def evaluate_table(
     parts = []
     for inputs, points in fixed_samples(table, size, augment, device, batch):
         if isinstance(net, torch.nn.Module):
-            answer = answers(net, inputs)
-            found = [x.cpu().numpy() for x in (answer.points, answer.highest, answer.within)]
+            found: Any = answers(net, inputs)
         else:  # a graph takes whole grey levels
-            grey = net.run(inputs.round().clamp(0, 255).byte().numpy())
-            found = [grey.points, grey.highest, grey.within]
-        parts.append([points.cpu().numpy(), *found])
+            found = net.run(inputs.round().clamp(0, 255).byte().numpy())
+        told = (points, found.points, found.highest, found.within)
+        parts.append([x.cpu().numpy() if isinstance(x, torch.Tensor) else x for x in told])
     true, predicted, highest, within = (np.concatenate(x) for x in zip(*parts, strict=True))
     corner, scale = np.tile(table.boxes[:, :2], 2), size / table.boxes[:, 2:]
     # a jittered crop is turned: its photograph's edges are no rectangle to clamp to

@@ -40,8 +40,7 @@ class Description:
 @dataclass(frozen=True)
 class Found:
     """Answers in crop pixels. points, highest (the highest cells' centres): (N, K, 2); within: (N, K, 5),
-    probabilities of the squares metrics.RADII around
-    the highest cells; covariance: (N, K, 3): xx, xy, yy."""
+    probabilities of the squares metrics.RADII around the highest cells; covariance: (N, K, 3): xx, xy, yy."""
 
     points: np.ndarray
     highest: np.ndarray

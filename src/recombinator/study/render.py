@@ -340,7 +340,7 @@ def speedrun_table(results: dict[str, dict[str, Any]]) -> str:
             f"[{key.split('/')[-1]}](results/{key}.json)", str(training["recipe"]["epochs"]),
             f"{training['seconds']:.0f} s", f"{sum(speed) / len(speed):.0f}" if speed else "-",
             f"**{r['nme_paper']:.2f}** [{low:.2f}, {high:.2f}]",
-            f"{machine['processor']}, {machine['threads']} threads",
+            f"{machine['processor']}, {machine['threads']} thread{'s' * (machine['threads'] > 1)}",
         ])  # fmt: skip
     return _markdown(["run", "epochs", "seconds", "images/s", "AFLW, paper's protocol", "machine"], table)
 
