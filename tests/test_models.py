@@ -17,12 +17,14 @@ PARAMETERS = {
     "rcn-4": 164_837, "rcn-5": 227_141, "rcn-6": 310_229, "rcn-7": 338_021,
     "rcn-5-skip": 293_957, "rcn-6-skip": 439_253, "rcn-7-skip": 549_989,
     "sumnet-68": 603_368, "rcn-68": 1_095_492, "rcn-68-skip": 1_709_892,
+    "rcn-6-fast": 302_420,  # ours
 }  # fmt: skip
 MILLION_MULTIPLY_ADDS = {
     "sumnet-4": 63.88, "sumnet-5": 65.00, "sumnet-6": 65.21,
     "rcn-4": 113.13, "rcn-5": 114.68, "rcn-6": 115.45, "rcn-7": 115.54,
     "rcn-5-skip": 285.18, "rcn-6-skip": 362.67, "rcn-7-skip": 440.00,
     "sumnet-68": 1204.23, "rcn-68": 1913.96, "rcn-68-skip": 4248.68,
+    "rcn-6-fast": 76.74,
 }  # fmt: skip
 # SPEC 1.1, rcn-6: (size, in, out, parameters), trunk first, then branches from the finest
 RCN_6 = [
@@ -64,6 +66,7 @@ class TestFamily:
 
     @pytest.mark.parametrize(("keypoints", "channels", "size"), [(1, 1, 80), (68, 3, 80), (5, 1, 96), (3, 1, 67)])
     def test_any_keypoints_channels_and_size(self, name, keypoints, channels, size):
+        size -= size % create_model(name).fold
         net = create_model(name, keypoints, channels=channels, size=size)
         assert net(images(1, channels, size)).shape == (1, keypoints, size, size)
 
@@ -118,6 +121,25 @@ def test_options_that_change_the_count():
     assert count(create_model("rcn-7", form="twice")) == 358_805
     text = create_model("rcn-68", form="text")
     assert count(text) == 640_900 and round(text.multiply_adds() / 1e6, 2) == 868.25
+
+
+def test_fold_is_a_finest_level_that_sees_squares_of_pixels():
+    net = create_model("rcn-4", size=16, fold=2).eval()
+    first, last = net.trunk[0], next(iter(net.branches()))[1][-1]
+    assert (first.in_channels, last.out_channels, net.sizes) == (4, 20, [8, 4, 2, 1])
+    x = images(1, size=16)
+    # what the slow way round says: pixel (2i + a, 2j + b) is channel 2a + b of cell (i, j), in and out
+    folded = net.norm(x).reshape(8, 2, 8, 2).permute(1, 3, 0, 2).reshape(1, 4, 8, 8)
+    torch.testing.assert_close(net.features(net.norm(x))[0], torch.relu(first(folded)))
+    plain = create_model("rcn-4", 20, size=8, channels=4).eval()
+    plain.load_state_dict(net.state_dict())
+    unfolded = plain.scores(plain.features(folded)).reshape(5, 2, 2, 8, 8).permute(0, 3, 1, 4, 2).reshape(1, 5, 16, 16)
+    torch.testing.assert_close(net(x), unfolded)
+    with pytest.raises(InputError, match="fold=3"):
+        create_model("rcn-4", fold=3)
+    with pytest.raises(InputError, match="fold"):
+        create_model("sumnet-4", fold=2)
+    assert create_model("rcn-4", size=16, fold=2, mask=(1, 1, 1, 0)).tile == 2
 
 
 def test_initialisation_is_the_authors():

@@ -163,6 +163,7 @@ def train(
     size: Annotated[int | None, typer.Option(help="input side in pixels")] = None,
     form: Annotated[str | None, typer.Option(help="RCN: code or twice; with 68 keypoints code or text")] = None,
     width: Annotated[float | None, typer.Option(min=0.01, max=100, help="factor on all widths")] = None,
+    fold: Annotated[int | None, typer.Option(min=1, help="RCN: so many cells a side as channels at the finest")] = None,
     channels: Annotated[int | None, typer.Option(help="1 for grey, 3 for RGB")] = None,
     start: Annotated[str | None, typer.Option(help="weights to start from, where shapes agree")] = None,
     errors_of: Annotated[str | None, typer.Option(help="denoiser: weights whose errors it learns to mend")] = None,
@@ -187,7 +188,7 @@ def train(
     }  # fmt: skip
     options: dict[str, Any] = {
         "mask": _mask(mask), "alpha": alpha, "upsampling": upsampling, "norm": norm, "size": size, "form": form,
-        "width": width, "channels": channels,
+        "width": width, "fold": fold, "channels": channels,
     }  # fmt: skip
     changes = parse_changes(sets or []) | {k: v for k, v in changes.items() if v is not None}
     options = {k: v for k, v in options.items() if v is not None}

@@ -73,6 +73,7 @@ MODELS: dict[str, Architecture] = {
     **{f"sumnet-{n}": Architecture(SumNet, {"code": _SUM_5[:n]}) for n in (4, 5, 6)},
     **{f"rcn-{n}": Architecture(RCN, _rcn_5(n)) for n in (4, 5, 6, 7)},
     **{f"rcn-{n}-skip": Architecture(RCN, _rcn_5(n), options={"skip": True}) for n in (5, 6, 7)},
+    "rcn-6-fast": Architecture(RCN, {"code": _FACE_5[1:6]}, options={"fold": 2}),
     "sumnet-68": Architecture(SumNet, {"code": _SUM_68}, 68),
     "rcn-68": Architecture(RCN, _FACE_68, 68),
     "rcn-68-skip": Architecture(RCN, _FACE_68, 68, options={"skip": True}),
@@ -100,7 +101,8 @@ def create_model(name: str, keypoints: int | None = None, **options: Any) -> Any
     name: one of `model_names()`. keypoints: K, by default what the network was made for. Options: `size` (input
     side in pixels, 80), `channels` (1), `mask` (branches to keep, coarsest first), `upsampling` ("tile" |
     "bilinear"), `norm` (local contrast normalisation with its floor per "image" or "batch", or "global"), `width`
-    (factor on all widths), for SumNet `alpha` ("map" | "pixel"), for RCN `form`: with five keypoints "code" or
+    (factor on all widths), for SumNet `alpha` ("map" | "pixel"), for RCN `fold` (so many cells a side enter the finest
+    level as channels, 1) and `form`: with five keypoints "code" or
     "twice" (two convolutions in the 10x10 branch), with 68 "code" (5x5, then 1x1) or "text" (3x3), and the released
     variant's `upsampling="learned"` and `keep_maxima` (see RCN). A denoiser takes `size`, `width` and
     `kernel`, or for "denoiser-lite" `layers`, `heads`, `parts`.

@@ -12,6 +12,7 @@ from itertools import pairwise
 from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recombinator.errors import InputError
@@ -65,14 +66,15 @@ class CountedConv:
 class ScoreMapNet(nn.Module):
     """The trunk T and what SumNet and RCN share. `mask` is ordered coarsest to finest, as Table 1 prints it.
 
-    A trunk convolution that only masked-out coarser branches would need is not built.
+    A trunk convolution that only masked-out coarser branches would need is not built. With `fold` f the finest level
+    works at S / f: f x f pixels enter as channels, and f x f cells of a score map leave as channels (beyond the paper).
     """
 
     temperature = 1.0  # scores are divided by it where probabilities are wanted; weights files set it
 
     def __init__(
         self, levels: tuple[Level, ...], keypoints: int, *, size: int = 80, channels: int = 1,
-        mask: tuple[int, ...] | None = None, upsampling: str = "tile", norm: str = "image",
+        mask: tuple[int, ...] | None = None, upsampling: str = "tile", norm: str = "image", fold: int = 1,
     ) -> None:  # fmt: skip
         super().__init__()
         for label, value, known in (
@@ -87,23 +89,26 @@ class ScoreMapNet(nn.Module):
             raise InputError(
                 f"mask {mask} must have {len(levels)} entries 0 or 1, coarsest branch first, at least one of them 1"
             )
+        if fold < 1 or size % fold:
+            raise InputError(f"fold={fold} must be 1 or more and divide the input size {size}")
         self.included = [i for i, on in enumerate(finest_first) if on]
-        self.sizes = [size]
+        self.sizes = [size // fold]
         for _ in range(len(levels) - 1):
             self.sizes.append(pooled(self.sizes[-1]))
         if self.sizes[-1] < 1:
-            smallest = 2 ** (len(levels) - 1)
+            smallest = fold * 2 ** (len(levels) - 1)
             raise InputError(
                 f"input size {size} is too small for {len(levels)} branches: {len(levels) - 1} poolings need "
                 f"at least {smallest} pixels; use a larger size or fewer branches"
             )
         self.config: dict[str, object] = {}
         self.size, self.channels, self.keypoints, self.upsampling = size, channels, keypoints, upsampling
+        self.fold = fold
         self.layout = torch.channels_last  # of the maps in memory: the fast one on CPUs and GPUs
         self.fused = True  # tiled maps are never built; False computes the plain form, for comparison
         self.branch = nn.ModuleDict()  # by level; filled by the subclasses
         self.norm: nn.Module = NORMALISATIONS[norm]()
-        widths = [channels] + [level.trunk for level in levels]
+        widths = [channels * fold**2] + [level.trunk for level in levels]
         self.trunk = nn.ModuleList(
             Conv(widths[i], widths[i + 1], levels[i].trunk_kernel) for i in range(self.included[-1] + 1)
         )
@@ -112,7 +117,7 @@ class ScoreMapNet(nn.Module):
     def tile(self) -> int:
         """Side in cells of the squares over which a score is the same everywhere: more than 1 where the finest
         branches are masked out and what is left is tiled."""
-        factor, rest = divmod(self.size, self.sizes[self.included[0]])
+        factor, rest = divmod(self.size, self.fold * self.sizes[self.included[0]])
         return factor if self.upsampling == "tile" and not rest else 1
 
     def features(self, x: Tensor) -> list[Tensor]:
@@ -122,6 +127,8 @@ class ScoreMapNet(nn.Module):
                 f"expected images of shape (B, {self.channels}, {self.size}, {self.size}), got {tuple(x.shape)}"
             )
         maps: list[Tensor] = []
+        if self.fold > 1:
+            x = F.pixel_unshuffle(x, self.fold).contiguous(memory_format=self.layout)
         for i, conv in enumerate(self.trunk):
             x = torch.relu_(conv(pool(x) if i else x))
             maps.append(x)
@@ -170,8 +177,8 @@ class SumNet(ScoreMapNet):
 
     def __init__(self, levels: tuple[Level, ...], keypoints: int, *, alpha: str = "map", **shared: Any) -> None:
         super().__init__(levels, keypoints, **shared)
-        if self.upsampling == "learned":
-            raise InputError("upsampling='learned' belongs to RCN: use tile or bilinear")
+        if self.upsampling == "learned" or self.fold > 1:
+            raise InputError("upsampling='learned' and fold belong to RCN: use tile or bilinear, and no fold")
         for i in self.included:
             kernel = levels[i].branch[-1][1]
             widths = [levels[i].trunk] + [w for w, _ in levels[i].branch[:-1]]
@@ -237,7 +244,7 @@ class RCN(ScoreMapNet):
         for i in reversed(self.included):
             spec = list(levels[i].branch)
             if i == self.included[0]:
-                spec[-1] = (keypoints, spec[-1][1])
+                spec[-1] = (keypoints * self.fold**2, spec[-1][1])
             widths = [levels[i].trunk + received] + [w for w, _ in spec]
             self.branch[str(i)] = nn.ModuleList(
                 Conv(a, b, k) for a, b, (_, k) in zip(widths, widths[1:], spec, strict=False)
@@ -255,7 +262,7 @@ class RCN(ScoreMapNet):
             for conv in rest:
                 x = conv(torch.relu_(x))
             if i == self.included[0]:
-                return upsample(x, self.size, self.upsampling)
+                return upsample(F.pixel_shuffle(x, self.fold) if self.fold > 1 else x, self.size, self.upsampling)
             x = torch.relu_(x)
             if self.skip and coarse is not None:
                 x = torch.cat([x, upsample(coarse, self.sizes[i], self.upsampling)], dim=1)
