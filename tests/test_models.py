@@ -10,7 +10,7 @@ from recombinator.errors import InputError
 from recombinator.keypoints import FACE_5, FACE_68
 from recombinator.models import MODELS, create_model, model_names
 from recombinator.models.layers import Conv, conv_over_concat, upsample
-from recombinator.weights import Weights, load_weights, save_weights
+from recombinator.weights import Weights, load_weights, mirrored, save_weights
 
 PARAMETERS = {
     "sumnet-4": 99_112, "sumnet-5": 142_850, "sumnet-6": 186_588,
@@ -140,6 +140,22 @@ def test_fold_is_a_finest_level_that_sees_squares_of_pixels():
     with pytest.raises(InputError, match="fold"):
         create_model("sumnet-4", fold=2)
     assert create_model("rcn-4", size=16, fold=2, mask=(1, 1, 1, 0)).tile == 2
+
+
+def test_mirror_makes_a_network_that_knows_no_side(tmp_path):
+    net = create_model("rcn-5").eval()
+    path = tmp_path / "w.safetensors"
+    save_weights(path, Weights(net, FACE_5, "mtfl", [[0.5, 0.5]], {}))
+    both = mirrored(path)
+    x = images(2)
+    turned = net(x.flip(-1)).flip(-1)[:, FACE_5.mirrored]
+    torch.testing.assert_close(both.net(x), (net(x) + turned) / 2, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(both.net(x.flip(-1)).flip(-1)[:, FACE_5.mirrored], both.net(x), rtol=1e-4, atol=1e-4)
+    assert both.net.multiply_adds() == 2 * net.multiply_adds()
+    save_weights(path, both)
+    torch.testing.assert_close(load_weights(path).net(x), both.net(x))
+    with pytest.raises(InputError, match="mirror"):
+        create_model("rcn-5", mirror=[0, 0, 1, 2, 3])
 
 
 def test_initialisation_is_the_authors():

@@ -147,6 +147,22 @@ def average(weights: Sequence[str | os.PathLike[str]]) -> Weights:
     return Weights(first.net, first.keypoints, first.crop_rule, first.template, training)
 
 
+def mirrored(weights: str | os.PathLike[str]) -> Weights:
+    """The same network, which looks at each face and at its mirror image and averages the scores. Not calibrated.
+    Raises InputError for weights that are not an RCN's or a SumNet's, and for keypoints without mirror pairs."""
+    from recombinator.models import ScoreMapNet, create_model
+
+    loaded = load_weights(weights)
+    if not isinstance(loaded.net, ScoreMapNet):
+        raise InputError(f"{weights}: wants the weights of an RCN or a SumNet")
+    if not loaded.keypoints.mirror:
+        raise InputError(f"{weights}: its keypoints ({loaded.keypoints.name}) have no left and right to exchange")
+    config: dict[str, Any] = {**loaded.net.config, "mirror": loaded.keypoints.mirrored}
+    net = create_model(config.pop("name"), config.pop("keypoints"), **config)
+    net.load_state_dict(loaded.net.state_dict())
+    return Weights(net.eval(), loaded.keypoints, loaded.crop_rule, loaded.template, loaded.training)
+
+
 def read_pair(path: Path) -> dict[str, Any]:
     """The arguments of `join` in a small JSON file; parts are named relative to it. Raises InputError."""
     try:

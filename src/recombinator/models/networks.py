@@ -6,7 +6,7 @@ values 0..255 to (B, K, S, S) scores, the paper's pre-softmax maps.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, cast
@@ -68,6 +68,8 @@ class ScoreMapNet(nn.Module):
 
     A trunk convolution that only masked-out coarser branches would need is not built. With `fold` f the finest level
     works at S / f: f x f pixels enter as channels, and f x f cells of a score map leave as channels (beyond the paper).
+    With `mirror`, KeypointSet.mirrored, the answer outside of training is the mean of the scores of the image and of
+    its mirror image, at twice the cost (beyond the paper).
     """
 
     temperature = 1.0  # scores are divided by it where probabilities are wanted; weights files set it
@@ -75,6 +77,7 @@ class ScoreMapNet(nn.Module):
     def __init__(
         self, levels: tuple[Level, ...], keypoints: int, *, size: int = 80, channels: int = 1,
         mask: tuple[int, ...] | None = None, upsampling: str = "tile", norm: str = "image", fold: int = 1,
+        mirror: Sequence[int] = (),
     ) -> None:  # fmt: skip
         super().__init__()
         for label, value, known in (
@@ -89,6 +92,8 @@ class ScoreMapNet(nn.Module):
             raise InputError(
                 f"mask {mask} must have {len(levels)} entries 0 or 1, coarsest branch first, at least one of them 1"
             )
+        if mirror and sorted(mirror) != list(range(keypoints)):
+            raise InputError(f"mirror={list(mirror)} must name each of the {keypoints} keypoints, from 0, once")
         if fold < 1 or size % fold:
             raise InputError(f"fold={fold} must be 1 or more and divide the input size {size}")
         self.included = [i for i, on in enumerate(finest_first) if on]
@@ -103,7 +108,7 @@ class ScoreMapNet(nn.Module):
             )
         self.config: dict[str, object] = {}
         self.size, self.channels, self.keypoints, self.upsampling = size, channels, keypoints, upsampling
-        self.fold = fold
+        self.fold, self.mirror = fold, list(mirror)
         self.layout = torch.channels_last  # of the maps in memory: the fast one on CPUs and GPUs
         self.fused = True  # tiled maps are never built; False computes the plain form, for comparison
         self.branch = nn.ModuleDict()  # by level; filled by the subclasses
@@ -141,7 +146,11 @@ class ScoreMapNet(nn.Module):
         """(B, channels, S, S) images, 0..255, any real dtype -> (B, K, S, S) pre-softmax scores."""
         with torch.autocast(x.device.type, enabled=False):
             x = self.norm(x.float())
-        return self.scores(self.features(x.contiguous(memory_format=self.layout)))
+        scores = self.scores(self.features(x.contiguous(memory_format=self.layout)))
+        if not self.mirror or self.training:
+            return scores
+        turned = self.scores(self.features(x.flip(-1).contiguous(memory_format=self.layout)))
+        return (scores + turned.flip(-1)[:, self.mirror]) / 2
 
     def branches(self) -> Iterator[tuple[int, list[Conv]]]:
         """(level, convolutions) of every included branch, finest first."""
@@ -165,7 +174,7 @@ class ScoreMapNet(nn.Module):
 
     def multiply_adds(self) -> int:
         """Per image, dense convolutions, zero padding counted; pooling, normalisation, upsampling not."""
-        return sum(row.multiply_adds for row in self.layers())
+        return sum(row.multiply_adds for row in self.layers()) * (2 if self.mirror else 1)
 
 
 class SumNet(ScoreMapNet):
