@@ -15,7 +15,7 @@ from typing import Any
 
 from recombinator.errors import InputError
 from recombinator.files import write_text
-from recombinator.study.plan import QUOTED, STUDIES, Run
+from recombinator.study.plan import QUOTED, QUOTED_COMMON, STUDIES, Run
 
 DOCUMENTS = ("README.md", "docs/*.md")
 _BLOCK = re.compile(r"(<!-- results: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -53,12 +53,18 @@ def _before(training: dict[str, Any]) -> str:
     return f" more, from the weights of {training['start']}" if training.get("start") else ""
 
 
+def _options(model: dict[str, Any]) -> str:
+    """What of a network differs from its name's, such as " (size 128, width 1.5, mirror)"."""
+    told = [k if k == "mirror" else f"{k} {v}" for k, v in model.items() if k not in ("name", "keypoints")]
+    return f" ({', '.join(told)})" if told else ""
+
+
 def aflw_table(results: dict[str, dict[str, Any]], ending: str = "-mtfl") -> str:
     """AFLW beside the paper's Table 2; `ending` of the results' names: "-mtfl" marks the finished networks."""
     rows = []
     found = {n: r for n, r in evaluations(results, "mtfl", "test").items() if n.endswith(ending)}
     for name, r in sorted(found.items(), key=lambda item: item[1]["nme_paper"]):
-        model, training = r["model"]["name"], r["training"]
+        model, training = r["model"]["name"] + _options(r["model"]), r["training"]
         low, high = r["nme_paper_ci95"]
         c_low, c_high = r["nme_ci95"]
         paper = PAPER_AFLW.get(model)
@@ -145,10 +151,6 @@ def card_table(results: dict[str, dict[str, Any]], name: str) -> str:
     return _markdown([name, ""], rows)
 
 
-# SPEC 8, Table 4: Common, 68 points, eye centres, with twice the training images that are here
-PAPER_COMMON = {"rcn-68": 4.70, "joint": 4.67}
-
-
 def common_table(results: dict[str, dict[str, Any]]) -> str:
     """300-W's Common set beside the paper's Table 4."""
     rows = []
@@ -157,7 +159,7 @@ def common_table(results: dict[str, dict[str, Any]]) -> str:
     for name, r in sorted(found.items(), key=lambda item: -item[1]["nme_paper"]):
         model = r["model"]["name"]
         training = r["training"].get("image", r["training"])
-        paper = PAPER_COMMON.get(model)
+        paper = QUOTED_COMMON.get(model, (None, None))[0]
         rows.append([
             f"[{name}](results/{name}.json)", f"{paper:.2f}" if paper else "-",
             "**{:.2f}** [{:.2f}, {:.2f}]".format(r["nme_paper"], *r["nme_paper_ci95"]),
@@ -167,6 +169,25 @@ def common_table(results: dict[str, dict[str, Any]]) -> str:
         ])  # fmt: skip
     header = ["network", "paper", "ours, paper's protocol", "ours, continuous", "outer eye corners", "49 points",
               "over 10 %", "AUC to 10 %", "training images"]  # fmt: skip
+    return _markdown(header, rows)
+
+
+def table4(results: dict[str, dict[str, Any]]) -> str:
+    """Common beside the paper's Table 4; rows of others are quoted from it. The paper had twice the training images."""
+    ours = {r["model"]["name"]: (name, r) for name, r in evaluations(results, "300w", "test").items()
+            if not r.get("occluded") and not r.get("int8")}  # fmt: skip
+    rows = []
+    for who, figures in QUOTED_COMMON.items():
+        paper = [f"{v:.2f}" if v else "-" for v in figures]
+        if who in ours:
+            name, r = ours[who]
+            own = "**{:.2f}** [{:.2f}, {:.2f}]".format(r["nme_paper"], *r["nme_paper_ci95"])
+            own_49 = f"{r['nme_paper_49']:.2f}"
+            rows.append([f"[{name}](results/{name}.json)", paper[0], own, f"{r['nme_paper'] - (figures[0] or 0):+.2f}",
+                         paper[1], own_49, f"{r['nme_paper_49'] - (figures[1] or 0):+.2f}"])  # fmt: skip
+        else:
+            rows.append([f"{who} (quoted)", paper[0], "-", "-", paper[1], "-", "-"])
+    header = ["method", "68 points: paper", "ours", "difference", "49 points: paper", "ours", "difference"]
     return _markdown(header, rows)
 
 
@@ -398,6 +419,7 @@ TABLES: dict[str, Callable[[dict[str, dict[str, Any]]], str]] = {
     "explorations": explorations_table,
     "speed": speed_table,
     "common": common_table,
+    "table4": table4,
     "joint": joint_table,
     "denoisers": denoiser_table,
     **{name: partial(study_table, name=name) for name in STUDIES},
