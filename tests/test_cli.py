@@ -51,6 +51,8 @@ def test_models_json():
         (["train", "rcn-4", "--data", "{faces}", "--out", "x", "--mask", "1,2"], "--mask 1,2"),
         (["train", "rcn-4", "--data", "{faces}", "--out", "x", "--recipe", "no"], "use one of fast, paper"),
         (["train", "rcn-4", "--data", "{faces}", "--out", "x", "--epochs", "0"], "--epochs"),
+        (["train", "rcn-4", "--data", "{faces}", "--out", "x", "--fold", "7"], "divide the input size"),
+        (["mirror", "denoiser-lite-300w", "--out", "x.safetensors"], "an RCN or a SumNet"),
         (["evaluate", "nothing", "--data", "{faces}/test.parquet"], "neither a weights file"),
         (["evaluate", "{faces}/test.parquet", "--data", "{faces}/test.parquet"], "not a readable safetensors file"),
         (["evaluate", "rcn-6-mtfl", "--data", "{faces}"], "a folder; give one of its tables"),

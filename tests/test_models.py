@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from recombinator.errors import InputError
-from recombinator.keypoints import FACE_5, FACE_68
+from recombinator.keypoints import FACE_5, FACE_68, KeypointSet
 from recombinator.models import MODELS, create_model, model_names
 from recombinator.models.layers import Conv, conv_over_concat, upsample
 from recombinator.weights import Weights, load_weights, mirrored, save_weights
@@ -154,6 +154,10 @@ def test_mirror_makes_a_network_that_knows_no_side(tmp_path):
     assert both.net.multiply_adds() == 2 * net.multiply_adds()
     save_weights(path, both)
     torch.testing.assert_close(load_weights(path).net(x), both.net(x))
+    alone = KeypointSet("one", tuple("abcde"))
+    save_weights(path, Weights(net, alone, "mtfl", [[0.5, 0.5]], {}))
+    with pytest.raises(InputError, match="no left and right"):
+        mirrored(path)
     with pytest.raises(InputError, match="mirror"):
         create_model("rcn-5", mirror=[0, 0, 1, 2, 3])
 
