@@ -101,6 +101,8 @@ def test_two_processes_do_not_train_in_one_folder(small, faces5, tmp_path):
         told = []
         assert run.run_study("small", faces5, tmp_path, tmp_path / "runs", report=told.append) == 1  # b alone
         assert any("a: another process is at it" in t for t in told)
+        states = run.state("small", tmp_path / "elsewhere", tmp_path / "runs", None, 0)
+        assert [s["state"] for s in states] == ["running", "begun"]
         with pytest.raises(InputError, match="another process"):
             train("rcn-4", faces5, tmp_path / "runs" / "small" / "a", epochs=1)
     assert run.run_study("small", faces5, tmp_path, tmp_path / "runs") == 1

@@ -47,6 +47,17 @@ def held(folder: Path) -> Iterator[None]:
                 shutil.rmtree(folder)
 
 
+def is_held(folder: Path) -> bool:
+    """Whether another process holds `folder` now."""
+    if not (folder / ".lock").is_file():
+        return False
+    try:
+        with held(folder):
+            return False
+    except Busy:
+        return True
+
+
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Calls `write` with a temporary path beside `path`, then renames it into place."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -112,7 +112,7 @@ def list_studies(
     epochs: Annotated[int | None, typer.Option(min=1, help="of every run")] = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
 ) -> None:
-    """What exists, what is done, what is begun, and what the rest will cost here."""
+    """What exists, what is done, running or begun, and what the rest will cost here."""
     from recombinator.study import run
 
     for name, plan in STUDIES.items():
@@ -120,7 +120,7 @@ def list_studies(
         done = sum(r["state"] == "done" for r in rows)
         print(f"{name}: {plan.title}; {done} of {len(rows)} done")
         for row, one in zip(rows, plan.runs, strict=True):
-            epoch = f", epoch {row['epoch']}" if row["state"] == "begun" else ""
+            epoch = f", epoch {row['epoch']}" if row["state"] in ("begun", "running") else ""
             text = f"  {row['run']:24}{row['epochs']:3} epochs, {row['state']}{epoch}"
             if row["same"]:
                 text += f", from {row['same']}"

@@ -15,7 +15,7 @@ import torch
 from recombinator.data.table import load_table, read_info
 from recombinator.errors import InputError
 from recombinator.evaluation import evaluate, write_per_image
-from recombinator.files import Busy, copy_file, held, write_json, write_text
+from recombinator.files import Busy, copy_file, held, is_held, write_json, write_text
 from recombinator.provenance import provenance
 from recombinator.study.plan import STUDIES, Run, Study
 from recombinator.training.loop import Trainer
@@ -162,7 +162,7 @@ def cost(study: Study, run: Run, data: Path, epochs: int | None) -> float:
 
 
 def state(name: str, root: Path, runs: Path, epochs: int | None, seed: int) -> list[dict[str, Any]]:
-    """For each run of a study: "done", "begun" (with its finished epochs) or "open"; its epochs in all;
+    """For each run of a study: "done", "running", "begun" (with its finished epochs) or "open"; its epochs in all;
     STUDY/RUN it takes its result from, if any."""
     study, rows = get_study(name), []
     for run in study.runs:
@@ -171,5 +171,6 @@ def state(name: str, root: Path, runs: Path, epochs: int | None, seed: int) -> l
         epoch = len(begun.read_text(encoding="utf-8").splitlines()) if begun.is_file() else 0
         told = {"run": run.name, "epoch": epoch, "epochs": recipe.epochs, "same": run.same}
         done = finished(result_path(root, name, run), run, recipe, seed)
-        rows.append(told | {"state": "done" if done else "begun" if epoch else "open"})
+        now = "done" if done else "running" if is_held(runs / where) else "begun" if epoch else "open"
+        rows.append(told | {"state": now})
     return rows
