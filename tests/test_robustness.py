@@ -53,7 +53,7 @@ def test_from_the_command_line(faces5, tmp_path):
     out = tmp_path / "r.json"
     asked = ["study", "robustness", "rcn-6-mtfl", "--data", str(faces5 / "test.parquet"), "--out", str(tmp_path)]
     run = CliRunner().invoke(app, [*asked, "--json", str(out)])
-    assert run.exit_code == 0 and (tmp_path / "robustness.png").is_file(), run.output
+    assert run.exit_code == 0 and (tmp_path / "robustness-synthetic.png").is_file(), run.output
     rows = json.loads(out.read_text())["rows"]
     assert len(rows) == sum(len(values) for _, values, *_ in {**CROP, **PICTURE}.values())
     with pytest.raises(InputError, match="sees no image"):

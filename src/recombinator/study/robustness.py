@@ -121,7 +121,7 @@ def measure(
 
 
 def draw(told: dict[str, Any], folder: Path) -> list[Path]:
-    """A panel a disturbance, a line a network, as robustness.png and .pdf."""
+    """A panel a disturbance, a line a network, as robustness-DATASET.png and .pdf."""
     names = list(dict.fromkeys(r["disturbance"] for r in told["rows"]))
     figure = new_figure(9, 4.6)
     colours = dict(zip(dict.fromkeys(r["weights"] for r in told["rows"]), cycle(COLOURS), strict=False))
@@ -138,4 +138,4 @@ def draw(told: dict[str, Any], folder: Path) -> list[Path]:
     figure.axes[0].legend(fontsize=7)
     for axes in figure.axes[::4]:
         axes.set_ylabel("error, %", fontsize=8)
-    return save(figure, folder, "robustness")
+    return save(figure, folder, f"robustness-{told['data']['dataset']}")
