@@ -19,7 +19,7 @@ from recombinator.predict.detect import detector_by_name
 from recombinator.predict.face import Face
 from recombinator.predict.output import face_chip
 from recombinator.predict.predictor import load
-from recombinator.weights import shipped
+from recombinator.shipped import shipped_weights
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +100,7 @@ def test_resuming_keeps_chips_and_weights_apart(album, tmp_path):
     command(album / "deep" / "a.jpg", tmp_path, "--no-pictures", "--chips", 64, "--resume")
     assert {p.name for p in (tmp_path / "chips").iterdir()} == {"a.face1.png", "a-2.face1.png"}
     with pytest.raises(InputError, match="begun with the weights rcn-6-mtfl"):
-        command(album, tmp_path, "--resume", "--weights", str(shipped()["rcn-6-mtfl"]))
+        command(album, tmp_path, "--resume", "--weights", str(shipped_weights()["rcn-6-mtfl"]))
     (tmp_path / "photo.jpg").write_bytes(HOPPER.read_bytes())
     found = batch.find_photographs([tmp_path], tmp_path / "chips")
     assert found == [str(tmp_path / "photo.jpg")]

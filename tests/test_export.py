@@ -11,9 +11,10 @@ from recombinator.evaluation import evaluate
 from recombinator.export import export
 from recombinator.keypoints import FACE_5, FACE_68
 from recombinator.models import Joint, create_model
-from recombinator.predict.engine import OnnxEngine, TorchEngine, is_graph, load_engine, shipped_graphs
+from recombinator.predict.engine import OnnxEngine, TorchEngine, load_engine
 from recombinator.predict.predictor import load
-from recombinator.weights import Weights, load_weights, save_weights, shipped
+from recombinator.shipped import is_graph, shipped_graphs, shipped_weights
+from recombinator.weights import Weights, load_weights, save_weights
 
 SMALL = {"width": 0.2}
 
@@ -86,7 +87,7 @@ def test_maps_are_a_further_output(tmp_path):
 
 @pytest.mark.parametrize("name", [n for n in shipped_graphs() if not is_graph(n)] or ["none"])
 def test_what_ships_agrees_in_both_forms(name):
-    full = {n for n in shipped() if not n.startswith("denoiser")}
+    full = {n for n in shipped_weights() if not n.startswith("denoiser")}
     assert set(shipped_graphs()) == full | {f"{n}-int8" for n in full}
     graph, net = load_engine(name, "onnx"), load_engine(name, "torch")
     assert graph.about == net.about

@@ -22,11 +22,11 @@ from recombinator.keypoints import FACE_5
 from recombinator.models import DENOISERS, ScoreMapNet, create_model
 from recombinator.models.decode import maximum, subpixel
 from recombinator.models.denoiser import MapDenoiser, SpectralConv
-from recombinator.predict.engine import ENGINES, load_engine, shipped_graphs
+from recombinator.predict.engine import ENGINES, load_engine
 from recombinator.predict.predictor import load
+from recombinator.shipped import shipped_graphs, shipped_weights
 from recombinator.training.loop import Trainer
 from recombinator.training.recipe import bfloat16_is_fast, get_recipe
-from recombinator.weights import shipped
 
 Timed = Callable[[], object]
 BATCH = 32
@@ -124,7 +124,7 @@ def _shipped_jobs(name: str, threads: int) -> dict[str, tuple[Timed, float, str]
 
     photo = Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg"
     jobs: dict[str, tuple[Timed, float, str]] = {}
-    for engine in ENGINES if name in shipped() else ENGINES[:1]:  # an 8-bit graph has no weights of its own
+    for engine in ENGINES if name in shipped_weights() else ENGINES[:1]:  # an 8-bit graph has no weights of its own
         for n in sorted({1, threads}) if engine == "onnx" else (threads,):
             run = load_engine(name, engine, n)
             for batch in (1, 64):

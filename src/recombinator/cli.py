@@ -232,8 +232,8 @@ def evaluate(
     """Errors on a table, in the paper's protocol and in the continuous one; with --photos, detection included."""
     from recombinator import denoising, evaluation
     from recombinator.models import Denoiser
-    from recombinator.predict.engine import is_graph
     from recombinator.provenance import provenance
+    from recombinator.shipped import is_graph
     from recombinator.weights import load_weights
 
     per_image = json_out and json_out.with_name(f"{json_out.stem}.images.parquet")

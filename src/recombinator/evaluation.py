@@ -18,7 +18,8 @@ from recombinator.files import write_atomically
 from recombinator.keypoints import KeypointSet
 from recombinator.models import TCDCN, Joint, ScoreMapNet
 from recombinator.models.decode import answers
-from recombinator.predict.engine import ENGINES, Engine, is_graph, load_engine
+from recombinator.predict.engine import ENGINES, Engine, load_engine
+from recombinator.shipped import is_graph
 from recombinator.transforms.augment import COVERED, Augment, draw_samples
 from recombinator.weights import Weights
 

@@ -6,14 +6,13 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from recombinator.errors import InputError
 from recombinator.files import write_atomically, write_json
 from recombinator.keypoints import KeypointSet
-from recombinator.predict.engine import is_graph
+from recombinator.shipped import is_graph, shipped_weights
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -52,12 +51,6 @@ class Weights:
         self.net.temperature = temperature
 
 
-def shipped() -> dict[str, Path]:
-    """Weights inside the package, by name; a .json is a pair for `join`."""
-    folder = Path(str(resources.files("recombinator") / "weights_data"))
-    return {p.stem: p for p in sorted([*folder.glob("*.safetensors"), *folder.glob("*.json")])}
-
-
 def resolve(name_or_path: str | os.PathLike[str]) -> Path:
     """A shipped name, a weights file, or a run's folder (its best weights). Raises InputError if it is none."""
     text = os.fspath(name_or_path)
@@ -68,7 +61,7 @@ def resolve(name_or_path: str | os.PathLike[str]) -> Path:
         if (path / "best.safetensors").is_file():
             return path / "best.safetensors"
         raise InputError(f"{text}: a folder without best.safetensors; has its training finished an epoch?")
-    known = shipped()
+    known = shipped_weights()
     if text in known:
         return known[text]
     if is_graph(text):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import dataclass, field
-from importlib import resources
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,6 +13,7 @@ import numpy as np
 
 from recombinator.errors import InputError
 from recombinator.keypoints import KeypointSet
+from recombinator.shipped import shipped_graphs
 
 ENGINES = ("onnx", "torch")
 GRAPH_FORMAT = "recombinator-graph-3"
@@ -108,20 +108,6 @@ class TorchEngine:
         with torch.inference_mode():
             found = answers(self.net, torch.from_numpy(crops))
         return Found(*(getattr(found, name).numpy() for name in OUTPUTS))
-
-
-def shipped_graphs() -> dict[str, Path]:
-    """Exported graphs inside the package, by name."""
-    folder = Path(str(resources.files("recombinator") / "weights_data"))
-    return {p.stem: p for p in sorted(folder.glob("*.onnx"))}
-
-
-def is_graph(name_or_path: str | os.PathLike[str]) -> bool:
-    """True for an .onnx file, and for a name that ships in that form only."""
-    text = os.fspath(name_or_path)
-    graph = None if Path(text).exists() else shipped_graphs().get(text)
-    whole = graph and any(graph.with_suffix(kind).exists() for kind in (".safetensors", ".json"))
-    return text.endswith(".onnx") or (graph is not None and not whole)
 
 
 def load_engine(name_or_path: str | os.PathLike[str], engine: str | None = None, threads: int = 0) -> Engine:
