@@ -280,7 +280,7 @@ def test_learning_a_networks_own_errors(faces68, tmp_path):
         assert train("denoiser-lite", faces68, out, epochs=3, resume=True, **kind)["epochs"] == 3
     torch.manual_seed(0)
     save_weights(tmp_path / "tcdcn.safetensors", Weights(create_model("tcdcn-alone", 68), FACE_68, "300w", [], {}))
-    with pytest.raises(InputError, match="errors are learnt of an RCN"):
+    with pytest.raises(InputError, match="wants the weights of an RCN or a SumNet"):
         train("denoiser-lite", faces68, tmp_path / "no", epochs=1, errors_of=tmp_path / "tcdcn.safetensors", **kind)
     for changes in ({"corruption": "errors"}, {"errors_of": tmp_path / "teacher.safetensors"}):
         with pytest.raises(InputError, match="go together"):

@@ -15,6 +15,7 @@ from recombinator.errors import InputError
 from recombinator.evaluation import evaluate
 from recombinator.models.denoiser import BLANK
 from recombinator.training.loop import Trainer, copy_matching
+from recombinator.training.loss import distillation_loss
 from recombinator.training.recipe import FAST, PAPER, Recipe, get_recipe, make_optimiser, parse_changes
 from recombinator.training.run import train
 from recombinator.training.tasks import corrupted
@@ -41,6 +42,37 @@ def stop_after(epoch):
             raise Stop
 
     return report
+
+
+def test_a_small_network_learns_from_a_larger_one(faces5, tmp_path):
+    train("rcn-4", faces5, tmp_path / "large", epochs=1, **SMALL)
+    teacher = load_weights(tmp_path / "large").net
+    kind = dict(SMALL, teacher=tmp_path / "large", distil=1.0, batch=8, learning_rate=4e-3)
+    train("rcn-4", faces5, tmp_path / "small", epochs=2, **dict(kind, options={"size": 40, "width": 0.2, "fold": 2}))
+    train("rcn-4", faces5, tmp_path / "alone", epochs=2, **dict(SMALL, batch=8, learning_rate=4e-3, options={
+        "size": 40, "width": 0.2, "fold": 2}))  # fmt: skip
+    x = torch.rand(8, 1, 40, 40, generator=torch.Generator().manual_seed(0)) * 255
+    told = teacher(x)
+    mask = torch.ones(8, 5)
+    small, alone = (distillation_loss(load_weights(tmp_path / n).net(x), told, mask) for n in ("small", "alone"))
+    assert small < alone  # nearer to the teacher, whatever the truth
+    again = train("rcn-4", faces5, tmp_path / "small", epochs=3, resume=True, report=lambda line: None)
+    assert again["epochs"] == 3
+    for wrong, words in (({"options": {"size": 48}}, "of 40 pixels"), ({"distil": 2.0}, "between 0 and 1")):
+        with pytest.raises(InputError, match=words):
+            train("rcn-4", faces5, tmp_path / "no", epochs=1, **dict(kind, **wrong))
+    with pytest.raises(InputError, match="a teacher is for an RCN"):
+        train("tcdcn-alone", faces5, tmp_path / "no", epochs=1, **dict(kind, options={}))
+
+
+def test_the_loss_of_a_teachers_maps_is_a_cross_entropy():
+    scores, told = torch.randn(2, 3, 4, 4), torch.randn(2, 3, 4, 4)
+    mask = torch.tensor([[1.0, 1, 0], [1, 0, 1]])
+    slow = sum(
+        -float((told[i, k].flatten().softmax(0) * scores[i, k].flatten().log_softmax(0)).sum())
+        for i in range(2) for k in range(3) if mask[i, k]
+    )  # fmt: skip
+    assert float(distillation_loss(scores, told, mask)) == pytest.approx(3 * slow / 4, rel=1e-5)
 
 
 @pytest.mark.parametrize("recipe", ["fast", "paper"])

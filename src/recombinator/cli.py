@@ -167,6 +167,7 @@ def train(
     channels: Annotated[int | None, typer.Option(help="1 for grey, 3 for RGB")] = None,
     start: Annotated[str | None, typer.Option(help="weights to start from, where shapes agree")] = None,
     errors_of: Annotated[str | None, typer.Option(help="denoiser: weights whose errors it learns to mend")] = None,
+    teacher: Annotated[str | None, typer.Option(help="trained weights whose maps this network learns too")] = None,
     sets: Annotated[list[str] | None, typer.Option("--set", help="any field of the recipe, as NAME=VALUE")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="so many images, drawn from the table")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
@@ -204,8 +205,8 @@ def train(
         try:
             summary = run.train(
                 model, data, out, recipe=recipe, seed=seed, resume=resume, device=device, start=start, limit=limit,
-                errors_of=errors_of, options=options, tensorboard=tensorboard, notice=warn, report=report,
-                step_done=advance, **changes,
+                errors_of=errors_of, teacher=teacher, options=options, tensorboard=tensorboard, notice=warn,
+                report=report, step_done=advance, **changes,
             )  # fmt: skip
         except KeyboardInterrupt:
             warn(f"stopped; finished epochs are in {out}: the same command with --resume goes on")

@@ -51,7 +51,7 @@ class Trainer:
     def __init__(
         self, model: str, train: FaceTable, valid: FaceTable, out: Path, recipe: Recipe, *, seed: int = 0,
         device: str = "cpu", options: dict[str, Any] | None = None, start: Path | None = None,
-        errors_of: Path | None = None,
+        errors_of: Path | None = None, teacher: Path | None = None,
     ) -> None:  # fmt: skip
         self.train_table, self.valid_table, self.out, self.recipe, self.seed = train, valid, out, recipe, seed
         self.device = torch.device(device)
@@ -64,15 +64,16 @@ class Trainer:
         self.net.to(self.device, memory_format=torch.channels_last)
         self.optimiser = make_optimiser(recipe, self.net)
         self.task: FromPixels | FromPoints
+        scored = isinstance(self.net, ScoreMapNet)
+        if teacher and (not scored or load_weights(teacher).keypoints.names != train.info.keypoints.names):
+            raise InputError(f"{teacher}: a teacher is for an RCN or a SumNet, and of the table's keypoints")
+        learnt_from = _score_map_net(errors_of or teacher)
         if isinstance(self.net, Denoiser):
-            teacher = load_weights(errors_of).net if errors_of else None
-            if teacher is not None and not isinstance(teacher, ScoreMapNet):
-                raise InputError(f"{errors_of}: errors are learnt of an RCN or a SumNet, which these weights are not")
-            self.task = FromPoints(self.net, train, valid, recipe, self.device, teacher)
+            self.task = FromPoints(self.net, train, valid, recipe, self.device, learnt_from)
         elif isinstance(self.net, TCDCN):
             self.task = Regression(self.net, train, valid, recipe, self.device)
         else:
-            self.task = FromPixels(self.net, train, valid, recipe, self.device)
+            self.task = FromPixels(self.net, train, valid, recipe, self.device, learnt_from)
         self.steps = math.ceil(len(train) / recipe.batch)
         self.at = Position()
         self.asked = {
@@ -80,6 +81,7 @@ class Trainer:
             "validation_data": valid.fingerprint, "dataset": train.info.dataset, "images": len(train),
             "validation_images": len(valid),
             "start": str(start) if start else None, "errors_of": str(errors_of) if errors_of else None,
+            "teacher": str(teacher) if teacher else None,
         }  # fmt: skip
 
     # ---- one epoch -------------------------------------------------------------------------------------------
@@ -178,7 +180,7 @@ class Trainer:
 
     def _check_same(self, meta: dict[str, Any]) -> None:
         now = json.loads(json.dumps(self.asked))
-        for what in ("model", "seed", "data", "validation_data", "errors_of"):
+        for what in ("model", "seed", "data", "validation_data", "errors_of", "teacher"):
             if meta.get(what) != now[what]:
                 raise InputError(f"{self.out}: was started with {what} {meta.get(what)}, not {now[what]}")
         # by way of Recipe: a field that is newer than the run has its default there
@@ -236,6 +238,14 @@ class Trainer:
         }  # fmt: skip
         write_json(self.out / "summary.json", summary)
         return summary
+
+
+def _score_map_net(weights: Path | None) -> ScoreMapNet | None:
+    """The network whose answers another one learns from."""
+    net = load_weights(weights).net if weights else None
+    if net is not None and not isinstance(net, ScoreMapNet):
+        raise InputError(f"{weights}: wants the weights of an RCN or a SumNet to learn from")
+    return net
 
 
 def read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

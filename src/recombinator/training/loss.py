@@ -36,6 +36,13 @@ def softmax_loss(scores: Tensor, points: Tensor, mask: Tensor, sigma: float = 0.
     return _CrossEntropy.apply(scores, x, y, share)
 
 
+def distillation_loss(scores: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
+    """Cross-entropy of the maps' distributions with a teacher's, in the place and scale of `softmax_loss` (Hinton,
+    Vinyals, Dean, 2015; without their temperature). scores, teacher (B, K, S, S), mask (B, K)."""
+    terms = (teacher.flatten(2).softmax(dim=2) * scores.flatten(2).log_softmax(dim=2)).sum(dim=2)
+    return masked_sum(-terms, mask)
+
+
 class _CrossEntropy(torch.autograd.Function):
     """sum of share * (logsumexp(scores) - sum(y x scores)), the targets as outer products of rows and columns.
 

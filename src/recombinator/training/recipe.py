@@ -37,6 +37,7 @@ class Recipe:
     shuffle: bool = True
     precision: str = "auto"  # "auto" | "bfloat16" | "float32"
     patience: int = 0  # epochs without a better validation error before stopping; 0: never
+    distil: float = 0.5  # with a teacher: share of the loss that is learnt from its maps
     corrupt: int = 35  # denoiser: points of a face that are corrupted
     corruption: str = "uniform"  # denoiser: one of CORRUPTIONS
     auxiliary: float = 0.01  # tcdcn: weight of each attribute's loss
@@ -52,6 +53,8 @@ class Recipe:
         ):  # fmt: skip
             if value not in known:
                 raise InputError(f"{label}={value!r} is not known: use one of {', '.join(known)}")
+        if not 0 <= self.distil <= 1:
+            raise InputError(f"distil={self.distil} must lie between 0 and 1")
         if self.epochs < 1 or self.batch < 1:
             raise InputError(f"epochs ({self.epochs}) and batch ({self.batch}) must be 1 or more")
 

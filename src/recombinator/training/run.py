@@ -33,7 +33,7 @@ def train(
     limit: int | None = None, options: dict[str, Any] | None = None, tensorboard: bool = False,
     notice: Callable[[str], None] = print, report: Callable[[dict[str, Any]], None] = print,
     step_done: Callable[[int, int], None] = lambda i, n: None, errors_of: str | os.PathLike[str] | None = None,
-    **changes: Any,
+    teacher: str | os.PathLike[str] | None = None, **changes: Any,
 ) -> dict[str, Any]:  # fmt: skip
     """Trains `model` on DATA/train.parquet, choosing the epoch on DATA/valid.parquet; writes everything to OUT.
 
@@ -41,6 +41,7 @@ def train(
     options: of `create_model`. start: weights to begin from where shapes agree. limit: so many images
     drawn from the table (a smaller number is a part of a larger).
     errors_of: the network for images whose errors a denoiser learns (recipe corruption "errors" or "mixed").
+    teacher: a trained RCN or SumNet, whose score maps are learnt beside the true points (recipe `distil`).
     resume: go on where OUT stopped, with its recipe, seed and options; what is given here must agree, but epochs may
     grow. report: called with each epoch's metrics; notice: with what the user should know. Returns the summary.
 
@@ -58,6 +59,7 @@ def train(
             options = {k: v for k, v in before["model"].items() if k not in ("name", "keypoints")} | (options or {})
             seed = before["seed"] if seed is None else seed
             errors_of = before.get("errors_of") if errors_of is None else errors_of
+            teacher = before.get("teacher") if teacher is None else teacher
             if recipe is None:
                 recipe = changed(Recipe.from_dict(before["recipe"]), **changes)
         chosen = recipe if isinstance(recipe, Recipe) else get_recipe(recipe or "fast", model, **changes)
@@ -69,6 +71,7 @@ def train(
         trainer = Trainer(
             model, faces, valid, target, chosen, seed=seed or 0, device=_pick_device(device), options=options,
             start=resolve(start) if start else None, errors_of=resolve(errors_of) if errors_of else None,
+            teacher=resolve(teacher) if teacher else None,
         )  # fmt: skip
         if resume:
             trainer.restore(notice)

@@ -17,7 +17,7 @@ from recombinator.evaluation import evaluate_table, fixed_samples
 from recombinator.models import TCDCN, Denoiser, Joint, ScoreMapNet
 from recombinator.models.decode import maximum
 from recombinator.models.denoiser import BLANK, PointDenoiser
-from recombinator.training.loss import LOSSES, masked_sum, softmax_loss, target_cells
+from recombinator.training.loss import LOSSES, distillation_loss, masked_sum, softmax_loss, target_cells
 from recombinator.training.recipe import Recipe, bfloat16_is_fast
 from recombinator.transforms.augment import draw_points, draw_samples
 
@@ -47,13 +47,20 @@ class Task:
 
 
 class FromPixels(Task):
-    """Eq. 2 for SumNet and RCN."""
+    """Eq. 2 for SumNet and RCN. `teacher`: a network whose maps count beside the truth, by the recipe's `distil`."""
 
     def __init__(
-        self, net: ScoreMapNet | TCDCN, table: FaceTable, valid: FaceTable, recipe: Recipe, device: torch.device
-    ) -> None:
+        self, net: ScoreMapNet | TCDCN, table: FaceTable, valid: FaceTable, recipe: Recipe, device: torch.device,
+        teacher: ScoreMapNet | None = None,
+    ) -> None:  # fmt: skip
         super().__init__(table, valid, recipe, net.size, device)
         self.net = net
+        if teacher and (teacher.keypoints, teacher.size, teacher.channels) != (net.keypoints, net.size, net.channels):
+            raise InputError(
+                f"the teacher finds {teacher.keypoints} keypoints in {teacher.channels} channels of {teacher.size} "
+                f"pixels, this network {net.keypoints} in {net.channels} of {net.size}"
+            )
+        self.teacher = teacher.eval().to(device, memory_format=torch.channels_last) if teacher else None  # type: ignore
         self.forward: Forward = torch.compile(net) if device.type == "cuda" else net
         self.bfloat16 = recipe.precision == "bfloat16" or (recipe.precision == "auto" and bfloat16_is_fast(device))
 
@@ -69,7 +76,12 @@ class FromPixels(Task):
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
             scores = self.forward(inputs)
         scores = scores.to(torch.float32, memory_format=torch.contiguous_format)
-        return LOSSES[recipe.loss](scores, points, mask, recipe.sigma)
+        loss = LOSSES[recipe.loss](scores, points, mask, recipe.sigma)
+        if self.teacher is None:
+            return loss
+        with torch.no_grad(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
+            told = self.teacher(inputs).to(torch.float32, memory_format=torch.contiguous_format)
+        return (1 - recipe.distil) * loss + recipe.distil * distillation_loss(scores, told, mask)
 
     def validate(self) -> dict[str, float]:
         """Errors in percent on the set that is jittered and occluded once, by the recipe's ranges (SPEC 7 row 7), and
