@@ -94,7 +94,13 @@ def aflw_table(results: dict[str, dict[str, Any]], ending: str = "-mtfl") -> str
     return _markdown(header, rows)
 
 
-CARDS = {"rcn-6-mtfl": "AFLW", "rcn-68-300w": "300-W Common", "joint-68-300w": "300-W Common"}
+CARDS = {
+    "rcn-6-mtfl": "AFLW",
+    "rcn-6-fast-mtfl": "AFLW",
+    "rcn-6-wide-mtfl": "AFLW",
+    "rcn-68-300w": "300-W Common",
+    "joint-68-300w": "300-W Common",
+}
 
 
 def _trained(training: dict[str, Any]) -> list[list[str]]:
