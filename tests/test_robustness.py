@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 from recombinator.cli import app
 from recombinator.data.table import load_table
 from recombinator.errors import InputError
+from recombinator.study.render import robustness_table
 from recombinator.study.robustness import CROP, PICTURE, measure, samples
 
 
@@ -60,3 +61,13 @@ def test_from_the_command_line(faces5, tmp_path):
         measure(["denoiser-lite-300w"], faces5 / "test.parquet")
     with pytest.raises(InputError, match="are not those of"):
         measure(["rcn-68-300w"], faces5 / "test.parquet")
+
+
+def test_the_table_shows_both_ends_and_the_undisturbed_for_every_network():
+    errors = {"a": (9.0, 4.0, 8.0), "runs/b": (7.0, 3.0, 6.0)}
+    rows = [
+        {"disturbance": "scale", "unit": "times", "value": v, "weights": w, "nme": errors[w][i]}
+        for i, v in enumerate((0.7, 1, 1.3)) for w in errors
+    ]  # fmt: skip
+    told = {"kind": "robustness", "images": 2, "data": {"dataset": "mtfl"}, "rows": rows}
+    assert "| scale, 0.7 to 1.3 times | a: 9.0 / 4.0 / 8.0; b: 7.0 / 3.0 / 6.0 |" in robustness_table({"x": told})

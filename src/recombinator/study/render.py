@@ -396,7 +396,7 @@ def robustness_table(results: dict[str, dict[str, Any]]) -> str:
     for name, r in ((n, r) for n, r in results.items() if r.get("kind") == "robustness"):
         for kind in dict.fromkeys(row["disturbance"] for row in r["rows"]):
             told = [row for row in r["rows"] if row["disturbance"] == kind]
-            values = [row["value"] for row in told]
+            values = list(dict.fromkeys(row["value"] for row in told))
             cells = []
             for who in dict.fromkeys(row["weights"] for row in told):
                 line = [row["nme"] for row in told if row["weights"] == who]
