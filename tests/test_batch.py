@@ -70,7 +70,7 @@ def test_a_folder_in_every_format(album, tmp_path):
     x, y, visible = coco["annotations"][0]["keypoints"][:3]
     assert (x + 0.5, y + 0.5, visible) == (pytest.approx(first[0]["x"]), pytest.approx(first[0]["y"]), 2)
     assert coco["images"][0]["width"] == lines[0]["width"] and coco["categories"][0]["keypoints"][2] == "nose"
-    assert sorted(p.name for p in (tmp_path / "pts").iterdir()) == ["a_1.pts", "a_2.pts", "b_1.pts"]
+    assert sorted(p.name for p in (tmp_path / "pts").iterdir()) == ["a-2_1.pts", "a_1.pts", "b_1.pts"]
     text = (tmp_path / "pts" / "a_1.pts").read_text().splitlines()
     assert float(text[3].split()[0]) == pytest.approx(first[0]["x"] + 1)
     assert {p.name for p in tmp_path.glob("*.png")} == {"a.keypoints.png", "a-2.keypoints.png", "b.keypoints.png"}
@@ -129,9 +129,15 @@ def test_boxes_from_a_file_and_detectors_by_name(album, tmp_path):
     table.write_text(f"file,x,y,width,height\n{album / 'a.jpg'},150,110,220,220\n{album / 'a.jpg'},140,100,240,240\n")
     run = command(album / "a.jpg", tmp_path / "out", "--boxes", table)
     assert run.exit_code == 0 and "2 faces in 1 photographs" in run.output
-    table.write_text("file,x,y,width,height\na.jpg,1,2,3,b\n")
-    with pytest.raises(InputError, match=r"boxes.csv:2"):
-        batch.read_boxes(table)
+    table.write_text("file,x,y,width,height\na.jpg,1,2,30,40\n")
+    with pytest.raises(InputError, match="it names them as this command does, such as .*/a.jpg"):
+        command(album, tmp_path / "x", "--boxes", table)
+    with pytest.raises(InputError, match="two ways to say the same"):
+        command(album, tmp_path / "x", "--boxes", table, "--box", "1,2,3,4")
+    for bad in ("3,b", "3,nan", "3,-4"):
+        table.write_text(f"file,x,y,width,height\na.jpg,1,2,{bad}\n")
+        with pytest.raises(InputError, match=r"boxes.csv:2"):
+            batch.read_boxes(table)
     table.write_text("file,x\n")
     with pytest.raises(InputError, match=r"boxes.csv:1: wants the columns"):
         batch.read_boxes(table)
@@ -142,5 +148,7 @@ def test_boxes_from_a_file_and_detectors_by_name(album, tmp_path):
     for name, message in bad:
         with pytest.raises(InputError, match=message):
             detector_by_name(name)
+    with pytest.raises(InputError, match="between 0 and 1"):
+        load("rcn-6-mtfl").predict(HOPPER, min_confidence=float("nan"))
     with pytest.raises(InputError, match="format 'xml' is not known"):
         command(album, tmp_path / "x", "--format", "xml")

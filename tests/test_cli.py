@@ -53,6 +53,11 @@ def test_models_json():
         (["train", "rcn-4", "--data", "{faces}", "--out", "x", "--epochs", "0"], "--epochs"),
         (["train", "rcn-4", "--data", "{faces}", "--out", "x", "--fold", "7"], "divide the input size"),
         (["mirror", "denoiser-lite-300w", "--out", "x.safetensors"], "an RCN or a SumNet"),
+        (["mirror", "rcn-6-mtfl", "--out", "x.onnx"], "x.onnx: wants a name that ends in .safetensors"),
+        (["export", "rcn-6-mtfl", "--onnx", "{faces}"], "is a folder; give a file's name"),
+        (["track", "a.mp4", "--out", "x.csv", "--detector", "none"], "--detector none"),
+        (["predict", "a.jpg", "--out", "{faces}/test.parquet"], "is a file; give a folder's name"),
+        (["predict", "a.jpg", "--out", "x", "--chips", "100000"], "chips"),
         (["evaluate", "nothing", "--data", "{faces}/test.parquet"], "neither a weights file"),
         (["evaluate", "{faces}/test.parquet", "--data", "{faces}/test.parquet"], "not a readable safetensors file"),
         (["evaluate", "rcn-6-mtfl", "--data", "{faces}"], "a folder; give one of its tables"),
@@ -168,8 +173,8 @@ def test_a_command_that_lacks_its_extra_says_which(tmp_path):
         "from recombinator.cli import main; sys.argv = ['recombinator', *sys.argv[1:]]; main()"
     )
     for arguments, words in (
-        (["models"], "needs torch: pip install 'recombinator[train]'"),
-        (["train", "rcn-4", "--data", "x", "--out", "y"], "recombinator[train]"),
+        (["models"], "needs torch; in the checkout: pip install '.[train]'"),
+        (["train", "rcn-4", "--data", "x", "--out", "y"], "pip install '.[train]'"),
     ):
         done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, cwd=tmp_path)
         assert done.returncode == 2 and words in done.stderr and "Traceback" not in done.stderr

@@ -153,6 +153,8 @@ def test_mirror_makes_a_network_that_knows_no_side(tmp_path):
     torch.testing.assert_close(both.net(x.flip(-1)).flip(-1)[:, FACE_5.mirrored], both.net(x), rtol=1e-4, atol=1e-4)
     assert both.net.multiply_adds() == 2 * net.multiply_adds()
     save_weights(path, both)
+    with pytest.raises(InputError, match="already"):
+        mirrored(path)
     torch.testing.assert_close(load_weights(path).net(x), both.net(x))
     alone = KeypointSet("one", tuple("abcde"))
     save_weights(path, Weights(net, alone, "mtfl", [[0.5, 0.5]], {}))

@@ -66,6 +66,7 @@ def test_inferred_sets(tmp_path):
         return infer_keypoints(tmp_path / name, normaliser)
 
     assert infer("a.csv", "file,x1,x2,x3,y1,y2,y3\na,1,2,3,4,5,6\n").names == ("1", "2", "3")
+    assert infer("a.csv", "file,keypoint,x,y\na,p,1,2\na,q,1,2\na,p,3,4\n").names == ("p", "q")
     assert infer("a.json", '[{"file": "a", "points": [[1, 2], [3, 4]]}]').names == ("1", "2")
     assert infer("a.json", '{"annotations": [{"keypoints": [1, 2, 2, 3, 4, 2]}]}').names == ("1", "2")
     five = "".join(f"a,1,{n},1,2\n" for n in FACE_5.names)
@@ -73,6 +74,8 @@ def test_inferred_sets(tmp_path):
     for name, text, normaliser, message in (
         ("c.csv", "keypoint,x,y\n", None, "no face"), ("c.json", "{", None, "cannot be read"),
         ("c.json", "[]", None, "no face"), ("d.csv", "keypoint,x,y\na,1,2\nb,3,4\n", "a,c", "--normaliser a,c"),
+        ("d.csv", "keypoint,x,y\na,1,2\nb,3,4\n", "a,a", "two different"),
+        ("e.csv", "file;keypoint;x;y\na;b;1;2\n", None, "e.csv:1: wants the columns file, keypoint, x, y"),
     ):  # fmt: skip
         with pytest.raises(InputError, match=message):
             infer(name, text, normaliser)

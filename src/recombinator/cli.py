@@ -12,9 +12,9 @@ from typing import Annotated, Any
 import typer
 
 from recombinator.console import progress, warn
-from recombinator.errors import InputError
+from recombinator.errors import InputError, remedy
 from recombinator.files import write_json
-from recombinator.options import Data, Table, not_over
+from recombinator.options import Data, Table, not_over, to_file, to_folder
 from recombinator.study.commands import study
 
 DEFAULT_WEIGHTS = "rcn-6-mtfl"
@@ -78,7 +78,11 @@ def prepare_own(
     quality: Quality = 95,
     strict: Annotated[bool, typer.Option("--strict", help="stop at the first that cannot be used")] = False,
 ) -> None:
-    """Your own keypoints, of faces or of anything: a file of points and the images it names."""
+    """Your own keypoints, of faces or of anything: a file of points and the images it names.
+
+    CSV: columns file, keypoint, x, y (a row a point; face too, where a photograph has several), or file, x1, y1, x2, y2
+    and so on (a row a face). JSON: what `predict` writes, objects with file and points, or COCO keypoints.
+    """
     from recombinator.data.own import prepare_points
 
     with progress("preparing") as advance:
@@ -117,6 +121,7 @@ def models(
 ) -> None:
     """The networks, with parameters and multiply-adds an image."""
     from recombinator.models import catalogue
+    from recombinator.shipped import shipped_graphs, shipped_weights
 
     rows = catalogue(keypoints, size)
     if as_json:
@@ -126,6 +131,7 @@ def models(
     for r in rows:
         side = f"{r['input']}x{r['input']}"
         print(f"{r['name']:14}{r['parameters']:>12,}{r['multiply_adds']:>16,}{side:>9}{r['keypoints']:>11}")
+    print(f"\ntrained, inside the package: {', '.join(sorted(shipped_weights() | shipped_graphs()))}")
 
 
 def _mask(text: str | None) -> tuple[int, ...] | None:
@@ -356,10 +362,12 @@ def predict(
     box: Annotated[list[str] | None, typer.Option(help="a face as x,y,width,height, in place of detection")] = None,
     boxes: Annotated[Path | None, typer.Option(help="CSV of faces: file, x, y, width, height")] = None,
     passes: Annotated[int, typer.Option(min=1, help="crops again from its own points after the first")] = 2,
-    min_confidence: Annotated[float | None, typer.Option(help="drop detections below it; 0 keeps all")] = None,
+    min_confidence: Annotated[
+        float | None, typer.Option(min=0, max=1, help="drop detections below it; 0 keeps all; default: the weights'")
+    ] = None,
     pictures: Annotated[bool, typer.Option("--pictures/--no-pictures", help="write annotated PNGs")] = True,
     numbers: Annotated[bool, typer.Option("--numbers", help="number the points in the pictures")] = False,
-    chips: Annotated[int, typer.Option(min=0, help="also write aligned faces of so many pixels")] = 0,
+    chips: Annotated[int, typer.Option(min=0, max=4096, help="also write aligned faces of so many pixels")] = 0,
     resume: Annotated[bool, typer.Option("--resume", help="leave out what an earlier run into OUT finished")] = False,
 ) -> None:
     """Every face's keypoints, in pixels of the photograph. Exit status 1 if a photograph could not be read."""
@@ -367,14 +375,23 @@ def predict(
     from recombinator.predict.detect import detector_by_name
     from recombinator.predict.output import as_table
 
+    to_folder(out)
     names = batch.find_photographs(photos, out)
     given = _parse_boxes(box)
-    if given and (len(names) > 1 or boxes):
+    if given and boxes:
+        raise InputError("--box and --boxes are two ways to say the same; give one of them")
+    if given and len(names) > 1:
         raise InputError("--box belongs to one photograph; give one photograph, or --boxes FILE for many")
     by_file = {names[0]: given} if given else batch.read_boxes(boxes) if boxes else None
     unmatched = sorted(set(by_file or {}) - set(names))
     if boxes and unmatched:
-        warn(f"{boxes}: {len(unmatched)} files are not among the photographs, such as {unmatched[0]}")
+        told = (
+            f"{boxes}: {len(unmatched)} of its files are not among the photographs, such as {unmatched[0]}; it names "
+            f"them as this command does, such as {names[0]}"
+        )
+        if len(unmatched) == len(by_file or {}):
+            raise InputError(told)
+        warn(told)
     loaded = predictor.load(weights, detector_by_name(detector), engine=engine)
     with progress("photographs") as advance:
         outcome = batch.predict_all(
@@ -389,7 +406,8 @@ def predict(
     if len(outcome.empty) > 20:
         warn(f"and no face in {len(outcome.empty) - 20} more")
     before = f", {outcome.skipped} done before" if outcome.skipped else ""
-    print(f"{outcome.faces} faces in {outcome.photographs} photographs{before}: {out / 'points.jsonl'}")
+    if outcome.photographs or outcome.skipped:
+        print(f"{outcome.faces} faces in {outcome.photographs} photographs{before}: {out / 'points.jsonl'}")
     for sentence in outcome.failed:
         warn(f"error: {sentence}")
     if outcome.failed:
@@ -415,6 +433,9 @@ def track(
     from recombinator.predict.detect import detector_by_name
     from recombinator.predict.track import Tracker, count_frames
 
+    to_file(out, ".jsonl", ".csv")
+    if detector == "none":
+        raise InputError("--detector none takes each frame for one face; track wants haar or yunet:MODEL.onnx")
     tracker = Tracker(predictor.load(weights, detector_by_name(detector), engine=engine), detect_every, smooth)
     total = min(count_frames(video) or 0, limit or 1 << 60)
     with progress("frames") as advance:
@@ -471,6 +492,7 @@ def export(
     """One ONNX graph: uint8 crop in; points, probabilities and covariances out."""
     from recombinator.export import export as write
 
+    to_file(onnx, ".onnx")
     write(weights, onnx, maps=maps, int8=int8)
     print(f"wrote {onnx}: {onnx.stat().st_size / 1e6:.2f} MB")
 
@@ -503,6 +525,7 @@ def join(
     """The joint model: an RCN's scores plus a denoiser's."""
     from recombinator import evaluation, weights
 
+    to_file(out, ".safetensors", ".json")
     if choose:
         tried = evaluation.choose_joint(weights.join(image, denoiser), choose)
         for row in tried:
@@ -527,8 +550,9 @@ def average(
     from recombinator.weights import average as mean
     from recombinator.weights import save_weights
 
+    to_file(out, ".safetensors")
     save_weights(out, mean(weights))
-    print(f"wrote {out}")
+    print(f"wrote {out}; next: recombinator calibrate {out} --data VALID.parquet --out {out}")
 
 
 @app.command()
@@ -539,8 +563,9 @@ def mirror(
     """The network that also looks at the mirror image: more precise, twice the time. Calibrate it anew."""
     from recombinator.weights import mirrored, save_weights
 
+    to_file(out, ".safetensors")
     save_weights(out, mirrored(weights))
-    print(f"wrote {out}")
+    print(f"wrote {out}; next: recombinator calibrate {out} --data VALID.parquet --out {out}")
 
 
 @app.command()
@@ -554,8 +579,7 @@ def calibrate(
     from recombinator.weights import read_pair, resolve, save_weights, write_pair
 
     not_over(data, out)
-    if out.suffix not in (".json", ".safetensors"):
-        raise InputError(f"--out {out}: wants a name that ends in .safetensors, or in .json for a pair")
+    to_file(out, ".safetensors", ".json")
     pair = read_pair(resolve(weights)) if out.suffix == ".json" else None  # raises where it is none
     done = calibration.calibrate(weights, data)
     if pair:
@@ -678,7 +702,7 @@ def main() -> None:
         extra = next((e for e, names in EXTRAS.items() if missing in names), None)
         if extra is None:
             raise
-        print(f"error: this command needs {missing}: pip install 'recombinator[{extra}]'", file=sys.stderr)
+        print(f"error: this command needs {missing}; {remedy(extra)}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from recombinator.data.table import load_table
-from recombinator.errors import InputError
+from recombinator.errors import InputError, remedy
 from recombinator.evaluation import fixed_samples
 from recombinator.files import write_atomically
 from recombinator.models import Denoiser, Joint, ScoreMapNet
@@ -59,7 +59,7 @@ def export(
         import onnx
         import onnxscript  # noqa: F401
     except ImportError:
-        raise InputError("export needs onnx and onnxscript: pip install 'recombinator[onnx]'") from None
+        raise InputError(f"export needs onnx and onnxscript; {remedy('onnx')}") from None
     loaded = load_weights(weights)
     net = loaded.net
     if isinstance(net, Denoiser):

@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from recombinator.errors import InputError
+from recombinator.errors import InputError, remedy
 from recombinator.predict.predictor import Predictor, load
 
 GRAPH, WEIGHTS = "model.onnx", "model.safetensors"
@@ -17,7 +17,7 @@ def _hub() -> Any:
     try:
         import huggingface_hub
     except ImportError:
-        raise InputError("the Hub needs huggingface_hub: pip install 'recombinator[hub]'") from None
+        raise InputError(f"the Hub needs huggingface_hub; {remedy('hub')}") from None
     return huggingface_hub
 
 

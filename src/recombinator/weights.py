@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from recombinator.errors import InputError
 from recombinator.files import write_atomically, write_json
 from recombinator.keypoints import KeypointSet
-from recombinator.shipped import is_graph, shipped_weights
+from recombinator.shipped import is_graph, shipped_graphs, shipped_weights
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -66,9 +66,8 @@ def resolve(name_or_path: str | os.PathLike[str]) -> Path:
         return known[text]
     if is_graph(text):
         raise InputError(f"{text}: an exported graph; this wants the weights it was exported from")
-    raise InputError(
-        f"{text}: neither a weights file, nor a run's folder, nor a name that ships ({', '.join(known) or 'none'})"
-    )
+    names = ", ".join(sorted(known | shipped_graphs())) or "none"
+    raise InputError(f"{text}: neither a weights file, nor a run's folder, nor a name that ships ({names})")
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
@@ -148,6 +147,8 @@ def mirrored(weights: str | os.PathLike[str]) -> Weights:
     loaded = load_weights(weights)
     if not isinstance(loaded.net, ScoreMapNet):
         raise InputError(f"{weights}: wants the weights of an RCN or a SumNet")
+    if loaded.net.mirror:
+        raise InputError(f"{weights}: looks at the mirror image already")
     if not loaded.keypoints.mirror:
         raise InputError(f"{weights}: its keypoints ({loaded.keypoints.name}) have no left and right to exchange")
     config: dict[str, Any] = {**loaded.net.config, "mirror": loaded.keypoints.mirrored}

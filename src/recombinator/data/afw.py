@@ -12,7 +12,7 @@ from recombinator.data.crops import FILE_ORIGIN, GRID, RULES
 from recombinator.data.images import read_image
 from recombinator.data.rows import crop_row
 from recombinator.data.table import Row, TableInfo, write_splits
-from recombinator.errors import InputError
+from recombinator.errors import InputError, remedy
 from recombinator.keypoints import FACE_5
 
 _KEPT = [0, 1, 2, 3, 5]  # of eyes, nose, left, middle and right of the mouth
@@ -27,7 +27,7 @@ def read_annotations(path: Path) -> list[tuple[str, int, np.ndarray]]:
     try:
         import h5py
     except ImportError:
-        raise InputError("reading anno.mat needs h5py: pip install 'recombinator[afw]'") from None
+        raise InputError(f"reading anno.mat needs h5py; {remedy('afw')}") from None
     faces: list[tuple[str, int, np.ndarray]] = []
     try:
         with h5py.File(path, "r") as file:

@@ -52,9 +52,15 @@ def infer_keypoints(path: Path, normaliser: str | None = None) -> KeypointSet:
             if rows and "keypoint" in rows[0]:
                 about = [c for c in ABOUT if c != "confidence"]
                 first = [rows[0].get(c) for c in about]
-                names = [r["keypoint"].strip() for r in rows if [r.get(c) for c in about] == first]
+                names = [(r["keypoint"] or "").strip() for r in rows if [r.get(c) for c in about] == first]
+                names = list(dict.fromkeys(names))  # one that comes twice is told of with its line
             elif rows:
                 names = [str(i + 1) for i in range(sum(bool(re.fullmatch(r"[xX]_?\d+", c or "")) for c in rows[0]))]
+            if rows and not names:
+                raise InputError(
+                    f"{path}:1: wants the columns file, keypoint, x, y (a row a keypoint), or file, x1, y1, x2, y2 "
+                    f"and so on (a row a face), separated by commas; has {', '.join(reader.fieldnames)}"
+                )
         else:
             found: Any = json.loads(text.splitlines()[0] if path.suffix.lower() == ".jsonl" else text)
             found = found.get("photographs", found.get("annotations", found)) if isinstance(found, dict) else found
@@ -71,15 +77,15 @@ def infer_keypoints(path: Path, normaliser: str | None = None) -> KeypointSet:
     except (KeyError, IndexError, TypeError, AttributeError, StopIteration):
         names = []
     if not names:
-        raise InputError(f"{path}: no face with points in it (see `recombinator denoise --help` for the forms)")
+        raise InputError(f"{path}: no face with points in it (`recombinator prepare points --help` tells the forms)")
     known = next((s for s in KEYPOINT_SETS.values() if list(s.names) == names), None)
     if known:
         return known
     pair: tuple[tuple[int, ...], tuple[int, ...]] = ((), ())
     if normaliser:
         wanted = [n.strip() for n in normaliser.split(",")]
-        if len(wanted) != 2 or not set(wanted) <= set(names):
-            raise InputError(f"--normaliser {normaliser}: wants two of the names {', '.join(names[:12])}")
+        if len(set(wanted)) != 2 or len(wanted) != 2 or not set(wanted) <= set(names):
+            raise InputError(f"--normaliser {normaliser}: wants two different of {', '.join(names[:12])}")
         pair = ((names.index(wanted[0]),), (names.index(wanted[1]),))
     return KeypointSet(f"own-{len(names)}", tuple(names), mirror_pairs(tuple(names)), pair)
 
@@ -134,4 +140,6 @@ def prepare_points(
         strict=strict, drop=drop, advance=advance,
     )  # fmt: skip
     counts["dropped"] += len(dropped)
+    for split in (s for s in jobs if not counts[s]):
+        raise InputError(f"{source}: every face of the {split} split was dropped, for the reasons above; mend them")
     return counts

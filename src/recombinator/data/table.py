@@ -234,7 +234,7 @@ def read_info(path: str | os.PathLike[str]) -> TableInfo:
     if Path(path).is_dir():
         raise InputError(f"{path}: a folder; give one of its tables, such as {Path(path) / 'test.parquet'}")
     if not Path(path).is_file():
-        raise InputError(f"{path}: no such file; `recombinator prepare mtfl DIR OUT` writes tables")
+        raise InputError(f"{path}: no such file; `recombinator prepare` writes tables")
     try:
         found = pq.read_schema(path).metadata or {}
     except (pa.ArrowInvalid, OSError) as error:

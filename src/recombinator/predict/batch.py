@@ -207,7 +207,10 @@ def read_boxes(path: Path) -> dict[str, list[list[float]]]:
     found: dict[str, list[list[float]]] = {}
     for row in rows:
         try:
-            found.setdefault(row["file"], []).append([float(row[c]) for c in wanted[1:]])
+            box = [float(row[c]) for c in wanted[1:]]
         except (TypeError, ValueError):
-            raise InputError(f"{path}:{rows.line_num}: x, y, width and height must be numbers") from None
+            box = []
+        if not box or not np.isfinite(box).all() or min(box[2:]) <= 0:
+            raise InputError(f"{path}:{rows.line_num}: x, y, width and height must be numbers, the last two positive")
+        found.setdefault(row["file"], []).append(box)
     return found

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from recombinator.errors import InputError
+from recombinator.errors import InputError, remedy
 from recombinator.keypoints import KeypointSet
 from recombinator.shipped import shipped_graphs
 
@@ -132,7 +132,7 @@ def load_engine(name_or_path: str | os.PathLike[str], engine: str | None = None,
         raise InputError(f"{text}: has no exported graph; `recombinator export {text} --onnx FILE` writes one")
     if find_spec("torch") is None:
         known = ", ".join(shipped_graphs())
-        raise InputError(f"{text}: needs torch: pip install 'recombinator[train]', or use an exported graph ({known})")
+        raise InputError(f"{text}: needs torch, or an exported graph ({known}); {remedy('train')}")
     from recombinator.weights import load_weights
 
     return TorchEngine(load_weights(name_or_path), threads)

@@ -36,9 +36,11 @@ class Face:
     def probability_within(self, pixels: float) -> np.ndarray:
         """(K,) probability that the true point lies within so many image pixels of the highest cell, left or right and
         up or down: between the known squares a straight line, beyond the largest its own. Raises InputError without
-        them."""
+        them, and for a negative distance."""
         if self.within is None or self.reach is None:
             raise InputError("this face has one confidence a point only: its weights are not calibrated")
+        if not pixels >= 0:
+            raise InputError(f"pixels={pixels} must be 0 or more")
         steps = np.concatenate([[0.0], self.reach])
         return np.array([np.interp(pixels, steps, [0.0, *row]) for row in self.within])
 

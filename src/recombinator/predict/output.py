@@ -114,14 +114,11 @@ def _write_coco(lines: Path, out: Path, weights: str, keypoints: KeypointSet) ->
 def _write_pts(lines: Path, out: Path, weights: str, keypoints: KeypointSet) -> None:
     """A .pts file a face, as 300-W has them (data.w300.read_pts)."""
     origin = RULES["300w"].origin
-    taken: dict[str, int] = {}
     for record in records(lines):
-        stem = Path(record["file"]).stem
-        for face in record["faces"]:
-            taken[stem] = taken.get(stem, 0) + 1
+        for number, face in enumerate(record["faces"], 1):
             rows = "".join(f"{p['x'] + origin:.3f} {p['y'] + origin:.3f}\n" for p in face["keypoints"])
             text = f"version: 1\nn_points: {len(keypoints)}\n{{\n{rows}}}\n"
-            write_text(out / "pts" / f"{stem}_{taken[stem]}.pts", text)
+            write_text(out / "pts" / f"{record['stem']}_{number}.pts", text)
 
 
 Writer = Callable[[Path, Path, str, KeypointSet], None]

@@ -75,11 +75,13 @@ class Predictor:
         of the detector. passes: each pass after the first crops again from the last one's points by the training
         rule, so that the box's habits do not matter. min_confidence: a detected face whose keypoints' mean
         confidence is lower is taken for a false detection (by default
-            what the calibration found, else the crop rule's figure). search: where no face is found at
-            once, look for turned and tilted ones, eight times as long. An image without a face gives an empty list.
+        what the calibration found, else the crop rule's figure). search: where no face is found at
+        once, look for turned and tilted ones, eight times as long. An image without a face gives an empty list.
         """
         if passes < 1:
             raise InputError(f"passes={passes} must be 1 or more")
+        if min_confidence is not None and not 0 <= min_confidence <= 1:
+            raise InputError(f"min_confidence={min_confidence} must lie between 0 and 1")
         if isinstance(image, list | tuple | Iterator):
             if boxes is not None:
                 raise InputError("boxes belong to one image; give the images one by one")

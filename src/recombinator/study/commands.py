@@ -127,6 +127,7 @@ def list_studies(
             elif data and row["state"] != "done":
                 text += f", about {run.cost(plan, one, data, epochs) / 60:.0f} min"
             print(text)
+    print("figures: " + "; ".join(f"{name}: {title}" for name, (title, _) in FIGURES.items()))
 
 
 @study.command("render")

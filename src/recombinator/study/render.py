@@ -50,7 +50,9 @@ def evaluations(results: dict[str, dict[str, Any]], dataset: str, split: str) ->
 
 
 def _before(training: dict[str, Any]) -> str:
-    return f" more, from the weights of {training['start']}" if training.get("start") else ""
+    start = Path(training.get("start") or "")
+    name = start.stem if start.parent.name == "weights_data" else start  # one that shipped
+    return f" more, from the weights of {name}" if training.get("start") else ""
 
 
 def _options(model: dict[str, Any]) -> str:

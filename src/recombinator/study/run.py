@@ -40,7 +40,11 @@ def result_path(root: Path, study: str, run: Run) -> Path:
 
 
 def finished(path: Path, run: Run, recipe: Recipe, seed: int) -> bool:
-    """True where `path` holds the result of this very network, recipe and seed."""
+    """True where `path` holds the result of this very network, recipe and seed; for a run that takes its result from
+    another one, of that one's."""
+    if run.same:
+        study, _, name = run.same.partition("/")
+        run = next(r for r in get_study(study).runs if r.name == name)
     try:
         training = json.loads(path.read_text(encoding="utf-8"))["training"]
         model = {k: v for k, v in training["model"].items() if k != "keypoints"}

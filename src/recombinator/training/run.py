@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from recombinator.data.table import load_table
-from recombinator.errors import InputError
+from recombinator.errors import InputError, remedy
 from recombinator.files import held
 from recombinator.training.loop import Trainer, read_state
 from recombinator.training.recipe import Recipe, changed, get_recipe
@@ -80,7 +80,7 @@ def train(
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
-            raise InputError("TensorBoard is not installed: pip install 'recombinator[tensorboard]'") from None
+            raise InputError(f"TensorBoard is not installed; {remedy('tensorboard')}") from None
         with SummaryWriter(str(target / "tensorboard")) as writer:
 
             def both(line: dict[str, Any]) -> None:
