@@ -96,6 +96,29 @@ def aflw_table(results: dict[str, dict[str, Any]], ending: str = "-mtfl") -> str
     return _markdown(header, rows)
 
 
+BEYOND = ("rcn-6-mtfl", "rcn-6-mirror-mtfl", "rcn-6-fast-mtfl", "rcn-6-wide", "rcn-6-wide-mirror")
+
+
+def beyond_table(results: dict[str, dict[str, Any]]) -> str:
+    """Our own networks beside the paper's, with what they cost."""
+    from recombinator.models import create_model
+
+    rows = []
+    for name, r in ((n, results[n]) for n in BEYOND if n in results):
+        config = dict(r["model"])
+        net = create_model(config.pop("name"), config.pop("keypoints"), **config)
+        count = sum(p.numel() for p in net.parameters())
+        rows.append([
+            f"[{name}](results/{name}.json): {r['model']['name']}{_options(r['model'])}", f"{net.size}x{net.size}",
+            f"{count:,}", f"{net.multiply_adds() / 1e6:.0f}",
+            "**{:.2f}** [{:.2f}, {:.2f}]".format(r["nme_paper"], *r["nme_paper_ci95"]),
+            f"{r['nme']:.2f}", f"{r['nme_without_offset']:.2f}",
+        ])  # fmt: skip
+    header = ["network", "input, grid", "parameters", "million multiply-adds", "AFLW, paper's protocol",
+              "continuous", "without the offset"]  # fmt: skip
+    return _markdown(header, rows)
+
+
 CARDS = {
     "rcn-6-mtfl": "AFLW",
     "rcn-6-fast-mtfl": "AFLW",
@@ -422,6 +445,7 @@ def models_table(results: dict[str, dict[str, Any]]) -> str:
 
 TABLES: dict[str, Callable[[dict[str, dict[str, Any]]], str]] = {
     "aflw": aflw_table,
+    "beyond": beyond_table,
     "aflw-all": partial(aflw_table, ending=""),
     **{f"card-{name}": partial(card_table, name=name) for name in CARDS},
     "explorations": explorations_table,
