@@ -115,7 +115,7 @@ def test_only_maxima():
     [
         ("rcn-6", RELEASED, "five branches"),
         ("rcn-5-skip", RELEASED, "no skips"),
-        ("sumnet-4", {"upsampling": "learned"}, "belongs to RCN"),
+        ("sumnet-4", {"upsampling": "learned"}, "belong to RCN"),
     ],
 )
 def test_where_learned_upsampling_cannot_be(name, options, words):

@@ -88,7 +88,7 @@ def test_doubtful_detections_are_dropped_unless_asked_for(hopper):
 
     predictor = load("rcn-6-mtfl", detector=Two())
     assert len(predictor.predict(hopper, min_confidence=0.0)) == 2
-    assert len(predictor.predict(hopper)) == 1 and predictor.predict(hopper, min_confidence=1.1) == []
+    assert len(predictor.predict(hopper)) == 1 and predictor.predict(hopper, min_confidence=1.0) == []
 
 
 def test_no_face_is_an_empty_list(predictor):
