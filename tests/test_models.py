@@ -142,6 +142,11 @@ def test_fold_is_a_finest_level_that_sees_squares_of_pixels():
     assert create_model("rcn-4", size=16, fold=2, mask=(1, 1, 1, 0)).tile == 2
 
 
+def test_a_mirrored_network_costs_twice():
+    for name in ("rcn-5", "sumnet-5"):
+        assert create_model(name, mirror=FACE_5.mirrored).multiply_adds() == 2 * create_model(name).multiply_adds()
+
+
 def test_mirror_makes_a_network_that_knows_no_side(tmp_path):
     net = create_model("rcn-5").eval()
     path = tmp_path / "w.safetensors"

@@ -61,6 +61,10 @@ def test_a_small_network_learns_from_a_larger_one(faces5, tmp_path):
     for wrong, words in (({"options": {"size": 48}}, "of 40 pixels"), ({"distil": 2.0}, "between 0 and 1")):
         with pytest.raises(InputError, match=words):
             train("rcn-4", faces5, tmp_path / "no", epochs=1, **dict(kind, **wrong))
+    # what a denoiser learns from is no teacher of maps
+    for name, more in (("with", {"errors_of": tmp_path / "large"}), ("without", {})):
+        train("rcn-4", faces5, tmp_path / name, epochs=1, **SMALL, **more)
+    assert same(weights_of(tmp_path / "with"), weights_of(tmp_path / "without"))
     with pytest.raises(InputError, match="a teacher is for an RCN"):
         train("tcdcn-alone", faces5, tmp_path / "no", epochs=1, **dict(kind, options={}))
 

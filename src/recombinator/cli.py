@@ -13,8 +13,8 @@ import typer
 
 from recombinator.console import progress, warn
 from recombinator.errors import InputError, remedy
-from recombinator.files import write_json
-from recombinator.options import Data, Table, not_over, to_file, to_folder
+from recombinator.files import to_file, to_folder, write_json
+from recombinator.options import Data, Table, not_over
 from recombinator.study.commands import study
 
 DEFAULT_WEIGHTS = "rcn-6-mtfl"
@@ -433,7 +433,6 @@ def track(
     from recombinator.predict.detect import detector_by_name
     from recombinator.predict.track import Tracker, count_frames
 
-    to_file(out, ".jsonl", ".csv")
     if detector == "none":
         raise InputError("--detector none takes each frame for one face; track wants haar or yunet:MODEL.onnx")
     tracker = Tracker(predictor.load(weights, detector_by_name(detector), engine=engine), detect_every, smooth)
@@ -602,8 +601,8 @@ def reliability(
     from recombinator.provenance import provenance
 
     not_over(data, json_out, plot)
-    if plot and plot.suffix not in (".png", ".pdf"):
-        raise InputError(f"--plot {plot}: wants a name that ends in .png or .pdf")
+    if plot:
+        to_file(plot, ".png", ".pdf")
     told = calibration.report(weights, data, limit=limit)
     temperature = told["calibration"].get("temperature", 1.0)
     print(f"{weights} on {data}: {told['images']} images, temperature {temperature:g}; {told['protocol']}")
@@ -639,8 +638,7 @@ def denoise(
     from recombinator.denoising import repair
     from recombinator.weights import load_weights
 
-    if out.suffix.lower() not in (".csv", ".json"):
-        raise InputError(f"--out {out}: wants a name that ends in .csv or .json")
+    to_file(out, ".csv", ".json")
     if out.resolve() == points.resolve():
         raise InputError(f"--out {out}: would overwrite the input; choose another name")
     loaded, dropped = load_weights(weights), 0

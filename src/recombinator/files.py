@@ -58,6 +58,20 @@ def is_held(folder: Path) -> bool:
         return True
 
 
+def to_file(path: Path, *endings: str) -> None:
+    """Raises InputError for an output file whose name is a folder's, or does not end so."""
+    if path.is_dir():
+        raise InputError(f"{path}: is a folder; give a file's name that ends in {' or '.join(endings)}")
+    if path.suffix.lower() not in endings:
+        raise InputError(f"{path}: wants a name that ends in {' or '.join(endings)}")
+
+
+def to_folder(path: Path) -> None:
+    """Raises InputError for an output folder that is a file."""
+    if path.exists() and not path.is_dir():
+        raise InputError(f"{path}: is a file; give a folder's name")
+
+
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Calls `write` with a temporary path beside `path`, then renames it into place."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -152,7 +152,7 @@ def mirrored(weights: str | os.PathLike[str]) -> Weights:
     if not loaded.keypoints.mirror:
         raise InputError(f"{weights}: its keypoints ({loaded.keypoints.name}) have no left and right to exchange")
     config: dict[str, Any] = {**loaded.net.config, "mirror": loaded.keypoints.mirrored}
-    net = create_model(config.pop("name"), config.pop("keypoints"), **config)
+    net = create_model(**config)
     net.load_state_dict(loaded.net.state_dict())
     return Weights(net.eval(), loaded.keypoints, loaded.crop_rule, loaded.template, loaded.training)
 

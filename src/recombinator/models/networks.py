@@ -174,7 +174,10 @@ class ScoreMapNet(nn.Module):
 
     def multiply_adds(self) -> int:
         """Per image, dense convolutions, zero padding counted; pooling, normalisation, upsampling not."""
-        return sum(row.multiply_adds for row in self.layers()) * (2 if self.mirror else 1)
+        return self._multiply_adds_once() * (2 if self.mirror else 1)
+
+    def _multiply_adds_once(self) -> int:
+        return sum(row.multiply_adds for row in self.layers())
 
 
 class SumNet(ScoreMapNet):
@@ -203,8 +206,8 @@ class SumNet(ScoreMapNet):
     def tile(self) -> int:
         return super().tile if self.alpha.shape[-1] == 1 else 1
 
-    def multiply_adds(self) -> int:
-        return super().multiply_adds() + len(self.included) * self.keypoints * self.size**2  # alpha
+    def _multiply_adds_once(self) -> int:
+        return super()._multiply_adds_once() + len(self.included) * self.keypoints * self.size**2  # alpha
 
     def branch_maps(self, maps: list[Tensor]) -> list[Tensor]:
         """M^(r) of every included branch, finest first, each (B, K, S, S)."""

@@ -13,6 +13,7 @@ from typing import Any, TextIO
 import numpy as np
 
 from recombinator.errors import InputError
+from recombinator.files import to_file
 from recombinator.predict.face import draw_faces
 from recombinator.predict.track import Track, Tracker, frames
 
@@ -39,10 +40,9 @@ def write_track(
     to frame, root mean square, as a share of the face's box. Of a still scene that is the jitter, with and without
     smoothing. Raises InputError for names of the wrong kind.
     """
-    if out.suffix.lower() not in (".jsonl", ".csv"):
-        raise InputError(f"--out {out}: wants a name that ends in .jsonl or .csv")
-    if annotated and annotated.suffix.lower() != ".mp4":
-        raise InputError(f"--video {annotated}: wants a name that ends in .mp4")
+    to_file(out, ".jsonl", ".csv")
+    if annotated:
+        to_file(annotated, ".mp4")
     for path in (out, annotated):
         if path and path.resolve() == Path(source).resolve():
             raise InputError(f"{path}: would overwrite the video; choose another name")

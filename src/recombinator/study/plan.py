@@ -134,6 +134,14 @@ STUDIES["images"] = Study(
     epochs=20,
     shared={"learning_rate": 2e-3, "batch": 16, "degrees": 30, "turned": 0.0, "flip": True},
 )
+
+
+def run_at(place: str) -> tuple[str, Run]:
+    """ "STUDY/RUN" -> the study's name and the run."""
+    study, _, name = place.partition("/")
+    return study, next(r for r in STUDIES[study].runs if r.name == name)
+
+
 # SPEC 8, Table 3's other rows: quoted by the paper, never run here
 QUOTED = {
     "TSPM": (15.9, 14.3), "CDM": (13.1, 11.1), "ESR": (12.4, 10.4), "RCPR": (11.6, 9.3), "SDM": (8.5, 8.8),

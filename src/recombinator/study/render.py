@@ -15,7 +15,7 @@ from typing import Any
 
 from recombinator.errors import InputError
 from recombinator.files import write_text
-from recombinator.study.plan import QUOTED, QUOTED_COMMON, STUDIES, Run
+from recombinator.study.plan import QUOTED, QUOTED_COMMON, STUDIES, Run, run_at
 
 DOCUMENTS = ("README.md", "docs/*.md")
 _BLOCK = re.compile(r"(<!-- results: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -105,8 +105,7 @@ def beyond_table(results: dict[str, dict[str, Any]]) -> str:
 
     rows = []
     for name, r in ((n, results[n]) for n in BEYOND if n in results):
-        config = dict(r["model"])
-        net = create_model(config.pop("name"), config.pop("keypoints"), **config)
+        net = create_model(**r["model"])
         count = sum(p.numel() for p in net.parameters())
         rows.append([
             f"[{name}](results/{name}.json): {r['model']['name']}{_options(r['model'])}", f"{net.size}x{net.size}",
@@ -122,7 +121,6 @@ def beyond_table(results: dict[str, dict[str, Any]]) -> str:
 CARDS = {
     "rcn-6-mtfl": "AFLW",
     "rcn-6-fast-mtfl": "AFLW",
-    "rcn-6-wide-mtfl": "AFLW",
     "rcn-68-300w": "300-W Common",
     "joint-68-300w": "300-W Common",
 }
@@ -182,12 +180,15 @@ def card_table(results: dict[str, dict[str, Any]], name: str) -> str:
     return _markdown([name, ""], rows)
 
 
+def _on_common(results: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    found = evaluations(results, "300w", "test")
+    return {n: r for n, r in found.items() if not r.get("occluded") and not r.get("int8")}
+
+
 def common_table(results: dict[str, dict[str, Any]]) -> str:
     """300-W's Common set beside the paper's Table 4."""
     rows = []
-    found = evaluations(results, "300w", "test")
-    found = {n: r for n, r in found.items() if not r.get("occluded") and not r.get("int8")}
-    for name, r in sorted(found.items(), key=lambda item: -item[1]["nme_paper"]):
+    for name, r in sorted(_on_common(results).items(), key=lambda item: -item[1]["nme_paper"]):
         model = r["model"]["name"]
         training = r["training"].get("image", r["training"])
         paper = QUOTED_COMMON.get(model, (None, None))[0]
@@ -205,8 +206,7 @@ def common_table(results: dict[str, dict[str, Any]]) -> str:
 
 def table4(results: dict[str, dict[str, Any]]) -> str:
     """Common beside the paper's Table 4; rows of others are quoted from it. The paper had twice the training images."""
-    ours = {r["model"]["name"]: (name, r) for name, r in evaluations(results, "300w", "test").items()
-            if not r.get("occluded") and not r.get("int8")}  # fmt: skip
+    ours = {r["model"]["name"]: (name, r) for name, r in _on_common(results).items()}
     rows = []
     for who, figures in QUOTED_COMMON.items():
         paper = [f"{v:.2f}" if v else "-" for v in figures]
@@ -330,9 +330,7 @@ def _study_rows(results: dict[str, dict[str, Any]], name: str) -> list[tuple[str
     """(result's name, run, result) of what a study's table shows and is done, in the paper's order."""
     plan = STUDIES[name]
     runs = [(f"{name}/{r.name}", r) for r in plan.runs]
-    for other in plan.beside:
-        study, _, run = other.partition("/")
-        runs.append((other, next(r for r in STUDIES[study].runs if r.name == run)))
+    runs += [(other, run_at(other)[1]) for other in plan.beside]
     return [(key, run, results[key]) for key, run in runs if key in results]
 
 

@@ -17,7 +17,7 @@ from recombinator.errors import InputError
 from recombinator.evaluation import evaluate, write_per_image
 from recombinator.files import Busy, copy_file, held, is_held, write_json, write_text
 from recombinator.provenance import provenance
-from recombinator.study.plan import STUDIES, Run, Study
+from recombinator.study.plan import STUDIES, Run, Study, run_at
 from recombinator.training.loop import Trainer
 from recombinator.training.recipe import Recipe, get_recipe
 from recombinator.training.run import train
@@ -43,8 +43,7 @@ def finished(path: Path, run: Run, recipe: Recipe, seed: int) -> bool:
     """True where `path` holds the result of this very network, recipe and seed; for a run that takes its result from
     another one, of that one's."""
     if run.same:
-        study, _, name = run.same.partition("/")
-        run = next(r for r in get_study(study).runs if r.name == name)
+        run = run_at(run.same)[1]
     try:
         training = json.loads(path.read_text(encoding="utf-8"))["training"]
         model = {k: v for k, v in training["model"].items() if k != "keypoints"}
@@ -94,14 +93,13 @@ def run_study(
             report(f"{place}: done before")
             continue
         if run.same:
-            other, _, twin = run.same.partition("/")
+            other, twin = run_at(run.same)
             done += run_study(
-                other, data, root, runs, epochs=epochs, seed=seed, only=twin, exact=True, device=device, report=report,
-                step_done=step_done,
+                other, data, root, runs, epochs=epochs, seed=seed, only=twin.name, exact=True, device=device,
+                report=report, step_done=step_done,
             )  # fmt: skip
-            their_run = next(r for r in get_study(other).runs if r.name == twin)
-            theirs = result_path(root, other, their_run)
-            if not finished(theirs, their_run, recipe, seed):
+            theirs = result_path(root, other, twin)
+            if not finished(theirs, twin, recipe, seed):
                 report(f"{place}: waits for {run.same}")
                 continue
             told = json.loads(theirs.read_text(encoding="utf-8")) | {"study": name, "run": run.name, "same": run.same}

@@ -64,16 +64,14 @@ class Trainer:
         self.net.to(self.device, memory_format=torch.channels_last)
         self.optimiser = make_optimiser(recipe, self.net)
         self.task: FromPixels | FromPoints
-        scored = isinstance(self.net, ScoreMapNet)
-        if teacher and (not scored or load_weights(teacher).keypoints.names != train.info.keypoints.names):
-            raise InputError(f"{teacher}: a teacher is for an RCN or a SumNet, and of the table's keypoints")
-        learnt_from = _score_map_net(errors_of or teacher)
+        if teacher and not isinstance(self.net, ScoreMapNet):
+            raise InputError(f"{teacher}: a teacher is for an RCN or a SumNet; {model} is neither")
         if isinstance(self.net, Denoiser):
-            self.task = FromPoints(self.net, train, valid, recipe, self.device, learnt_from)
+            self.task = FromPoints(self.net, train, valid, recipe, self.device, _score_map_net(errors_of, train))
         elif isinstance(self.net, TCDCN):
             self.task = Regression(self.net, train, valid, recipe, self.device)
         else:
-            self.task = FromPixels(self.net, train, valid, recipe, self.device, learnt_from)
+            self.task = FromPixels(self.net, train, valid, recipe, self.device, _score_map_net(teacher, train))
         self.steps = math.ceil(len(train) / recipe.batch)
         self.at = Position()
         self.asked = {
@@ -240,12 +238,16 @@ class Trainer:
         return summary
 
 
-def _score_map_net(weights: Path | None) -> ScoreMapNet | None:
-    """The network whose answers another one learns from."""
-    net = load_weights(weights).net if weights else None
-    if net is not None and not isinstance(net, ScoreMapNet):
+def _score_map_net(weights: Path | None, table: FaceTable) -> ScoreMapNet | None:
+    """The network whose answers on the table another one learns from."""
+    if weights is None:
+        return None
+    loaded = load_weights(weights)
+    if not isinstance(loaded.net, ScoreMapNet):
         raise InputError(f"{weights}: wants the weights of an RCN or a SumNet to learn from")
-    return net
+    if loaded.keypoints.names != table.info.keypoints.names:
+        raise InputError(f"{weights}: its keypoints ({loaded.keypoints.name}) are not the table's")
+    return loaded.net
 
 
 def read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

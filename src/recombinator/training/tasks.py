@@ -70,17 +70,21 @@ class FromPixels(Task):
         inputs, points = draw_samples(images, points, boxes, self.size, self.recipe.augment, self.mirrored, generator)
         return inputs, *self.inside(points)
 
+    def _maps(self, net: Forward, inputs: Tensor) -> Tensor:
+        """Scores in float32, as losses want them."""
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
+            scores = net(inputs)
+        return scores.to(torch.float32, memory_format=torch.contiguous_format)
+
     def loss(self, index: Tensor, generator: Generator) -> Tensor:
         recipe = self.recipe
         inputs, points, mask = self.samples(index, generator)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
-            scores = self.forward(inputs)
-        scores = scores.to(torch.float32, memory_format=torch.contiguous_format)
+        scores = self._maps(self.forward, inputs)
         loss = LOSSES[recipe.loss](scores, points, mask, recipe.sigma)
         if self.teacher is None:
             return loss
-        with torch.no_grad(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
-            told = self.teacher(inputs).to(torch.float32, memory_format=torch.contiguous_format)
+        with torch.no_grad():
+            told = self._maps(self.teacher, inputs)
         return (1 - recipe.distil) * loss + recipe.distil * distillation_loss(scores, told, mask)
 
     def validate(self) -> dict[str, float]:
