@@ -101,7 +101,8 @@ def test_bootstrap_interval_covers_the_standard_error():
     assert (low, high) == metrics.bootstrap_ci(errors)
 
 
-def make_evaluation(found, true, keypoints=FACE_5, limits=None, at_border=None, subsets=None, file_pixels=None):
+def make_evaluation(found, true, keypoints=FACE_5, limits=None, at_border=None, subsets=None, file_pixels=None,
+                    attributes=None):  # fmt: skip
     true = np.asarray(true, float)
     n, k = true.shape[:2]
     limits = np.tile([-50.0, -50.0, 130.0, 130.0], (n, 1)) if limits is None else np.array(limits, float)
@@ -109,6 +110,7 @@ def make_evaluation(found, true, keypoints=FACE_5, limits=None, at_border=None, 
     return Evaluation(
         80, keypoints, ["x"] * n, list(subsets or [""] * n), true, np.ones((n, k), bool), np.asarray(found, float),
         np.floor(found) + 0.5, np.ones((n, k)), limits, flags, np.ones(n) if file_pixels is None else file_pixels,
+        attributes or {},
     )  # fmt: skip
 
 
@@ -119,6 +121,16 @@ def test_the_papers_protocol_counts_whole_cells():
     np.testing.assert_allclose(result.errors("paper")[0], [0, 1 / 25, 0, 1 / 25, 0])
     np.testing.assert_allclose(result.errors("continuous")[0], [0, 0.3 / 25, 0, 0.2 / 25, 0], atol=1e-12)
     assert result.summary()["nme_paper"] == pytest.approx(100 * 2 / 25 / 5)
+
+
+def test_errors_are_told_for_each_class_of_an_attribute():
+    face = np.array([[20.5, 30.5], [45.5, 30.5], [33.5, 42.5], [24.5, 55.5], [42.5, 55.5]])
+    true = np.stack([face] * 4)
+    found = true + np.array([0.0, 2.5, 5.0, 2.5])[:, None, None] * np.array([1.0, 0.0])
+    summary = make_evaluation(found, true, attributes={"pose": np.array([0, 2, 2, 0])}).summary()
+    assert [(row["class"], row["images"]) for row in summary["by"]["pose"]] == [(0, 2), (2, 2)]
+    assert [row["nme"] for row in summary["by"]["pose"]] == pytest.approx([5.0, 15.0])
+    assert "by" not in make_evaluation(found, true).summary()
 
 
 def test_truth_outside_the_crop_is_clamped_in_the_papers_protocol():

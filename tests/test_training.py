@@ -14,7 +14,7 @@ from recombinator.data.table import load_table
 from recombinator.errors import InputError
 from recombinator.evaluation import evaluate
 from recombinator.models.denoiser import BLANK
-from recombinator.training.loop import Trainer, copy_matching
+from recombinator.training.loop import Trainer, balanced_order, copy_matching
 from recombinator.training.loss import distillation_loss
 from recombinator.training.recipe import FAST, PAPER, Recipe, get_recipe, make_optimiser, parse_changes
 from recombinator.training.run import train
@@ -105,6 +105,25 @@ def test_shuffled_order_and_jitter_differ_between_epochs_and_seeds(faces5, tmp_p
         train("sumnet-4", faces5, tmp_path / name, epochs=1, seed=seed, **SMALL)
     assert same(weights_of(tmp_path / "a"), weights_of(tmp_path / "b"))
     assert not same(weights_of(tmp_path / "a"), weights_of(tmp_path / "c"))
+
+
+def test_a_balanced_order_shows_rare_classes_more_often():
+    classes = torch.tensor([0] * 900 + [2] * 100)
+    orders = [balanced_order(classes, torch.Generator().manual_seed(seed)) for seed in range(40)]
+    assert all(len(order) == 1000 for order in orders) and not torch.equal(orders[0], orders[1])
+    times = torch.stack([order.bincount(minlength=1000) for order in orders]).float()
+    often, rare = times[:, :900], times[:, 900:]
+    # 30 parts to 10: 750 and 250 of 1,000
+    assert abs(float(rare.sum(1).mean()) - 250) < 5 and set(rare.unique().tolist()) == {2.0, 3.0}
+    assert set(often.unique().tolist()) == {0.0, 1.0}
+    assert torch.allclose(often.mean(0).mean(), torch.tensor(750 / 900), atol=0.01) and (often.sum(0) > 20).all()
+
+
+def test_balancing_by_an_attribute(faces5, tmp_path):
+    with pytest.raises(InputError, match="no such attribute"):
+        train("rcn-4", faces5, tmp_path / "no", epochs=1, balance="pose", **SMALL)
+    with pytest.raises(InputError, match="shuffle"):
+        Recipe("x", 1, 8, "adamw", FAST.augment, balance="pose", shuffle=False)
 
 
 def long_run(data, folder, epochs=400):

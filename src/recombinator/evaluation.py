@@ -42,6 +42,7 @@ class Evaluation:
     limits: np.ndarray  # (N, 4) the photograph's left, top, right and bottom edge; predictions are clamped to it
     at_border: np.ndarray  # (N, K, 4), FaceTable.at_border
     file_pixels: np.ndarray  # (N,) pixels of the image's file that one network pixel spans
+    attributes: dict[str, np.ndarray]  # FaceTable.attributes
 
     def errors(self, protocol: str, normaliser: str | None = None, oracle: bool = False) -> np.ndarray:
         """(N, K). "continuous": the sub-pixel prediction against the true position. "paper": highest cell against
@@ -73,7 +74,18 @@ class Evaluation:
             **self._figures(np.ones(len(self.files), bool)),
             "per_keypoint": (100 * (self.errors("continuous") * self.mask).sum(axis=0) / kept).tolist(),
             **({"subsets": {n: self._figures(np.array(self.subsets) == n) for n in names}} if names else {}),
+            **({"by": {a: self._by_class(values) for a, values in self.attributes.items()}} if self.attributes else {}),
         }
+
+    def _by_class(self, values: np.ndarray) -> list[dict[str, float]]:
+        """Mean errors in percent of the images of each class of an attribute, as the table numbers them."""
+        paper, continuous = (self.image_errors(p) for p in ("paper", "continuous"))
+        usable = np.isfinite(continuous)
+        parts = [(c, usable & (values == c)) for c in np.unique(values[usable]).tolist()]
+        return [
+            {"class": c, "images": int(m.sum()), "nme_paper": 100 * float(paper[m].mean()),
+             "nme": 100 * float(continuous[m].mean())} for c, m in parts
+        ]  # fmt: skip
 
     def _figures(self, which: np.ndarray) -> dict[str, Any]:
         which = which & self.mask.any(axis=1)
@@ -166,7 +178,7 @@ def evaluate_table(
     return Evaluation(
         size, table.info.keypoints, table.files, table.subsets, true.astype(float), table.mask,
         predicted.astype(float), highest.astype(float), within, limits, table.at_border,
-        np.linalg.norm(table.to_file[:, :, 0], axis=1) / scale[:, 0],
+        np.linalg.norm(table.to_file[:, :, 0], axis=1) / scale[:, 0], table.attributes,
     )  # fmt: skip
 
 

@@ -53,6 +53,9 @@ class Trainer:
         device: str = "cpu", options: dict[str, Any] | None = None, start: Path | None = None,
         errors_of: Path | None = None, teacher: Path | None = None,
     ) -> None:  # fmt: skip
+        if recipe.balance and recipe.balance not in train.attributes:
+            has = ", ".join(train.attributes) or "none"
+            raise InputError(f"balance={recipe.balance!r}: the table has no such attribute (it has: {has})")
         self.train_table, self.valid_table, self.out, self.recipe, self.seed = train, valid, out, recipe, seed
         self.device = torch.device(device)
         torch.manual_seed(seed)
@@ -89,7 +92,7 @@ class Trainer:
         self.net.train()
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.at.epoch)
         n = len(self.train_table)
-        order = torch.randperm(n, generator=generator) if self.recipe.shuffle else torch.arange(n)
+        order = self._order(generator)
         total = 0.0
         for i, index in enumerate(order.split(self.recipe.batch)):
             rate = self.recipe.learning_rate_at(self.at.epoch * self.steps + i, self.steps)
@@ -108,6 +111,15 @@ class Trainer:
             total += value * len(index)
             step_done(self.at.epoch * self.steps + i + 1, self.recipe.epochs * self.steps)
         return total / n
+
+    def _order(self, generator: torch.Generator) -> torch.Tensor:
+        """(N,) indices of an epoch's samples."""
+        n = len(self.train_table)
+        if not self.recipe.shuffle:
+            return torch.arange(n)
+        if self.recipe.balance:
+            return balanced_order(torch.from_numpy(self.train_table.attributes[self.recipe.balance]), generator)
+        return torch.randperm(n, generator=generator)
 
     # ---- state -----------------------------------------------------------------------------------------------
 
@@ -236,6 +248,18 @@ class Trainer:
         }  # fmt: skip
         write_json(self.out / "summary.json", summary)
         return summary
+
+
+def balanced_order(classes: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """(N,) classes -> N indices in random order: each class as often as the square root of its size says, each image as
+    often as the others of its class, give or take one."""
+    n = len(classes)
+    order = torch.randperm(n, generator=generator)
+    share = classes.bincount()[classes].to(torch.float64).rsqrt()
+    upto = (share * (n / share.sum()))[order].cumsum(0)
+    turns = torch.arange(n) + torch.rand(1, generator=generator, dtype=torch.float64)  # systematic sampling
+    drawn = order[torch.searchsorted(upto, turns).clamp(max=n - 1)]
+    return drawn[torch.randperm(n, generator=generator)]
 
 
 def _score_map_net(weights: Path | None, table: FaceTable) -> ScoreMapNet | None:

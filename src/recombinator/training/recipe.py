@@ -35,6 +35,9 @@ class Recipe:
     sigma: float = 0.0  # spread of the target in cells; 0: one cell
     outside: str = "ignore"  # a point that left the crop: "ignore" it or "clamp" it to the border
     shuffle: bool = True
+    # an attribute: its classes are drawn as often as the square roots of their sizes say, which
+    # shows rare ones more often (Mahajan et al., ECCV 2018); "": every image once an epoch
+    balance: str = ""
     precision: str = "auto"  # "auto" | "bfloat16" | "float32"
     patience: int = 0  # epochs without a better validation error before stopping; 0: never
     distil: float = 0.5  # with a teacher: share of the loss that is learnt from its maps
@@ -53,6 +56,8 @@ class Recipe:
         ):  # fmt: skip
             if value not in known:
                 raise InputError(f"{label}={value!r} is not known: use one of {', '.join(known)}")
+        if self.balance and not self.shuffle:
+            raise InputError(f"balance={self.balance!r} draws images at random: shuffle must be on")
         if not 0 <= self.distil <= 1:
             raise InputError(f"distil={self.distil} must lie between 0 and 1")
         if self.epochs < 1 or self.batch < 1:
