@@ -282,8 +282,10 @@ def test_weights_are_averaged_tensor_by_tensor(tmp_path):
         torch.manual_seed(i)
         net = create_model(name, width=0.2)
         paths.append(tmp_path / f"{i}.safetensors")
-        save_weights(paths[-1], Weights(net, FACE_5, "mtfl", [[0.5, 0.5]] * 5, {"epoch": i}))
+        fitted = {"temperature": 2.0, "covered_below": [0.1] * 5}
+        save_weights(paths[-1], Weights(net, FACE_5, "mtfl", [[0.5, 0.5]] * 5, {"epoch": i}, fitted))
     mean = average(paths[:2])
+    assert load_weights(paths[0]).net.temperature == 2 and mean.net.temperature == 1 and not mean.calibration
     for key, value in mean.net.state_dict().items():
         a, b = (load_weights(p).net.state_dict()[key] for p in paths[:2])
         torch.testing.assert_close(value, (a + b) / 2)

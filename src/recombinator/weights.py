@@ -37,6 +37,7 @@ class Weights:
 
     def __post_init__(self) -> None:
         if not self.calibration:
+            self.net.temperature = 1.0
             return
         try:
             temperature = float(self.calibration["temperature"])
