@@ -7,10 +7,9 @@ from typing import Annotated
 
 import typer
 
+from recombinator.commands.options import Data, Root, Table, not_over, write_report
 from recombinator.console import progress
 from recombinator.errors import InputError
-from recombinator.files import write_json
-from recombinator.options import Data, Root, Table, not_over
 from recombinator.study.plan import FIGURES, STUDIES
 
 study = typer.Typer(help="The paper's experiments, and tables from the files under results/.", no_args_is_help=True)
@@ -76,7 +75,6 @@ def robustness(
     limit: Annotated[int | None, typer.Option(min=1, help="so many images, drawn over the table")] = None,
 ) -> None:
     """Error against a shifted, scaled, turned crop, a rectangle, blur, noise, brightness, JPEG."""
-    from recombinator.provenance import provenance
     from recombinator.study import robustness as study_of
 
     not_over(data, json_out)
@@ -84,9 +82,7 @@ def robustness(
         told = study_of.measure(weights, data, limit=limit, advance=advance)
     for row in told["rows"]:
         print(f"  {row['disturbance']:10} {row['value']:6g}  {row['weights']:28} {row['nme']:7.3f} %")
-    if json_out:
-        write_json(json_out, {"kind": "robustness", **told, "provenance": provenance()})
-        print(f"wrote {json_out}")
+    write_report(json_out, "robustness", told)
     for path in study_of.draw(told, out):
         print(path)
 
