@@ -1,0 +1,24 @@
+"""Pieces of tables in Markdown. A result is the content of results/NAME.json, by that name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+Result = dict[str, Any]
+Results = dict[str, Result]
+
+
+def markdown(header: list[str], rows: list[list[str]]) -> str:
+    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows]) + "\n"
+
+
+def link(name: str, text: str = "") -> str:
+    return f"[{text or name}](results/{name}.json)"
+
+
+def interval(r: Result, key: str, bold: bool = False, unit: str = "") -> str:
+    """A figure with its 95 % interval."""
+    low, high = r[f"{key}_ci95"]
+    figure = f"{r[key]:.2f}{unit}"
+    return f"{f'**{figure}**' if bold else figure} [{low:.2f}, {high:.2f}]"
