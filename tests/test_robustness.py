@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from recombinator.cli import app
 from recombinator.data.table import load_table
 from recombinator.errors import InputError
-from recombinator.study.render import robustness_table
+from recombinator.study.measurements import robustness_table
 from recombinator.study.robustness import CROP, PICTURE, measure, samples
 
 

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 from recombinator.cli import app
 from recombinator.errors import InputError
 from recombinator.models import create_model
-from recombinator.study import figures, render, run
+from recombinator.study import figures, measurements, run, tables
 from recombinator.study.plan import MASKS, STUDIES, Run, Study
 from recombinator.training.run import train
 
@@ -68,14 +68,14 @@ def result(nme, half=0.1):
 
 
 def test_a_row_against_the_papers_order_is_marked(small):
-    table = render.study_table({"small/a": result(6.5), "small/b": result(6.2)}, "small")
+    table = tables.study_table({"small/a": result(6.5), "small/b": result(6.2)}, "small")
     lines = table.splitlines()
     assert "[a](results/small/a.json)" in lines[2]
     assert "| 5.00 | **6.50** [6.40, 6.60] | +1.50 | 6.20 | 3 of 12 | worse than b |" in lines[2]
     assert lines[3].endswith("| +0.20 | 5.90 | 3 of 12 |  |")
-    close = render.study_table({"small/a": result(6.3), "small/b": result(6.2)}, "small")
+    close = tables.study_table({"small/a": result(6.3), "small/b": result(6.2)}, "small")
     assert "worse" not in close
-    assert len(render.study_table({"small/b": result(6.2)}, "small").splitlines()) == 3
+    assert len(tables.study_table({"small/b": result(6.2)}, "small").splitlines()) == 3
 
 
 def test_a_training_that_two_studies_share_is_done_once(small, faces5, tmp_path, monkeypatch):
@@ -118,14 +118,14 @@ def test_a_watched_study_knows_the_test_error_of_every_epoch(small, faces5, tmp_
     results = {
         "convergence/a": {**told, "curve": [{**p, "test": t} for p, t in zip(told["curve"], (8.0, 6.0), strict=True)]}
     }
-    table = render.convergence_table(results)
+    table = tables.convergence_table(results)
     assert "| 2 epochs, " in table and "| 8.00 | 6.00 | - |" in table
     assert {p.name for p in figures.draw_curves(results, tmp_path)} == {"convergence.png", "convergence.pdf"}
     with pytest.raises(InputError, match="study convergence"):
         figures.draw_curves({}, tmp_path)
     told["training"]["recipe"]["epochs"] = 3
     monkeypatch.setitem(STUDIES, "speedrun", Study("fast", small, 2))
-    assert "/a.json) | 3 | " in render.speedrun_table({"speedrun/a": told})
+    assert "/a.json) | 3 | " in tables.speedrun_table({"speedrun/a": told})
 
 
 def test_study_commands(small, faces5, tmp_path):
@@ -141,7 +141,7 @@ def test_tables_of_photographs_and_of_probabilities():
         "kind": "photographs", "data": data, "weights": "w", "passes": 2, "found": 90, "faces": 100, "others": 3,
         "nme": 5.0, "nme_ci95": [4.5, 5.5], "nme_true_crop": 4.9,
     }  # fmt: skip
-    assert "| w | 2 | 90 of 100 (90.0 %) | 3 | 5.00 [4.50, 5.50] | 4.90 |" in render.photographs_table(
+    assert "| w | 2 | 90 of 100 (90.0 %) | 3 | 5.00 [4.50, 5.50] | 4.90 |" in measurements.photographs_table(
         {"p": photographs}
     )
     rows = [{"radius": r, "right": 0.9, "error": 0.01, "error_uncalibrated": 0.2} for r in (1, 2, 3, 5, 8)]
@@ -150,10 +150,10 @@ def test_tables_of_photographs_and_of_probabilities():
         "calibration": {"temperature": 1.5}, "flagged_covered": 0.6, "flagged_visible": 0.05,
     }  # fmt: skip
     none = {**photographs, "found": 0, "nme": None, "nme_ci95": None, "nme_true_crop": None}
-    assert "| w | 2 | 0 of 100 (0.0 %) | 3 | - | - |" in render.photographs_table({"p": none})
+    assert "| w | 2 | 0 of 100 (0.0 %) | 3 | - | - |" in measurements.photographs_table({"p": none})
     plain = {k: v for k, v in reliability.items() if not k.startswith("flagged")} | {"calibration": {}}
-    assert "| w | 1 | " in render.reliability_table({"r": plain}) and "- / - |" in render.reliability_table(
+    assert "| w | 1 | " in measurements.reliability_table({"r": plain}) and "- / - |" in measurements.reliability_table(
         {"r": plain}
     )
-    table = render.reliability_table({"r": reliability, "p": photographs})
+    table = measurements.reliability_table({"r": reliability, "p": photographs})
     assert "| w | 1.5 | 90.0 % | 20.0 to 1.0 % | 90.0 % | 20.0 to 1.0 % | 0.875 | 60 % / 5 % |" in table
