@@ -6,6 +6,7 @@ from typing import Any
 
 Result = dict[str, Any]
 Results = dict[str, Result]
+POSES = ("left profile", "left", "frontal", "right", "right profile")  # MTFL's classes of the head's pose
 
 
 def markdown(header: list[str], rows: list[list[str]]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from recombinator.study.markdown import Results, interval, link, markdown
+from recombinator.study.markdown import POSES, Results, interval, link, markdown
 
 
 def joint_table(results: Results) -> str:
@@ -150,16 +150,15 @@ def trials_table(results: Results) -> str:
     """Short trainings on from one network, each told by what of its recipe differs; errors by the head's pose."""
     rows = []
     for name, r in ((n, r) for n, r in results.items() if n.startswith("trials/")):
-        recipe, poses = r["training"]["recipe"], {row["class"]: row for row in r["by"]["pose"]}
+        recipe = r["training"]["recipe"]
         augment = recipe["augment"]
         rows.append([
             link(name, name.removeprefix("trials/")), f"{augment['degrees']}", f"{augment['turned']:g}",
             recipe["balance"] or "-", f"{recipe['sigma']:g}", f"{augment['stretch']:g}",
             "yes" if r["training"].get("teacher") else "-", f"{r['nme_paper']:.2f}",
-            *(f"{poses[c]['nme_paper']:.2f}" for c in sorted(poses)),
+            *(f"{p['nme_paper']:.2f} ({p['images']})" for p in r["by"]["pose"]),
         ])  # fmt: skip
-    header = ["trial", "+- degrees", "turned", "balance", "spread", "stretch", "teacher", "all 1,000 faces",
-              "left profile (15)", "left (108)", "frontal (767)", "right (97)", "right profile (13)"]  # fmt: skip
+    header = ["trial", "+- degrees", "turned", "balance", "spread", "stretch", "teacher", "all faces", *POSES]
     return markdown(header, sorted(rows, key=lambda row: -float(row[7])))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from recombinator.study.markdown import Results, interval, link, markdown
+from recombinator.study.markdown import POSES, Results, interval, link, markdown
 from recombinator.study.plan import QUOTED, QUOTED_COMMON, STUDIES, Run, run_at
 
 # SPEC 8, Table 2: AFLW errors with occlusion, six branches.
@@ -137,6 +137,9 @@ def card_table(results: Results, name: str) -> str:
     if len(r["keypoints"]) <= 10:
         by_point = ", ".join(f"{n} {e:.2f}" for n, e in zip(r["keypoints"], r["per_keypoint"], strict=True))
         rows.append(["by keypoint, continuous, %", by_point])
+    if "pose" in r.get("by", {}):
+        told = [f"{POSES[p['class']]} {p['nme_paper']:.2f} ({p['images']:,})" for p in r["by"]["pose"]]
+        rows.append(["by the head's pose (images), paper's protocol, %", ", ".join(told)])
     more = {
         "nme_outer": "by the outer eye corners, continuous", "nme_paper_49": "49 points, paper's protocol",
         "nme_paper_oracle": "with the authors' border oracle",
