@@ -294,6 +294,59 @@ def test_resume_says_what_it_discards_and_keeps_the_old_best(faces5, tmp_path):
     assert len((run / "metrics.jsonl").read_text().splitlines()) == 8
 
 
+@pytest.mark.parametrize("epochs", [4, 1])
+def test_a_lengthened_run_may_stop_at_once(faces5, tmp_path, epochs):
+    run = tmp_path / "run"
+    train("rcn-4", faces5, run, epochs=epochs, batch=16, **SMALL)
+    best = weights_of(run, "best.safetensors")
+
+    def stop(step, of):
+        raise Stop
+
+    for _ in range(2):
+        with pytest.raises(Stop):
+            train("rcn-4", faces5, run, epochs=8, resume=True, step_done=stop, notice=lambda s: None, **SMALL)
+    assert same(weights_of(run, f"best-{epochs}.safetensors"), best)
+    assert train("rcn-4", faces5, run, resume=True, **SMALL)["epochs"] == 8
+    train("rcn-4", faces5, tmp_path / "straight", epochs=8, batch=16, **SMALL)
+    assert same(weights_of(run), weights_of(tmp_path / "straight"))
+
+
+def test_a_run_stopped_in_its_first_epoch_starts_again_with_its_settings(faces5, tmp_path):
+    def stop(step, of):
+        raise Stop
+
+    said = []
+    with pytest.raises(Stop):
+        train("rcn-4", faces5, tmp_path / "run", epochs=2, batch=7, seed=5, step_done=stop, **SMALL)
+    train("rcn-4", faces5, tmp_path / "run", resume=True, report=lambda line: None, notice=said.append)
+    train("rcn-4", faces5, tmp_path / "straight", epochs=2, batch=7, seed=5, **SMALL)
+    assert "no epoch was finished" in said[0]
+    assert same(weights_of(tmp_path / "run"), weights_of(tmp_path / "straight"))
+
+
+def test_patience_holds_on_resume(faces5, tmp_path):
+    kind = dict(SMALL, epochs=9, patience=1, learning_rate=1e-9)
+    first = train("rcn-4", faces5, tmp_path / "run", **kind)
+    again = train("rcn-4", faces5, tmp_path / "run", resume=True, **kind)
+    assert first["epochs"] < 9 and again["epochs"] == first["epochs"]
+
+
+def test_a_recipe_takes_changes_too(faces5, tmp_path):
+    assert train("rcn-4", faces5, tmp_path / "run", recipe=FAST, epochs=1, **SMALL)["epochs"] == 1
+
+
+def test_start_from_what_cannot_fit(faces5, tmp_path):
+    train("rcn-4", faces5, tmp_path / "run", epochs=1, **SMALL)
+    state = tmp_path / "run" / "last.safetensors"
+    for start, words in (
+        (tmp_path / "run" / "last.safetensors", "a state of training"),
+        ("denoiser-lite-300w", "none"),
+    ):
+        with pytest.raises(InputError, match=words):
+            train("rcn-4", faces5, tmp_path / "no", epochs=1, start=start, **SMALL)
+
+
 def test_settings_are_remembered_on_resume(faces5, tmp_path):
     with pytest.raises(Stop):
         train("rcn-4", faces5, tmp_path / "run", epochs=3, batch=7, seed=5, **dict(SMALL, report=stop_after(1)))

@@ -129,7 +129,7 @@ class Evaluation:
 
 
 PROTOCOLS = {
-    "paper": "highest cell against true cell on the network's grid, divided by the normaliser, mean over keypoints "
+    "paper": "highest cell against true cell on the 80x80 grid, divided by the normaliser, mean over keypoints "
     "and images; crop from the ground-truth keypoints, predictions clamped to the photograph, as the authors do",
     "continuous": "sub-pixel prediction against the true position, same normaliser, crop and clamping",
 }

@@ -111,7 +111,7 @@ def create_model(name: str, keypoints: int | None = None, **options: Any) -> Any
 
     Raises InputError for an unknown name or option and for sizes that the poolings do not allow.
     """
-    if name == "joint":  # only a weights file asks for it: two configurations with how to add them
+    if name == "joint" and "image" in options:  # a weights file: two configurations, how to add them
         parts = [dict(options[part]) for part in ("image", "denoiser")]
         nets = [create_model(part.pop("name"), part.pop("keypoints"), **part) for part in parts]
         return Joint(nets[0], nets[1], options["weight"], options["iterations"])

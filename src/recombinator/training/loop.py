@@ -62,8 +62,8 @@ class Trainer:
         self.net = create_model(model, len(train.info.keypoints), **(options or {}))
         if isinstance(self.net, PointDenoiser):
             self.net.start_from(ShapeModel.fit(train.points.astype(float), train.mask, len(self.net.modes)))
-        if start:
-            copy_matching(read_tensors(start)[0], self.net)
+        if start and not copy_matching(load_weights(start).net.state_dict(), self.net):
+            raise InputError(f"{start}: none of its tensors fits {model}; start from a network of its kind")
         self.net.to(self.device, memory_format=torch.channels_last)
         self.optimiser = make_optimiser(recipe, self.net)
         self.task: FromPixels | FromPoints
@@ -134,6 +134,10 @@ class Trainer:
         before = good if self.at.epoch else "no epoch was finished before"
         return InputError(f"{self.out}: {what}; {before}; try a lower learning rate")
 
+    @property
+    def out_of_patience(self) -> bool:
+        return bool(self.recipe.patience) and self.at.epoch - self.at.best_epoch >= self.recipe.patience
+
     def save(self, name: str) -> None:
         tensors = {f"net.{k}": v for k, v in self.net.state_dict().items()}
         for i, state in self.optimiser.state_dict()["state"].items():
@@ -144,7 +148,7 @@ class Trainer:
         """Continues the run in `out`, from the latest state that this recipe would also have passed through: the
         last one; for another number of epochs, one before either learning rate fell, or the very start. `notice`
         is told what is run anew. Raises InputError where there is nothing to continue, or other settings."""
-        reached = 0
+        reached = -1
         for name in ("last.safetensors", "stable.safetensors"):
             if not (self.out / name).is_file():
                 continue
@@ -158,16 +162,21 @@ class Trainer:
             if before.epochs == self.recipe.epochs or meta["position"]["epoch"] <= shared:
                 self._load_state(tensors, meta)
                 break
-        if not reached:
+        if reached < 0:
             raise InputError(f"{self.out}: nothing to resume (no last.safetensors); leave --resume out")
         if self.at.epoch < reached:
             notice(
                 f"{self.out}: with {self.recipe.epochs} epochs the learning rate falls later than it did; "
                 f"epochs {self.at.epoch + 1} to {reached} are run anew; best-{reached}.safetensors keeps the old best"
             )
-            copy_file(self.out / "best.safetensors", self.out / f"best-{reached}.safetensors")
+            old_best = self.out / f"best-{reached}.safetensors"
+            if not old_best.is_file():  # a stop in the first epoch that is run anew comes here again
+                copy_file(self.out / "best.safetensors", old_best)
             if self.at.epoch and (self.out / "stable-best.safetensors").is_file():
                 copy_file(self.out / "stable-best.safetensors", self.out / "best.safetensors")
+            self.save("last.safetensors")
+            if not self.at.epoch:
+                (self.out / "stable.safetensors").unlink(missing_ok=True)
         metrics = self.out / "metrics.jsonl"
         lines = metrics.read_text().splitlines() if metrics.is_file() else []
         kept = [x for x in lines if _epoch_of(x) <= self.at.epoch]
@@ -210,11 +219,11 @@ class Trainer:
         """Trains to the end; `report` gets each epoch's metrics. Returns the summary, also in summary.json."""
         self.out.mkdir(parents=True, exist_ok=True)
         made_by = provenance() | {"bfloat16": self.task.bfloat16}
-        sittings = earlier_sittings(self.out) if self.at.epoch else []
+        sittings = record(self.out).get("sittings", []) if self.at.epoch else []
         write_json(
             self.out / "run.json", {**self.asked, "sittings": [*sittings, {"from_epoch": self.at.epoch, **made_by}]}
         )
-        while self.at.epoch < self.recipe.epochs:
+        while self.at.epoch < self.recipe.epochs and not self.out_of_patience:
             began = time.perf_counter()
             loss = self.run_epoch(step_done)
             trained = time.perf_counter() - began
@@ -240,8 +249,6 @@ class Trainer:
                 self.save("stable.safetensors")
             self.save("last.safetensors")
             report(line)
-            if self.recipe.patience and self.at.epoch - self.at.best_epoch >= self.recipe.patience:
-                break
         summary = {
             "epochs": self.at.epoch, "best_epoch": self.at.best_epoch, "best_valid": self.at.best,
             "seconds": self.at.seconds,
@@ -292,12 +299,12 @@ def _epoch_of(line: str) -> float:
         return math.inf  # half a line
 
 
-def earlier_sittings(out: Path) -> list[dict[str, Any]]:
-    """What run.json says of earlier sittings: when, where and by which commit each part was trained."""
+def record(out: Path) -> dict[str, Any]:
+    """run.json: what was asked, and when, where and by which commit each part was trained; {} where there is none."""
     try:
-        return list(json.loads((out / "run.json").read_text(encoding="utf-8"))["sittings"])
-    except (OSError, json.JSONDecodeError, KeyError):
-        return []
+        return dict(json.loads((out / "run.json").read_text(encoding="utf-8")))
+    except (OSError, json.JSONDecodeError, TypeError, ValueError):
+        return {}
 
 
 def copy_matching(tensors: dict[str, Tensor], net: nn.Module) -> list[str]:

@@ -12,7 +12,7 @@ import torch
 from recombinator.data.table import load_table
 from recombinator.errors import InputError, remedy
 from recombinator.files import held
-from recombinator.training.loop import Trainer, read_state
+from recombinator.training.loop import Trainer, read_state, record
 from recombinator.training.recipe import Recipe, changed, get_recipe
 from recombinator.weights import resolve
 
@@ -54,15 +54,18 @@ def train(
         states = [p for p in (target / "last.safetensors", target / "stable.safetensors") if p.is_file()]
         if states and not resume:
             raise InputError(f"{out}: already holds a run; continue it with --resume or choose another --out")
-        if resume and states:
-            before = read_state(states[0])[1]
+        before = read_state(states[0])[1] if states else record(target)
+        if resume and not before:
+            raise InputError(f"{out}: nothing to resume (no last.safetensors); leave --resume out")
+        if resume:
             options = {k: v for k, v in before["model"].items() if k not in ("name", "keypoints")} | (options or {})
             seed = before["seed"] if seed is None else seed
             errors_of = before.get("errors_of") if errors_of is None else errors_of
             teacher = before.get("teacher") if teacher is None else teacher
             if recipe is None:
-                recipe = changed(Recipe.from_dict(before["recipe"]), **changes)
-        chosen = recipe if isinstance(recipe, Recipe) else get_recipe(recipe or "fast", model, **changes)
+                recipe = Recipe.from_dict(before["recipe"])
+        named = recipe if isinstance(recipe, Recipe) else get_recipe(recipe or "fast", model)
+        chosen = changed(named, **changes)
         channels = (options or {}).get("channels", 1)
         faces = load_table(folder / "train.parquet", channels, limit, spread=True)
         valid = load_table(folder / "valid.parquet", channels)
@@ -73,8 +76,10 @@ def train(
             start=resolve(start) if start else None, errors_of=resolve(errors_of) if errors_of else None,
             teacher=resolve(teacher) if teacher else None,
         )  # fmt: skip
-        if resume:
+        if resume and states:
             trainer.restore(notice)
+        elif resume:
+            notice(f"{out}: no epoch was finished; it starts from the beginning")
         if not tensorboard:
             return trainer.fit(report, step_done)
         try:
