@@ -48,6 +48,8 @@ def test_photographs_are_found(album):
     for bad, message in (("https://a.b/c.jpg", "download"), (str(album / "*.gif"), "no photograph")):
         with pytest.raises(InputError, match=message):
             batch.find_photographs([bad])
+    with pytest.raises(InputError, match="all its photographs lie in --out"):
+        batch.find_photographs([album], album)
 
 
 def command(album, out, *more):

@@ -11,8 +11,9 @@ from recombinator import calibration, metrics
 from recombinator.cli import app
 from recombinator.data.table import load_table
 from recombinator.errors import InputError
+from recombinator.evaluation import fixed_samples
 from recombinator.keypoints import FACE_5
-from recombinator.models import create_model
+from recombinator.models import create_model, decode
 from recombinator.predict.face import Face
 from recombinator.predict.predictor import load
 from recombinator.weights import Weights, load_weights, save_weights
@@ -54,6 +55,21 @@ def test_the_temperature_is_found(wrong_by, faces5, monkeypatch):
     found = calibration.fit(net, table)
     assert found["temperature"] == pytest.approx(wrong_by, rel=0.2)
     assert len(found["covered_below"]) == 5 and all(0 < v < 1 for v in found["covered_below"])
+
+
+def test_a_masked_network_is_calibrated_by_what_it_answers(faces5):
+    """Scores that whole squares of cells share: one cell, its centre the answer."""
+    torch.manual_seed(0)
+    net, table = create_model("rcn-4", width=0.2, mask=(1, 0, 0, 0)).eval(), load_table(faces5 / "valid.parquet")
+    with torch.no_grad():
+        told = calibration.answers(net, table, False, (1.0,))
+        inputs, points = next(fixed_samples(table, 80, calibration.MOVED, torch.device("cpu")))
+        found = decode.answers(net, inputs)
+    inside = ((points >= 0) & (points < 80)).all(dim=2)
+    n = int(inside.sum())
+    gap = (found.highest - points).abs().amax(dim=2)[inside]
+    np.testing.assert_allclose(told["gap"][:n], gap.numpy(), atol=1e-4)
+    np.testing.assert_allclose(told["within"][:n, 0], found.within[inside].numpy(), atol=1e-5)
 
 
 @pytest.fixture(scope="module")

@@ -105,7 +105,8 @@ def test_the_authors_split():
     train, valid = split_indices(10_000)
     assert train[:5].tolist() == [4600, 8841, 6105, 6800, 298] and valid[:3].tolist() == [2284, 4736, 7480]
     assert (len(train), len(valid)) == (9000, 1000) and set(train) | set(valid) == set(range(10_000))
-    assert [len(x) for x in split_indices(37)] == [34, 3]
+    assert [len(x) for x in split_indices(37)] == [34, 3] and [len(x) for x in split_indices(5)] == [4, 1]
+    assert [len(x) for x in split_indices(1)] == [1, 0]
 
 
 def test_prepare_writes_what_the_layout_holds(mtfl_layout, tmp_path):

@@ -210,3 +210,15 @@ def test_an_offset_of_the_files_numbers_is_the_same_for_small_and_large_faces():
     ratio = [habit[f"{what}_file_pixels_{q}_quarter"] for q in ("small", "large") for what in ("normaliser",)]
     x = [habit[f"offset_file_pixels_{q}_quarter"][0] for q in ("small", "large")]
     assert x[1] / x[0] == pytest.approx(ratio[1] / ratio[0], rel=0.05) and x[1] > 2 * x[0]
+
+
+def test_files_are_readable_by_whom_the_mask_allows(tmp_path):
+    from recombinator.files import write_atomically
+
+    def private(path):
+        path.write_text("x")
+        path.chmod(0o600)
+
+    write_atomically(tmp_path / "a", private)
+    (tmp_path / "b").write_text("x")
+    assert (tmp_path / "a").stat().st_mode == (tmp_path / "b").stat().st_mode

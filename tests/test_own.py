@@ -97,6 +97,12 @@ def test_bad_faces_are_named_and_left_out(arrows, tmp_path):
     assert any("without left_tip its errors have no normaliser" in t for t in told)
     with pytest.raises(InputError):
         prepare_points(arrows / "points.csv", tmp_path / "s", images=arrows / "pictures", strict=True)
+    lines = [f"{i}.png,10,40,20,20" for i in range(9)]  # two points at one height: a box without area
+    (tmp_path / "flat.csv").write_text("\n".join(["file,x1,x2,y1,y2", *lines]))
+    told.clear()
+    with pytest.raises(InputError, match="all 9 faces were dropped"):
+        prepare_points(tmp_path / "flat.csv", tmp_path / "f", images=arrows / "pictures", drop=told.append)
+    assert any("its normaliser is" in t and "--normaliser a,b" in t for t in told)
     (tmp_path / "few.csv").write_text("file,x1,x2,y1,y2\na.png,1,2,3,4\n")
     with pytest.raises(InputError, match="too few"):
         prepare_points(tmp_path / "few.csv", tmp_path / "u")

@@ -10,7 +10,7 @@ import pytest
 
 from recombinator.errors import InputError
 from recombinator.predict.face import Face, draw_faces
-from recombinator.predict.predictor import distinct, load
+from recombinator.predict.predictor import as_image, distinct, load
 
 HOPPER = Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg"
 # placed by hand on the picture: eyes, nose tip, mouth corners; a few pixels of 82 between the eyes
@@ -67,7 +67,11 @@ def test_odd_shapes_and_pil(predictor, hopper):
     from PIL import Image
 
     assert predictor.predict(np.zeros((1, 5000), np.uint8)) == []
-    assert len(predictor.predict(Image.fromarray(hopper))) == 1
+    picture = Image.fromarray(hopper)
+    face = only(predictor.predict(picture))
+    for mode in ("CMYK", "P", "1"):
+        assert as_image(picture.convert(mode)).shape == hopper.shape
+    np.testing.assert_allclose(only(predictor.predict(picture.convert("CMYK"))).points, face.points, atol=1)
 
 
 def test_given_boxes_and_passes(predictor, hopper):
@@ -129,7 +133,18 @@ def test_a_detector_is_anything_with_detect(hopper):
         def detect(self, image):
             return np.array([[150.0, 110.0, 220.0, 220.0]])
 
+    class Listed:
+        def __init__(self):
+            self.boxes = [[150, 110, 220, 220]]
+
+        def detect(self, image):
+            return self.boxes
+
     assert len(load("rcn-6-mtfl", detector=Whole()).predict(hopper)) == 1
+    listed = Listed()
+    assert len(load("rcn-6-mtfl", detector=listed).predict(hopper)) == 1
+    listed.boxes = []
+    assert load("rcn-6-mtfl", detector=listed).predict(hopper) == []
 
 
 def test_two_results_on_one_face_are_one():

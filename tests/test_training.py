@@ -439,6 +439,19 @@ def test_float32_and_bfloat16_agree_roughly(faces5, tmp_path):
 def test_fields_by_name():
     found = parse_changes(["stretch=0.3", "flip=True", "shuffle=false", "loss=l2", "degrees=15"])
     assert found == {"stretch": 0.3, "flip": True, "shuffle": False, "loss": "l2", "degrees": 15}
-    for bad, message in (("flip=yes", "true or false"), ("degrees=1.5", "wants int"), ("speed=1", "nothing is called")):
+    assert parse_changes(["occlude=10,30", "optimiser=adamw"]) == {"occlude": (10, 30), "optimiser": "adamw"}
+    for bad, message in (
+        ("flip=yes", "true or false"), ("degrees=1.5", "wants int"), ("speed=1", "nothing is called"),
+        ("occlude=20", "two whole numbers"), ("regularise=1", "nothing is called"),
+    ):  # fmt: skip
         with pytest.raises(InputError, match=message):
             parse_changes([bad])
+
+
+@pytest.mark.parametrize("change", [
+    {"degrees": -5}, {"learning_rate": float("nan")}, {"decay": 5.0}, {"decay": -1.0}, {"zoom": 2.0}, {"turned": 3.0},
+    {"weight_decay": -1.0}, {"sigma": -1.0}, {"patience": -4}, {"stretch": -2.0}, {"occlude": (50, 20)}, {"epochs": 0},
+])  # fmt: skip
+def test_numbers_outside_their_range_are_named(change):
+    with pytest.raises(InputError, match=next(iter(change))):
+        get_recipe("fast", "rcn-4", **change)

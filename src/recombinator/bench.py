@@ -203,7 +203,9 @@ def run(models: list[str], rounds: int, threads: int | None, advance: Callable[[
         if slow and slow is not row:
             row["times_faster_than_dense"] = slow["median"] / row["median"]
     for model in (m for m in models if m not in DENOISERS and m not in shipped_graphs()):
-        gflop = 3 * 2 * create_model(model).multiply_adds() / 1e9  # forward, and twice that backward
+        gflop = (
+            3 * 2 * create_model(model, 5).multiply_adds() / 1e9
+        )  # as trained: five points; forward, and twice that backward
         plain = rows[f"{model} training, plain"]["median"]
         channels_last = rows[f"{model} training, plain, channels-last"]["median"]
         for variant in variants:

@@ -17,7 +17,7 @@ from recombinator.data.table import FaceTable, load_table
 from recombinator.errors import InputError
 from recombinator.evaluation import fixed_samples
 from recombinator.models import Joint, ScoreMapNet
-from recombinator.models.decode import decode, maximum
+from recombinator.models.decode import decode
 from recombinator.transforms.augment import COVERED, Augment, occluded
 from recombinator.weights import Weights, load_weights
 
@@ -50,9 +50,10 @@ def answers(
             hidden = there[torch.arange(len(points))[:, None], 0, cell[..., 1], cell[..., 0]] == 0
         scores = net(pixels)
         inside = ((points >= 0) & (points < net.size)).all(dim=2).cpu() & known[64 * i : 64 * i + len(points)]
-        within = torch.stack([decode(scores, t).within for t in temperatures], dim=2)
+        told = [decode(scores, t, getattr(net, "tile", 1)) for t in temperatures]
+        within = torch.stack([d.within for d in told], dim=2)
         found = {
-            "gap": (maximum(scores) - points).abs().amax(dim=2), "hidden": hidden, "within": within,
+            "gap": (told[0].highest - points).abs().amax(dim=2), "hidden": hidden, "within": within,
             "keypoint": torch.arange(net.keypoints).expand(len(points), -1),
             "image": torch.arange(64 * i, 64 * i + len(points))[:, None].expand(-1, net.keypoints),
         }  # fmt: skip

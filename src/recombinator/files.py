@@ -17,6 +17,8 @@ class Busy(InputError):
     """Another process is at work in the folder."""
 
 
+_UMASK = os.umask(0)
+os.umask(_UMASK)
 _HELD: set[Path] = set()  # by this process
 
 
@@ -79,6 +81,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
     try:
         write(temporary)
+        os.chmod(temporary, 0o666 & ~_UMASK)  # some writers make files that only their user can read
         with open(temporary, "rb+") as stream:
             os.fsync(stream.fileno())
         os.replace(temporary, path)

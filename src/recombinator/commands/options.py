@@ -21,7 +21,10 @@ Occlude = Annotated[bool, typer.Option("--occlude", help="one black rectangle on
 
 
 def not_over(data: Path, *outputs: Path | None) -> None:
+    """Raises InputError for an output that is the table itself, or a folder."""
     for path in outputs:
+        if path and path.is_dir():
+            raise InputError(f"{path}: is a folder; give a file's name")
         if path and path.resolve() == data.resolve():
             raise InputError(f"{path}: would overwrite the table {data}; choose another name")
 

@@ -11,6 +11,7 @@ import typer
 from recombinator.commands.options import Data, JsonOut, Limit, Occlude, Table, not_over, write_report
 from recombinator.console import progress, warn
 from recombinator.errors import InputError
+from recombinator.files import to_folder
 
 
 def models(
@@ -19,7 +20,7 @@ def models(
     size: Annotated[int, typer.Option(help="input side in pixels")] = 80,
 ) -> None:
     """The networks, with parameters and multiply-adds an image."""
-    from recombinator.models import catalogue
+    from recombinator.models import catalogue, model_names
     from recombinator.shipped import shipped_graphs, shipped_weights
 
     rows = catalogue(keypoints, size)
@@ -30,6 +31,9 @@ def models(
     for r in rows:
         side = f"{r['input']}x{r['input']}"
         print(f"{r['name']:14}{r['parameters']:>12,}{r['multiply_adds']:>16,}{side:>9}{r['keypoints']:>11}")
+    lacking = [name for name in model_names() if name not in [r["name"] for r in rows]]
+    if lacking:
+        print(f"not possible with that input: {', '.join(lacking)}")
     print(f"\ntrained, inside the package: {', '.join(sorted(shipped_weights() | shipped_graphs()))}")
 
 
@@ -131,7 +135,7 @@ def evaluate(
     photos: Annotated[Path | None, typer.Option(help="whole photographs: the folder the table was made from")] = None,
     detector: Annotated[str, typer.Option(help="with --photos: haar or yunet:MODEL.onnx")] = "haar",
     passes: Annotated[int, typer.Option(min=1, help="with --photos: crops again from its own points")] = 2,
-    engine: Annotated[str, typer.Option(help="torch or onnx; an exported graph is always run by onnx")] = "torch",
+    engine: Annotated[str, typer.Option(help="on a table: torch or onnx; a graph is always run by onnx")] = "torch",
 ) -> None:
     """Errors on a table, in the paper's protocol and in the continuous one; with --photos, detection included."""
     from recombinator import denoising, evaluation
@@ -141,12 +145,16 @@ def evaluate(
 
     per_image = json_out and json_out.with_name(f"{json_out.stem}.images.parquet")
     not_over(data, json_out, per_image)
+    if plots:
+        to_folder(plots)
     if photos:
         if occlude or plots:
             raise InputError("--photos goes without --occlude and --plots: those belong to the table's crops")
         _evaluate_photos(weights, data, photos, detector, passes, limit, json_out)
         return
     if not is_graph(weights) and isinstance(load_weights(weights).net, Denoiser):
+        if occlude or plots:
+            raise InputError("--occlude and --plots are for networks that see images; this is a denoiser")
         told = denoising.evaluate_denoiser(weights, data, limit=limit)
         print(f"{weights} on {data}: {told['data']['images']} faces, {told['protocol']}")
         for name, row in told["rows"].items():

@@ -65,7 +65,8 @@ def parse_line(text: str, where: str) -> Line:
 def split_indices(n: int) -> tuple[np.ndarray, np.ndarray]:
     """The authors' split of n training lines: a seeded permutation whose last tenth is validation."""
     order = np.random.RandomState(SPLIT_SEED).permutation(n)
-    return order[: n - n // 10], order[n - n // 10 :]
+    valid = max(n // 10, int(n > 1))
+    return order[: n - valid], order[n - valid :]
 
 
 def _lines(path: Path) -> list[tuple[str, int, str]]:

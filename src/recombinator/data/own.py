@@ -130,6 +130,8 @@ def prepare_points(
             if lacking:
                 raise InputError(f"without {lacking[0]} its errors have no normaliser")
             points = np.where(known[:, None], face.points, face.points[known].mean(axis=0))
+            if keypoints.scale(points) < 1:
+                raise InputError("its normaliser is below a pixel; --normaliser a,b names two points that lie apart")
             image = read_image(folder / face.file)
             return crop_row(image, points, face.file, rule, size=size, grey=grey, quality=quality, mask=known)
         except InputError as error:

@@ -135,14 +135,21 @@ def create_model(name: str, keypoints: int | None = None, **options: Any) -> Any
 
 
 def catalogue(keypoints: int | None = None, size: int = 80) -> list[dict[str, Any]]:
-    """Every network: name, parameters, multiply_adds an image, input side in pixels, keypoints."""
-    rows = []
+    """Every network that can have this input side: name, parameters, multiply_adds an image, input side in pixels,
+    keypoints. Raises InputError where none can."""
+    rows: list[dict[str, Any]] = []
     for name in model_names():
-        net = create_model(name, keypoints, size=size)
+        try:
+            net = create_model(name, keypoints, size=size)
+        except InputError as error:
+            last = error
+            continue
         rows.append({
             "name": name, "parameters": sum(p.numel() for p in net.parameters()),
             "multiply_adds": net.multiply_adds(), "input": size, "keypoints": net.keypoints,
         })  # fmt: skip
+    if not rows:
+        raise last
     return rows
 
 

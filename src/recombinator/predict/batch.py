@@ -45,8 +45,11 @@ def find_photographs(inputs: Iterable[str | os.PathLike[str]], out: Path | None 
             inside = sorted(p for p in glob.glob(item, recursive=True) if p.lower().endswith(ENDINGS))
         else:
             inside = [item]  # missing: a failure of this one, told with the others
+        earlier = inside
         if out is not None and inside != [item]:
             inside = [p for p in inside if not Path(p).resolve().is_relative_to(out.resolve())]
+        if not inside and earlier:
+            raise InputError(f"{item}: all its photographs lie in --out {out}; choose another folder")
         if not inside:
             raise InputError(f"{item}: no photograph in it ({', '.join(ENDINGS)})")
         found |= dict.fromkeys(inside)

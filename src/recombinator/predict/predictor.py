@@ -26,7 +26,9 @@ def as_image(image: Image) -> np.ndarray:
     """A path or an array -> (H, W) or (H, W, 3) uint8. Raises InputError saying what is wrong with the array."""
     if isinstance(image, str | os.PathLike):
         return read_image(image)
-    image = np.asarray(image)  # a PIL image too
+    if getattr(image, "mode", "L") not in ("L", "RGB", "RGBA", "I;16"):  # a PIL image of another kind
+        image = image.convert("RGB")  # type: ignore[attr-defined]
+    image = np.asarray(image)
     if image.ndim == 3 and image.shape[2] == 1:
         image = image[..., 0]
     if image.ndim == 3 and image.shape[2] == 4:
@@ -104,6 +106,7 @@ class Predictor:
 
     def _found(self, source: np.ndarray, boxes: np.ndarray, passes: int) -> list[Face | None]:
         """One face for each of the (N, 4) boxes, None where its points leave no crop."""
+        boxes = np.asarray(boxes, float).reshape(-1, 4)  # a detector of the user's may give lists
         if boxes.size == 0:
             return []
         faces = self._refine(source, self._from_boxes(boxes))

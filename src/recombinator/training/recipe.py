@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
@@ -11,11 +12,19 @@ from torch import nn
 
 from recombinator.errors import InputError
 from recombinator.training.loss import LOSSES
-from recombinator.transforms.augment import Augment
+from recombinator.transforms.augment import Augment, check_ranges
 
 # What a denoiser is given: `corrupt` of the points moved to uniform cells (the paper), or blanked; the answers of a
 # trained network on jittered and occluded training images; or for each face one of the first and the last.
 CORRUPTIONS = ("uniform", "blank", "errors", "mixed")
+
+
+# what numbers may be, ends included
+RANGES: dict[str, tuple[float, float]] = {
+    "epochs": (1, 10**6), "batch": (1, 10**6), "learning_rate": (0, math.inf), "weight_decay": (0, 1000),
+    "warmup_steps": (0, 10**9), "decay": (0, 1), "sigma": (0, 1000), "patience": (0, 10**6), "distil": (0, 1),
+    "corrupt": (0, 10**6), "auxiliary": (0, 1000),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -58,10 +67,7 @@ class Recipe:
                 raise InputError(f"{label}={value!r} is not known: use one of {', '.join(known)}")
         if self.balance and not self.shuffle:
             raise InputError(f"balance={self.balance!r} draws images at random: shuffle must be on")
-        if not 0 <= self.distil <= 1:
-            raise InputError(f"distil={self.distil} must lie between 0 and 1")
-        if self.epochs < 1 or self.batch < 1:
-            raise InputError(f"epochs ({self.epochs}) and batch ({self.batch}) must be 1 or more")
+        check_ranges(self, RANGES)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -129,7 +135,7 @@ def get_recipe(name: str, model: str, **changes: Any) -> Recipe:
     recipe = RECIPES[name]
     if name == "paper":
         family = "-".join(part for part in model.split("-") if part == "68" or not part.isdigit())
-        recipe = replace(recipe, regularise=_PAPER_L2.get(family, {}))
+        recipe = replace(recipe, regularise=_PAPER_L2.get(family.removesuffix("-fast"), {}))
     return changed(recipe, **changes)
 
 
@@ -140,24 +146,31 @@ def changed(recipe: Recipe, **changes: Any) -> Recipe:
     return replace(recipe, augment=replace(recipe.augment, **own), **rest)
 
 
+def _pair(text: str) -> tuple[int, int]:
+    a, b = text.split(",")
+    return int(a), int(b)
+
+
+_READERS: dict[str, tuple[str, Callable[[str], Any]]] = {  # a field's type -> what it is called, how it is read
+    "int": ("int", int), "float": ("float", float), "str": ("text", str),
+    "bool": ("true or false", lambda text: {"true": True, "false": False}[text.lower()]),
+    "tuple[int, int]": ("two whole numbers, such as 20,50,", _pair),
+}  # fmt: skip
+
+
 def parse_changes(texts: list[str]) -> dict[str, Any]:
-    """["stretch=0.2", "flip=true"] -> changes to the fields of a Recipe or its Augment, of their types. Raises
-    InputError for an unknown field or a value that is not of its type."""
-    known = {
-        f.name: f.default for c in (Recipe, Augment) for f in fields(c) if isinstance(f.default, int | float | str)
-    }
+    """["stretch=0.2", "flip=true"] -> changes to the fields of a Recipe or its Augment, of their types; all but
+    `regularise`. Raises InputError for an unknown field or a value that is not of its type."""
+    known = {f.name: str(f.type) for c in (Recipe, Augment) for f in fields(c) if str(f.type) in _READERS}
     found: dict[str, Any] = {}
     for text in texts:
         name, _, value = text.partition("=")
         if name not in known:
             raise InputError(f"--set {text}: nothing is called {name!r}: use one of {', '.join(sorted(known))}")
+        wanted, read = _READERS[known[name]]
         try:
-            if isinstance(known[name], bool):
-                found[name] = {"true": True, "false": False}[value.lower()]
-            else:
-                found[name] = type(known[name])(value)
+            found[name] = read(value)
         except (ValueError, KeyError):
-            wanted = "true or false" if isinstance(known[name], bool) else type(known[name]).__name__
             raise InputError(f"--set {text}: wants {wanted} after the =") from None
     return found
 
@@ -188,6 +201,3 @@ def bfloat16_is_fast(device: torch.device) -> bool:
         return torch.cuda.is_bf16_supported()
     probe = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
     return bool(probe and probe())
-
-
-__all__ = ["FAST", "PAPER", "RECIPES", "Recipe", "bfloat16_is_fast", "get_recipe", "make_optimiser"]

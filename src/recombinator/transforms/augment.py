@@ -6,12 +6,28 @@ Random numbers are drawn on the CPU from the caller's generator, so a run is the
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
+from recombinator.errors import InputError
 from recombinator.transforms.affine import apply, box_affine, compose, flip_affine, invert, warp
+
+# what numbers may be, ends included
+RANGES: dict[str, tuple[float, float]] = {
+    "shift": (0, 1), "zoom": (0, 0.9), "degrees": (0, 180), "turned": (0, 1), "stretch": (0, 10), "gamma": (0, 10),
+    "blur": (0, 100), "noise": (0, 255),
+}  # fmt: skip
+
+
+def check_ranges(settings: Any, ranges: dict[str, tuple[float, float]]) -> None:
+    """Raises InputError for a field that lies outside its range, or is no number."""
+    for name, (low, high) in ranges.items():
+        value = getattr(settings, name)
+        if not low <= value <= high:
+            raise InputError(f"{name}={value} must lie between {low} and {high}")
 
 
 @dataclass(frozen=True)
@@ -35,6 +51,11 @@ class Augment:
     gamma: float = 0.0
     blur: float = 0.0
     noise: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_ranges(self, RANGES)
+        if not 0 <= self.occlude[0] <= self.occlude[1] <= 80:
+            raise InputError(f"occlude={self.occlude} wants the smallest and the largest side in pixels, of 80")
 
     @property
     def moves(self) -> bool:
