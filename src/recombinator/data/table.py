@@ -20,6 +20,7 @@ import numpy as np
 
 from recombinator.data.images import decode_image
 from recombinator.errors import InputError
+from recombinator.files import write_atomically
 from recombinator.keypoints import KeypointSet
 
 FORMAT = 3
@@ -102,9 +103,9 @@ def write_table(path: Path, info: TableInfo, rows: Iterable[Row], attributes: tu
     import pyarrow.parquet as pq
 
     schema, count = _schema(info, attributes), 0
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    try:
+
+    def write(temporary: Path) -> None:
+        nonlocal count
         with pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
             for group in batched(rows, ROWS_AT_ONCE):
                 columns: dict[str, list[Any]] = {name: [] for name in schema.names}
@@ -123,9 +124,8 @@ def write_table(path: Path, info: TableInfo, rows: Iterable[Row], attributes: tu
                         columns[a].append(row.attributes[a])
                 writer.write_table(pa.table(columns, schema=schema))
                 count += len(group)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+
+    write_atomically(path, write)
     return count
 
 
