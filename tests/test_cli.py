@@ -53,6 +53,7 @@ def test_models_json():
         (["train", "rcn-4", "--data", "{faces}", "--out", "x", "--epochs", "0"], "--epochs"),
         (["train", "rcn-4", "--data", "{faces}", "--out", "x", "--fold", "7"], "divide the input size"),
         (["mirror", "denoiser-lite-300w", "--out", "x.safetensors"], "an RCN or a SumNet"),
+        (["shift", "rcn-6-mtfl", "--out", "x.safetensors", "--by", "40"], "shift=40 must be from 0 to 20"),
         (["mirror", "rcn-6-mtfl", "--out", "x.onnx"], "x.onnx: wants a name that ends in .safetensors"),
         (["export", "rcn-6-mtfl", "--onnx", "{faces}"], "is a folder; give a file's name"),
         (["track", "a.mp4", "--out", "x.csv", "--detector", "none"], "--detector none"),

@@ -10,7 +10,7 @@ from recombinator.errors import InputError
 from recombinator.keypoints import FACE_5, FACE_68, KeypointSet
 from recombinator.models import MODELS, create_model, model_names
 from recombinator.models.layers import Conv, conv_over_concat, upsample
-from recombinator.weights import Weights, load_weights, mirrored, save_weights
+from recombinator.weights import Weights, load_weights, mirrored, save_weights, shifted
 
 PARAMETERS = {
     "sumnet-4": 99_112, "sumnet-5": 142_850, "sumnet-6": 186_588,
@@ -167,6 +167,34 @@ def test_mirror_makes_a_network_that_knows_no_side(tmp_path):
         mirrored(path)
     with pytest.raises(InputError, match="mirror"):
         create_model("rcn-5", mirror=[0, 0, 1, 2, 3])
+
+
+def test_shift_looks_at_five_places(tmp_path):
+    net = create_model("rcn-4", size=16).eval()
+    path = tmp_path / "w.safetensors"
+    save_weights(path, Weights(net, FACE_5, "mtfl", [[0.5, 0.5]], {}))
+    five = shifted(path, 3)
+    x = images(2, size=16)
+    seen, total = net.norm(x), 0
+    for right, down in ((0, 0), (3, 3), (3, -3), (-3, 3), (-3, -3)):
+        # the slow way round: each cell is fetched from where it is, the nearest one where that is outside
+        rows, columns = ((torch.arange(16) - by).clamp(0, 15) for by in (down, right))
+        scores = net.scores(net.features(seen[:, :, rows][..., columns]))
+        rows, columns = ((torch.arange(16) + by).clamp(0, 15) for by in (down, right))
+        total = total + scores[:, :, rows][..., columns] / 5
+    torch.testing.assert_close(five.net(x), total, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(five.net.train()(x), net(x))  # training sees each image once
+    assert five.net.multiply_adds() == 5 * net.multiply_adds()
+    save_weights(path, five)
+    assert load_weights(path).net.shift == 3
+    with pytest.raises(InputError, match="already"):
+        shifted(path)
+    save_weights(path, mirrored(path))
+    assert load_weights(path).net.multiply_adds() == 10 * net.multiply_adds()
+    with pytest.raises(InputError, match="shift=5"):
+        create_model("rcn-4", size=16, shift=5)
+    assert create_model("rcn-4", mask=(1, 1, 1, 0)).tile == 2
+    assert create_model("rcn-4", mask=(1, 1, 1, 0), shift=1).tile == 1  # squares no longer share a score
 
 
 def test_initialisation_is_the_authors():

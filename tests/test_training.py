@@ -13,10 +13,13 @@ import torch
 from recombinator.data.table import load_table
 from recombinator.errors import InputError
 from recombinator.evaluation import evaluate
+from recombinator.models import create_model
 from recombinator.models.denoiser import BLANK
+from recombinator.models.layers import Conv
 from recombinator.training.loop import Trainer, balanced_order, copy_matching
-from recombinator.training.loss import distillation_loss
+from recombinator.training.loss import distillation_loss, softmax_loss
 from recombinator.training.recipe import FAST, PAPER, Recipe, get_recipe, make_optimiser, parse_changes
+from recombinator.training.revive import revive, silent_maps
 from recombinator.training.run import train
 from recombinator.training.tasks import corrupted
 from recombinator.weights import load_weights, read_tensors
@@ -124,6 +127,47 @@ def test_balancing_by_an_attribute(faces5, tmp_path):
         train("rcn-4", faces5, tmp_path / "no", epochs=1, balance="pose", **SMALL)
     with pytest.raises(InputError, match="shuffle"):
         Recipe("x", 1, 8, "adamw", FAST.augment, balance="pose", shuffle=False)
+
+
+@pytest.mark.parametrize("model", ["rcn-5", "sumnet-5", "rcn-5-skip"])
+def test_silent_maps_begin_anew(model):
+    net = create_model(model, size=40, width=0.25)
+    inputs = torch.rand(8, 1, 40, 40, generator=torch.Generator().manual_seed(0)) * 255
+    optimiser = make_optimiser(FAST, net)
+    softmax_loss(net(inputs), torch.full((8, 5, 2), 20.0), torch.ones(8, 5, dtype=torch.bool)).backward()
+    optimiser.step()
+    rectified = net.rectified()
+    ends = [c for c in net.modules() if isinstance(c, Conv) and c not in rectified]
+    assert {c.out_channels for c in ends} == {5} and len(ends) == (5 if model == "sumnet-5" else 1)
+    with torch.no_grad():
+        for conv in (net.trunk[1], rectified[-1]):
+            conv.weight[1:] = 0
+            conv.bias[1:] = -1
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    silent = {conv: mask.clone() for conv, mask in silent_maps(net, inputs).items()}
+    assert silent.keys() == set(rectified) and silent[net.trunk[1]][1:].all() and silent[rectified[-1]][1:].all()
+    assert net.fused
+    count = revive(net, inputs, optimiser, torch.Generator().manual_seed(0))
+    assert count == sum(int(mask.sum()) for mask in silent.values())
+    again = silent_maps(net, inputs)
+    assert sum(int(mask.sum()) for mask in again.values()) < count / 2
+    names = {p: n for n, p in net.named_parameters()}
+    for conv, mask in silent.items():  # nothing else was touched, and the new weights are small
+        assert torch.equal(conv.weight[~mask], before[names[conv.weight]][~mask])
+        assert (conv.weight[mask].abs() <= 0.3 * conv.bound).all() and (conv.bias[mask] == 0).all()
+        squares = optimiser.state[conv.weight]["exp_avg_sq"]
+        assert mask.all() or (squares[mask] > 0).all() or (squares[~mask] == 0).all()
+
+
+def test_reviving_belongs_to_a_recipe(faces5, tmp_path):
+    kind = dict(SMALL, revive=True, batch=16, epochs=3, seed=2)
+    train("rcn-4", faces5, tmp_path / "a", **kind)
+    with pytest.raises(Stop):
+        train("rcn-4", faces5, tmp_path / "b", **dict(kind, report=stop_after(1)))
+    train("rcn-4", faces5, tmp_path / "b", resume=True, **SMALL)
+    assert same(weights_of(tmp_path / "a"), weights_of(tmp_path / "b"))
+    with pytest.raises(InputError, match="tcdcn-alone is neither"):
+        train("tcdcn-alone", faces5, tmp_path / "c", revive=True, epochs=1, report=lambda line: None)
 
 
 def long_run(data, folder, epochs=400):

@@ -25,7 +25,7 @@ app.add_typer(study, name="study")
 for _command in (
     training.models, training.train, training.evaluate, training.compare, photographs.predict, photographs.track,
     photographs.demo, weights.export, weights.convert, weights.join, weights.average, weights.mirror,
-    weights.calibrate, weights.reliability, weights.denoise, training.bench,
+    weights.shift, weights.calibrate, weights.reliability, weights.denoise, training.bench,
 ):  # fmt: skip
     app.command()(_command)
 

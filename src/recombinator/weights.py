@@ -143,17 +143,38 @@ def average(weights: Sequence[str | os.PathLike[str]]) -> Weights:
 def mirrored(weights: str | os.PathLike[str]) -> Weights:
     """The same network, which looks at each face and at its mirror image and averages the scores. Not calibrated.
     Raises InputError for weights that are not an RCN's or a SumNet's, and for keypoints without mirror pairs."""
-    from recombinator.models import ScoreMapNet, create_model
-
-    loaded = load_weights(weights)
-    if not isinstance(loaded.net, ScoreMapNet):
-        raise InputError(f"{weights}: wants the weights of an RCN or a SumNet")
+    loaded = _score_map_weights(weights)
     if loaded.net.mirror:
         raise InputError(f"{weights}: looks at the mirror image already")
     if not loaded.keypoints.mirror:
         raise InputError(f"{weights}: its keypoints ({loaded.keypoints.name}) have no left and right to exchange")
-    config: dict[str, Any] = {**loaded.net.config, "mirror": loaded.keypoints.mirrored}
-    net = create_model(**config)
+    return _with_options(loaded, mirror=loaded.keypoints.mirrored)
+
+
+def shifted(weights: str | os.PathLike[str], by: int = 1) -> Weights:
+    """The same network, which looks at each face where it is and moved by that many input pixels towards each corner,
+    and averages the scores: for an odd number each pooling sees another grid. Not calibrated. Raises InputError for
+    weights that are not an RCN's or a SumNet's."""
+    loaded = _score_map_weights(weights)
+    if loaded.net.shift:
+        raise InputError(f"{weights}: looks at moved images already")
+    return _with_options(loaded, shift=by)
+
+
+def _score_map_weights(weights: str | os.PathLike[str]) -> Weights:
+    from recombinator.models import ScoreMapNet
+
+    loaded = load_weights(weights)
+    if not isinstance(loaded.net, ScoreMapNet):
+        raise InputError(f"{weights}: wants the weights of an RCN or a SumNet")
+    return loaded
+
+
+def _with_options(loaded: Weights, **options: Any) -> Weights:
+    """The same weights in a network with further options, uncalibrated."""
+    from recombinator.models import create_model
+
+    net = create_model(**{**loaded.net.config, **options})
     net.load_state_dict(loaded.net.state_dict())
     return Weights(net.eval(), loaded.keypoints, loaded.crop_rule, loaded.template, loaded.training)
 

@@ -20,8 +20,8 @@ class Conv(nn.Conv2d):
 
     def __init__(self, inputs: int, outputs: int, kernel: int = 3) -> None:
         super().__init__(inputs, outputs, kernel, padding=kernel // 2)
-        bound = math.sqrt(6 / (inputs * kernel**2 + outputs * kernel**2 // 4))
-        nn.init.uniform_(self.weight, -bound, bound)
+        self.bound = math.sqrt(6 / (inputs * kernel**2 + outputs * kernel**2 // 4))
+        nn.init.uniform_(self.weight, -self.bound, self.bound)
         assert self.bias is not None
         nn.init.zeros_(self.bias)
 
@@ -48,6 +48,13 @@ def upsample(x: Tensor, size: int, mode: str = "tile") -> Tensor:
     if mode == "bilinear":
         return F.interpolate(x, size=(size, size), mode="bilinear", align_corners=False)
     return F.interpolate(x, size=(size, size), mode="nearest")
+
+
+def moved(x: Tensor, right: int, down: int) -> Tensor:
+    """(B, C, H, W) moved by whole cells; what comes in at the edges repeats them."""
+    h, w = x.shape[-2:]
+    m = max(abs(right), abs(down))
+    return F.pad(x, (m, m, m, m), mode="replicate")[..., m - down : m - down + h, m - right : m - right + w]
 
 
 class LearnedUpsampling(nn.Module):

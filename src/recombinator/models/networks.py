@@ -20,6 +20,7 @@ from recombinator.models.layers import (
     Conv,
     LearnedUpsampling,
     conv_over_concat,
+    moved,
     only_maxima,
     pool,
     pooled,
@@ -69,7 +70,8 @@ class ScoreMapNet(nn.Module):
     A trunk convolution that only masked-out coarser branches would need is not built. With `fold` f the finest level
     works at S / f: f x f pixels enter as channels, and f x f cells of a score map leave as channels (beyond the paper).
     With `mirror`, KeypointSet.mirrored, the answer outside of training is the mean of the scores of the image and of
-    its mirror image, at twice the cost (beyond the paper).
+    its mirror image, at twice the cost; with `shift`, of the image where it is and moved by so many pixels towards each
+    corner, at five times the cost (both beyond the paper).
     """
 
     temperature = 1.0  # scores are divided by it where probabilities are wanted; weights files set it
@@ -77,7 +79,7 @@ class ScoreMapNet(nn.Module):
     def __init__(
         self, levels: tuple[Level, ...], keypoints: int, *, size: int = 80, channels: int = 1,
         mask: tuple[int, ...] | None = None, upsampling: str = "tile", norm: str = "image", fold: int = 1,
-        mirror: Sequence[int] = (),
+        mirror: Sequence[int] = (), shift: int = 0,
     ) -> None:  # fmt: skip
         super().__init__()
         for label, value, known in (
@@ -94,6 +96,8 @@ class ScoreMapNet(nn.Module):
             )
         if mirror and sorted(mirror) != list(range(keypoints)):
             raise InputError(f"mirror={list(mirror)} must name each of the {keypoints} keypoints, from 0, once")
+        if not 0 <= shift <= size // 4:
+            raise InputError(f"shift={shift} must be from 0 to {size // 4} pixels, a quarter of the input")
         if fold < 1 or size % fold:
             raise InputError(f"fold={fold} must be 1 or more and divide the input size {size}")
         self.included = [i for i, on in enumerate(finest_first) if on]
@@ -108,7 +112,7 @@ class ScoreMapNet(nn.Module):
             )
         self.config: dict[str, object] = {}
         self.size, self.channels, self.keypoints, self.upsampling = size, channels, keypoints, upsampling
-        self.fold, self.mirror = fold, list(mirror)
+        self.fold, self.mirror, self.shift = fold, list(mirror), shift
         self.layout = torch.channels_last  # of the maps in memory: the fast one on CPUs and GPUs
         self.fused = True  # tiled maps are never built; False computes the plain form, for comparison
         self.branch = nn.ModuleDict()  # by level; filled by the subclasses
@@ -123,7 +127,7 @@ class ScoreMapNet(nn.Module):
         """Side in cells of the squares over which a score is the same everywhere: more than 1 where the finest
         branches are masked out and what is left is tiled."""
         factor, rest = divmod(self.size, self.fold * self.sizes[self.included[0]])
-        return factor if self.upsampling == "tile" and not rest else 1
+        return factor if self.upsampling == "tile" and not rest and not self.shift else 1
 
     def features(self, x: Tensor) -> list[Tensor]:
         """Trunk maps, finest first: T^(R) .. T^(1)."""
@@ -146,6 +150,16 @@ class ScoreMapNet(nn.Module):
         """(B, channels, S, S) images, 0..255, any real dtype -> (B, K, S, S) pre-softmax scores."""
         with torch.autocast(x.device.type, enabled=False):
             x = self.norm(x.float())
+        if not self.shift or self.training:
+            return self._look(x)
+        corners = [(right, down) for right in (-self.shift, self.shift) for down in (-self.shift, self.shift)]
+        scores = self._look(x)
+        for right, down in corners:
+            scores = scores + moved(self._look(moved(x, right, down)), -right, -down)
+        return scores / (1 + len(corners))
+
+    def _look(self, x: Tensor) -> Tensor:
+        """Scores of normalised images, with `mirror` both ways round."""
         scores = self.scores(self.features(x.contiguous(memory_format=self.layout)))
         if not self.mirror or self.training:
             return scores
@@ -156,6 +170,15 @@ class ScoreMapNet(nn.Module):
         """(level, convolutions) of every included branch, finest first."""
         for i in self.included:
             yield i, cast(list[Conv], list(cast(nn.ModuleList, self.branch[str(i)])))
+
+    def rectified(self) -> list[Conv]:
+        """Every convolution that a rectifier follows."""
+        ends = {convs[-1] for i, convs in self.branches() if self.ends(i)}
+        return [c for c in (*self.trunk, *(c for _, convs in self.branches() for c in convs)) if c not in ends]
+
+    def ends(self, level: int) -> bool:
+        """Whether that level's branch ends in score maps, which nothing rectifies."""
+        raise NotImplementedError
 
     def layers(self) -> list[CountedConv]:
         """Every convolution with its map size, trunk first, in the paper's dense form."""
@@ -174,7 +197,7 @@ class ScoreMapNet(nn.Module):
 
     def multiply_adds(self) -> int:
         """Per image, dense convolutions, zero padding counted; pooling, normalisation, upsampling not."""
-        return self._multiply_adds_once() * (2 if self.mirror else 1)
+        return self._multiply_adds_once() * (2 if self.mirror else 1) * (5 if self.shift else 1)
 
     def _multiply_adds_once(self) -> int:
         return sum(row.multiply_adds for row in self.layers())
@@ -208,6 +231,9 @@ class SumNet(ScoreMapNet):
 
     def _multiply_adds_once(self) -> int:
         return super()._multiply_adds_once() + len(self.included) * self.keypoints * self.size**2  # alpha
+
+    def ends(self, level: int) -> bool:
+        return True
 
     def branch_maps(self, maps: list[Tensor]) -> list[Tensor]:
         """M^(r) of every included branch, finest first, each (B, K, S, S)."""
@@ -263,6 +289,9 @@ class RCN(ScoreMapNet):
             )
             received = widths[-1] + (received if skip else 0)
 
+    def ends(self, level: int) -> bool:
+        return level == self.included[0]
+
     def scores(self, maps: list[Tensor]) -> Tensor:
         coarse: Tensor | None = None
         for i, (first, *rest) in reversed(list(self.branches())):
@@ -273,7 +302,7 @@ class RCN(ScoreMapNet):
                 x = conv_over_concat(first, fine, coarse, self.upsampling, self.fused)
             for conv in rest:
                 x = conv(torch.relu_(x))
-            if i == self.included[0]:
+            if self.ends(i):
                 return upsample(F.pixel_shuffle(x, self.fold) if self.fold > 1 else x, self.size, self.upsampling)
             x = torch.relu_(x)
             if self.skip and coarse is not None:

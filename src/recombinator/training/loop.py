@@ -29,10 +29,12 @@ from recombinator.models.denoiser import PointDenoiser
 from recombinator.provenance import provenance
 from recombinator.shapes import ShapeModel
 from recombinator.training.recipe import Recipe, make_optimiser
+from recombinator.training.revive import revive
 from recombinator.training.tasks import FromPixels, FromPoints, Regression
 from recombinator.weights import Weights, load_weights, read_tensors, save_weights, write_tensors
 
 STATE = "recombinator-state-1"
+LOOKED_AT = 512  # training samples that tell which maps are silent
 
 
 @dataclass
@@ -75,6 +77,8 @@ class Trainer:
             self.task = Regression(self.net, train, valid, recipe, self.device)
         else:
             self.task = FromPixels(self.net, train, valid, recipe, self.device, _score_map_net(teacher, train))
+        if recipe.revive and not isinstance(self.net, ScoreMapNet):
+            raise InputError(f"revive=true is for an RCN or a SumNet; {model} is neither")
         self.steps = math.ceil(len(train) / recipe.batch)
         self.at = Position()
         self.asked = {
@@ -93,6 +97,8 @@ class Trainer:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.at.epoch)
         n = len(self.train_table)
         order = self._order(generator)
+        if self.recipe.revive and self.at.epoch < self.recipe.stable_epochs:
+            self._revive(order[:LOOKED_AT], generator)
         total = 0.0
         for i, index in enumerate(order.split(self.recipe.batch)):
             rate = self.recipe.learning_rate_at(self.at.epoch * self.steps + i, self.steps)
@@ -111,6 +117,11 @@ class Trainer:
             total += value * len(index)
             step_done(self.at.epoch * self.steps + i + 1, self.recipe.epochs * self.steps)
         return total / n
+
+    def _revive(self, index: Tensor, generator: torch.Generator) -> None:
+        assert isinstance(self.task, FromPixels) and isinstance(self.net, ScoreMapNet)
+        inputs = torch.cat([self.task.samples(part, generator)[0] for part in index.split(64)])
+        revive(self.net, inputs, self.optimiser, generator)
 
     def _order(self, generator: torch.Generator) -> torch.Tensor:
         """(N,) indices of an epoch's samples."""

@@ -47,6 +47,7 @@ class Recipe:
     # an attribute: its classes are drawn as often as the square roots of their sizes say, which
     # shows rare ones more often (Mahajan et al., ECCV 2018); "": every image once an epoch
     balance: str = ""
+    revive: bool = False  # before each epoch until the rate falls, silent maps begin anew (training.revive)
     precision: str = "auto"  # "auto" | "bfloat16" | "float32"
     patience: int = 0  # epochs without a better validation error before stopping; 0: never
     distil: float = 0.5  # with a teacher: share of the loss that is learnt from its maps
