@@ -166,6 +166,8 @@ def test_reviving_belongs_to_a_recipe(faces5, tmp_path):
         train("rcn-4", faces5, tmp_path / "b", **dict(kind, report=stop_after(1)))
     train("rcn-4", faces5, tmp_path / "b", resume=True, **SMALL)
     assert same(weights_of(tmp_path / "a"), weights_of(tmp_path / "b"))
+    told = [json.loads(x)["revived"] for x in (tmp_path / "b" / "metrics.jsonl").read_text().splitlines()]
+    assert len(told) == 3 and told[-1] == 0  # the rate is falling by then
     with pytest.raises(InputError, match="tcdcn-alone is neither"):
         train("tcdcn-alone", faces5, tmp_path / "c", revive=True, epochs=1, report=lambda line: None)
 

@@ -146,6 +146,21 @@ def explorations_table(results: Results) -> str:
     return markdown(header, rows)
 
 
+def legs_table(results: Results) -> str:
+    """Candidates for a shipped network on the validation faces: plain, the mean over the classes of pose, and with a
+    rectangle."""
+    rows = []
+    for name, r in ((n, r) for n, r in results.items() if n.startswith("legs/") and not r["occluded"]):
+        poses = [p["nme_paper"] for p in r["by"]["pose"]]
+        covered = results[f"{name}-occluded"]
+        rows.append([
+            link(name, name.removeprefix("legs/")), f"{r['nme_paper']:.2f}", f"{r['nme']:.2f}",
+            f"{sum(poses) / len(poses):.2f}", f"{covered['nme_paper']:.2f}",
+        ])  # fmt: skip
+    header = ["validation faces", "paper's protocol", "continuous", "mean over five poses", "with a rectangle"]
+    return markdown(header, sorted(rows, key=lambda row: -float(row[1])))
+
+
 def trials_table(results: Results) -> str:
     """Short trainings on from one network, each told by what of its recipe differs; errors by the head's pose."""
     rows = []

@@ -40,6 +40,7 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "aflw-all": partial(tables.aflw_table, ending=""),
     **{f"card-{name}": partial(tables.card_table, name=name) for name in tables.CARDS},
     "trials": measurements.trials_table,
+    "legs": measurements.legs_table,
     "explorations": measurements.explorations_table,
     "speed": measurements.speed_table,
     "common": tables.common_table,

@@ -81,6 +81,7 @@ class Trainer:
             raise InputError(f"revive=true is for an RCN or a SumNet; {model} is neither")
         self.steps = math.ceil(len(train) / recipe.batch)
         self.at = Position()
+        self.revived = 0  # maps, before the running epoch
         self.asked = {
             "model": self.net.config, "recipe": recipe.to_dict(), "seed": seed, "data": train.fingerprint,
             "validation_data": valid.fingerprint, "dataset": train.info.dataset, "images": len(train),
@@ -97,8 +98,9 @@ class Trainer:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.at.epoch)
         n = len(self.train_table)
         order = self._order(generator)
+        self.revived = 0
         if self.recipe.revive and self.at.epoch < self.recipe.stable_epochs:
-            self._revive(order[:LOOKED_AT], generator)
+            self.revived = self._revive(order[:LOOKED_AT], generator)
         total = 0.0
         for i, index in enumerate(order.split(self.recipe.batch)):
             rate = self.recipe.learning_rate_at(self.at.epoch * self.steps + i, self.steps)
@@ -118,10 +120,10 @@ class Trainer:
             step_done(self.at.epoch * self.steps + i + 1, self.recipe.epochs * self.steps)
         return total / n
 
-    def _revive(self, index: Tensor, generator: torch.Generator) -> None:
+    def _revive(self, index: Tensor, generator: torch.Generator) -> int:
         assert isinstance(self.task, FromPixels) and isinstance(self.net, ScoreMapNet)
         inputs = torch.cat([self.task.samples(part, generator)[0] for part in index.split(64)])
-        revive(self.net, inputs, self.optimiser, generator)
+        return revive(self.net, inputs, self.optimiser, generator)
 
     def _order(self, generator: torch.Generator) -> torch.Tensor:
         """(N,) indices of an epoch's samples."""
@@ -247,6 +249,8 @@ class Trainer:
                 "epoch": self.at.epoch, "loss": loss, **errors, "images_per_second": len(self.train_table) / trained,
                 "seconds": self.at.seconds, "learning_rate": self.optimiser.param_groups[0]["lr"],
             }  # fmt: skip
+            if self.recipe.revive:
+                line["revived"] = self.revived
             if errors["valid"] < self.at.best:
                 self.at.best, self.at.best_epoch = errors["valid"], self.at.epoch
                 save_weights(self.out / "best.safetensors", self.weights({
