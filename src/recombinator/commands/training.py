@@ -163,6 +163,10 @@ def evaluate(
         write_report(json_out, "denoising", told)
         return
     result, report = evaluation.evaluate(weights, data, limit=limit, occlude=occlude, engine=engine)
+    if json_out and per_image:  # before anything that a reader which has seen enough (`| head`) could cut short
+        evaluation.write_per_image(per_image, result)
+        print(f"wrote {per_image}")
+        write_report(json_out, "evaluation", report)
     names = report["keypoints"]
     print(f"{weights} on {data}: {report['images']} images, errors in % of the {report['normaliser']}")
     for protocol, key in (("paper", "nme_paper"), ("continuous", "nme")):
@@ -176,10 +180,6 @@ def evaluate(
     for name, rows in report.get("by", {}).items():
         classes = ", ".join(f"{r['class']}: {r['nme']:.2f} ({r['images']})" for r in rows)
         print(f"  nme (images) by {name}, classes from 0: {classes}")
-    if json_out and per_image:
-        evaluation.write_per_image(per_image, result)
-        print(f"wrote {per_image}")
-        write_report(json_out, "evaluation", report)
     if plots:
         from recombinator import plots as pictures
 

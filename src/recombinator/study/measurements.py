@@ -150,7 +150,7 @@ def legs_table(results: Results) -> str:
     """Candidates for a shipped network on the validation faces: plain, the mean over the classes of pose, and with a
     rectangle."""
     rows = []
-    for name, r in ((n, r) for n, r in results.items() if n.startswith("legs/") and not r["occluded"]):
+    for name, r in ((n, r) for n, r in results.items() if n.startswith("legs/") and f"{n}-occluded" in results):
         poses = [p["nme_paper"] for p in r["by"]["pose"]]
         covered = results[f"{name}-occluded"]
         rows.append([
