@@ -22,7 +22,7 @@ from recombinator.errors import InputError
 
 PASSING = ("Relu", "MaxPool", "Resize", "Concat")  # a positive factor of a map goes through these
 BATCH = 32
-LEAST = 0.03  # maps that are hardly ever used are enlarged no further; chosen on validation faces
+LEAST = 0.015  # maps that are hardly ever used are enlarged no further; chosen on validation faces
 
 
 class _Crops:

@@ -143,7 +143,7 @@ def average(weights: Sequence[str | os.PathLike[str]]) -> Weights:
 def mirrored(weights: str | os.PathLike[str]) -> Weights:
     """The same network, which looks at each face and at its mirror image and averages the scores. Not calibrated.
     Raises InputError for weights that are not an RCN's or a SumNet's, and for keypoints without mirror pairs."""
-    loaded = _score_map_weights(weights)
+    loaded = score_map_weights(weights)
     if loaded.net.mirror:
         raise InputError(f"{weights}: looks at the mirror image already")
     if not loaded.keypoints.mirror:
@@ -155,13 +155,14 @@ def shifted(weights: str | os.PathLike[str], by: int = 1) -> Weights:
     """The same network, which looks at each face where it is and moved by that many input pixels towards each corner,
     and averages the scores: for an odd number each pooling sees another grid. Not calibrated. Raises InputError for
     weights that are not an RCN's or a SumNet's."""
-    loaded = _score_map_weights(weights)
+    loaded = score_map_weights(weights)
     if loaded.net.shift:
         raise InputError(f"{weights}: looks at moved images already")
     return _with_options(loaded, shift=by)
 
 
-def _score_map_weights(weights: str | os.PathLike[str]) -> Weights:
+def score_map_weights(weights: str | os.PathLike[str]) -> Weights:
+    """`load_weights` for an RCN's or a SumNet's. Raises InputError for others."""
     from recombinator.models import ScoreMapNet
 
     loaded = load_weights(weights)

@@ -156,11 +156,11 @@ def evaluate(
         if occlude or plots:
             raise InputError("--occlude and --plots are for networks that see images; this is a denoiser")
         told = denoising.evaluate_denoiser(weights, data, limit=limit)
+        write_report(json_out, "denoising", told)
         print(f"{weights} on {data}: {told['data']['images']} faces, {told['protocol']}")
         for name, row in told["rows"].items():
             low, high = row["nme_paper_ci95"]
             print(f"  {name:24} nme_paper {row['nme_paper']:6.3f}  [{low:.3f}, {high:.3f}]  nme {row['nme']:6.3f}")
-        write_report(json_out, "denoising", told)
         return
     result, report = evaluation.evaluate(weights, data, limit=limit, occlude=occlude, engine=engine)
     if json_out and per_image:  # before anything that a reader which has seen enough (`| head`) could cut short
@@ -199,6 +199,7 @@ def _evaluate_photos(
         told = evaluate_photographs(
             weights, data, photos, detector=detector_by_name(detector), passes=passes, limit=limit, advance=advance
         )
+    write_report(json_out, "photographs", {**told, "detector": detector})
     print(f"{weights} on {told['photographs']} photographs of {data}, {passes} passes; {told['protocol']}")
     print(
         f"  {told['found']} of {told['faces']} faces found, {told['missed']} missed, {told['others']} other detections"
@@ -208,7 +209,6 @@ def _evaluate_photos(
         print(
             f"  error {told['nme']:.3f} %  [{low:.3f}, {high:.3f}]; crop from true points {told['nme_true_crop']:.3f} %"
         )
-    write_report(json_out, "photographs", {**told, "detector": detector})
 
 
 def compare(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -11,6 +12,9 @@ from recombinator.commands.options import JsonOut, Limit, Table, not_over, write
 from recombinator.console import progress, warn
 from recombinator.errors import InputError
 from recombinator.files import to_file
+
+if TYPE_CHECKING:  # it brings torch
+    from recombinator.weights import Weights
 
 KEEP_BELOW = 4.6  # a hundredth as probable as the best place
 
@@ -73,17 +77,23 @@ def join(
     print(f"wrote {out}: weight {weight:g}, {iterations} iteration{'s' * (iterations > 1)}")
 
 
+def _write_made(out: Path, make: Callable[[], Weights]) -> None:
+    """Weights made of others, which are not calibrated; the file's name is checked before they are made."""
+    from recombinator.weights import save_weights
+
+    to_file(out, ".safetensors")
+    save_weights(out, make())
+    print(f"wrote {out}; next: recombinator calibrate {out} --data VALID.parquet --out {out}")
+
+
 def average(
     weights: Annotated[list[str], typer.Argument(help="networks of one architecture, from one start")],
     out: Annotated[Path, typer.Option(help="weights file to write, .safetensors")],
 ) -> None:
     """The mean of several networks' weights; often better than each of them. Calibrate it anew."""
     from recombinator.weights import average as mean
-    from recombinator.weights import save_weights
 
-    to_file(out, ".safetensors")
-    save_weights(out, mean(weights))
-    print(f"wrote {out}; next: recombinator calibrate {out} --data VALID.parquet --out {out}")
+    _write_made(out, lambda: mean(weights))
 
 
 def mirror(
@@ -91,11 +101,9 @@ def mirror(
     out: Annotated[Path, typer.Option(help="weights file to write, .safetensors")],
 ) -> None:
     """The network that also looks at the mirror image: more precise, twice the time. Calibrate it anew."""
-    from recombinator.weights import mirrored, save_weights
+    from recombinator.weights import mirrored
 
-    to_file(out, ".safetensors")
-    save_weights(out, mirrored(weights))
-    print(f"wrote {out}; next: recombinator calibrate {out} --data VALID.parquet --out {out}")
+    _write_made(out, lambda: mirrored(weights))
 
 
 def shift(
@@ -105,11 +113,9 @@ def shift(
 ) -> None:
     """The network that also looks at the face moved a little, four ways: more precise, five times the time. Calibrate
     it anew."""
-    from recombinator.weights import save_weights, shifted
+    from recombinator.weights import shifted
 
-    to_file(out, ".safetensors")
-    save_weights(out, shifted(weights, by))
-    print(f"wrote {out}; next: recombinator calibrate {out} --data VALID.parquet --out {out}")
+    _write_made(out, lambda: shifted(weights, by))
 
 
 def calibrate(

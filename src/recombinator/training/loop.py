@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -31,7 +31,7 @@ from recombinator.shapes import ShapeModel
 from recombinator.training.recipe import Recipe, make_optimiser
 from recombinator.training.revive import revive
 from recombinator.training.tasks import FromPixels, FromPoints, Regression
-from recombinator.weights import Weights, load_weights, read_tensors, save_weights, write_tensors
+from recombinator.weights import Weights, load_weights, read_tensors, save_weights, score_map_weights, write_tensors
 
 STATE = "recombinator-state-1"
 LOOKED_AT = 512  # training samples that tell which maps are silent
@@ -288,12 +288,10 @@ def _score_map_net(weights: Path | None, table: FaceTable) -> ScoreMapNet | None
     """The network whose answers on the table another one learns from."""
     if weights is None:
         return None
-    loaded = load_weights(weights)
-    if not isinstance(loaded.net, ScoreMapNet):
-        raise InputError(f"{weights}: wants the weights of an RCN or a SumNet to learn from")
+    loaded = score_map_weights(weights)
     if loaded.keypoints.names != table.info.keypoints.names:
         raise InputError(f"{weights}: its keypoints ({loaded.keypoints.name}) are not the table's")
-    return loaded.net
+    return cast(ScoreMapNet, loaded.net)
 
 
 def read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
