@@ -190,7 +190,7 @@ def test_what_has_no_graph(tmp_path):
         export(tmp_path / "d.safetensors", tmp_path / "d.onnx")
     with pytest.raises(InputError, match="sees no image"):
         load_engine(tmp_path / "d.safetensors")
-    maps = create_model("denoiser-depthwise", width=4)
+    maps = create_model("denoiser", width=4)
     joint = Joint(create_model("rcn-68", **SMALL), maps)
     joint.config["image"] |= SMALL
     save_weights(tmp_path / "j.safetensors", Weights(joint, FACE_68, "300w", [[0.5, 0.5]], {}))

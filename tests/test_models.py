@@ -48,7 +48,6 @@ def test_the_registry_is_what_the_paper_has():
     assert set(model_names()) == {
         *PARAMETERS,
         "denoiser",
-        "denoiser-depthwise",
         "denoiser-lite",
         "tcdcn",
         "tcdcn-alone",

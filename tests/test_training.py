@@ -262,10 +262,10 @@ def test_68_points_colour_and_l2(faces68, tmp_path):
 
 def test_a_denoiser_trains_and_resumes(faces68, tmp_path):
     kind = {"options": {"size": 20, "kernel": 9, "width": 16}, "report": lambda line: None, "batch": 8, "sigma": 0.0}
-    train("denoiser-depthwise", faces68, tmp_path / "whole", epochs=6, **kind)
+    train("denoiser", faces68, tmp_path / "whole", epochs=6, **kind)
     with pytest.raises(Stop):
-        train("denoiser-depthwise", faces68, tmp_path / "cut", epochs=6, **dict(kind, report=stop_after(2)))
-    train("denoiser-depthwise", faces68, tmp_path / "cut", resume=True, report=lambda line: None)
+        train("denoiser", faces68, tmp_path / "cut", epochs=6, **dict(kind, report=stop_after(2)))
+    train("denoiser", faces68, tmp_path / "cut", resume=True, report=lambda line: None)
     assert same(weights_of(tmp_path / "whole"), weights_of(tmp_path / "cut"))
     lines = [json.loads(x) for x in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
     assert lines[-1]["loss"] < lines[0]["loss"]

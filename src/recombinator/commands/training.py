@@ -85,9 +85,11 @@ def train(
     """Train a network; the epoch with the lowest validation error is kept."""
     import torch
 
+    from recombinator.allocator import keep_freed_memory
     from recombinator.training import run
     from recombinator.training.recipe import parse_changes
 
+    keep_freed_memory()
     if threads:
         torch.set_num_threads(threads)
     changes: dict[str, Any] = {

@@ -82,7 +82,6 @@ MODELS: dict[str, Architecture] = {
 
 DENOISERS: dict[str, tuple[type[Denoiser], dict[str, Any]]] = {
     "denoiser": (MapDenoiser, {}),
-    "denoiser-depthwise": (MapDenoiser, {"depthwise": True}),
     "denoiser-lite": (PointDenoiser, {}),
 }
 BASELINES: dict[str, tuple[type[TCDCN], dict[str, Any]]] = {

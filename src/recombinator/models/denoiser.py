@@ -1,7 +1,7 @@
 """The denoising keypoint model (section 4; SPEC 1.6): where each point lies, given where the others do.
 
-One-hot maps in, score maps out, no image. The paper's 45x45 convolutions are done by FFT, exactly. Beside them a much
-smaller model for the same question (not in the paper): attention between the points.
+One-hot maps in, score maps out, no image. The paper's 45x45 convolutions are computed exactly, as products of spectra.
+Beside them a much smaller model for the same question (not in the paper): attention between the points.
 """
 
 from __future__ import annotations
@@ -21,87 +21,90 @@ from recombinator.shapes import ShapeModel
 BLANK = -1  # the cell of a point whose map is all zero
 
 
-def fast_size(n: int) -> int:
-    """The smallest whole number >= n without a prime factor above 5: a quick FFT."""
-    while True:
-        rest = n
-        for p in (2, 3, 5):
-            while rest % p == 0:
-                rest //= p
-        if rest == 1:
-            return n
-        n += 1
+def _waves(positions: Tensor, n: int, frequencies: int, dtype: torch.dtype) -> Tensor:
+    """(P,) whole positions -> (frequencies, P) complex values exp(-2 pi i f p / n): the first rows of a discrete Fourier
+    transform of length n."""
+    f = torch.arange(frequencies, device=positions.device)
+    angle = ((f[:, None] * positions) % n).double() * (-2 * math.pi / n)
+    return torch.polar(torch.ones_like(angle), angle).to(dtype.to_complex())
 
 
-def kernel_spectrum(weight: Tensor, n: int) -> Tensor:
-    """(..., k, k) correlation kernels -> (..., n, n // 2 + 1) spectra; multiplying by them is the "same" convolution
-    of a map no larger than n - k // 2."""
-    k = weight.shape[-1]
-    placed = F.pad(weight.flip(-1, -2), (0, n - k, 0, n - k))
-    return torch.fft.rfft2(torch.roll(placed, (-(k // 2), -(k // 2)), (-2, -1)))
+def spectrum(maps: Tensor, positions: Tensor, n: int) -> Tensor:
+    """(X, Y, M) real maps, M of them side by side -> their (n // 2 + 1, n, M) spectra. positions: (X,) = (Y,), where
+    rows and columns lie. Two matrix products: on a CPU these are faster than an FFT of a few dozen cells."""
+    across, down = (_waves(positions, n, f, maps.dtype) for f in (n // 2 + 1, n))
+    rows = torch.cat([across.real, across.imag]) @ maps.flatten(1)
+    real, imaginary = rows.unflatten(1, maps.shape[1:]).chunk(2)
+    return down @ torch.complex(real, imaginary)
 
 
-def one_hot_spectrum(cells: Tensor, n: int) -> Tensor:
-    """(..., 2) cells x, y -> (..., n, n // 2 + 1) spectra of their one-hot maps; BLANK cells give zero."""
-
-    def wave(position: Tensor, frequencies: Tensor) -> Tensor:
-        angle = -2 * math.pi / n * ((position[..., None] * frequencies) % n)
-        return torch.polar(torch.ones_like(angle), angle)
-
-    f = torch.arange(n, device=cells.device)
-    x, y = cells.unbind(-1)
-    there = (x >= 0).to(torch.float32)[..., None, None]
-    return wave(y, f)[..., :, None] * wave(x, f[: n // 2 + 1])[..., None, :] * there
+def from_spectrum(values: Tensor, n: int, size: int) -> Tensor:
+    """The inverse of `spectrum` at positions 0 to size - 1: (n // 2 + 1, n, M) -> (size, size, M)."""
+    half = n // 2 + 1
+    positions, dtype = torch.arange(size, device=values.device), values.real.dtype
+    across, down = (_waves(positions, n, f, dtype).T / n for f in (half, n))
+    columns = torch.view_as_real(down.conj().resolve_conj() @ values)  # (half, Y, M, 2)
+    twice = torch.full((half,), 2.0, dtype=dtype, device=values.device)  # frequencies that stand for their negatives
+    twice[0] = 1
+    if n % 2 == 0:
+        twice[-1] = 1
+    back = torch.cat([across.real * twice, across.imag * twice], dim=1)
+    parts = torch.cat([columns[..., 0], columns[..., 1]])
+    return (back @ parts.flatten(1)).unflatten(1, parts.shape[1:])
 
 
 class SpectralConv(nn.Module):
-    """A convolution with a large kernel, by FFT. Dense (every input map to every output map) or depth-wise (a kernel
-    a map). Equals `conv2d` with padding k // 2. Kernel spectra are kept while not training."""
+    """A convolution with a large kernel as products of spectra. Equals `conv2d` with padding k // 2.
 
-    def __init__(self, inputs: int, outputs: int, kernel: int, size: int, depthwise: bool) -> None:
+    Maps are (X, Y, channels, B), the layout in which neither transform nor product moves memory. Kernel spectra are
+    kept while not training.
+    """
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, size: int) -> None:
         super().__init__()
-        if depthwise and inputs != outputs:
-            raise InputError(f"a depth-wise convolution keeps its maps: {inputs} in, {outputs} out")
-        like = Conv(1 if depthwise else inputs, outputs, kernel)
-        self.weight, self.bias, self.size, self.depthwise = like.weight, like.bias, size, depthwise
-        self.n = fast_size(size + kernel // 2)
-        self._kept: Tensor | None = None
+        like = Conv(inputs, outputs, kernel)
+        self.weight, self.bias, self.size = like.weight, like.bias, size
+        self.n = size + kernel // 2  # the shortest period at which no kernel reaches around the border
+        self._kept: tuple[tuple[int, int], Tensor] | None = None
 
     def train(self, mode: bool = True) -> SpectralConv:
         self._kept = None
         return super().train(mode)
 
     def _spectrum(self) -> Tensor:
+        """(n // 2 + 1, n, O, I), the kernels' spectra."""
         if self.training:
             return self._prepared()
-        if self._kept is None or self._kept.device != self.weight.device:
-            self._kept = self._prepared()
-        return self._kept
+        now = (id(self.weight), self.weight._version)  # what `load_state_dict` or an optimizer changes
+        if self._kept is None or self._kept[0] != now or self._kept[1].device != self.weight.device:
+            self._kept = now, self._prepared()
+        return self._kept[1]
 
     def _prepared(self) -> Tensor:
-        spectrum = kernel_spectrum(self.weight, self.n)
-        return spectrum[:, 0] if self.depthwise else spectrum.flatten(2).permute(2, 0, 1).contiguous()
+        o, i, k, _ = self.weight.shape
+        offsets = k // 2 - torch.arange(k, device=self.weight.device)  # a correlation: mirrored kernels
+        kernels = self.weight.permute(3, 2, 0, 1).reshape(k, k, o * i)
+        return spectrum(kernels, offsets, self.n).unflatten(2, (o, i))
 
     def forward(self, maps: Tensor) -> Tensor:
-        """(B, C, S, S) -> (B, O, S, S)."""
-        return self.from_spectrum(torch.fft.rfft2(maps, s=(self.n, self.n)))
+        """(S, S, C, B) maps, x first -> (S, S, O, B)."""
+        positions = torch.arange(self.size, device=maps.device)
+        return self._product(spectrum(maps.flatten(2), positions, self.n).unflatten(2, maps.shape[2:]))
 
-    def from_spectrum(self, spectrum: Tensor) -> Tensor:
-        """The same for maps given by their (B, C, n, n // 2 + 1) spectra."""
-        if self.depthwise:
-            product = spectrum * self._spectrum()
-        else:
-            b, c, n, half = spectrum.shape
-            mixed = self._spectrum() @ spectrum.reshape(b, c, n * half).permute(2, 1, 0)  # a frequency a matrix
-            product = mixed.permute(2, 1, 0).reshape(b, -1, n, half)
-        out = torch.fft.irfft2(product, s=(self.n, self.n))[..., : self.size, : self.size]
-        return out if self.bias is None else out + self.bias[:, None, None]
+    def _product(self, values: Tensor) -> Tensor:
+        """The same for maps given by their (n // 2 + 1, n, C, B) spectra."""
+        product = self._spectrum() @ values
+        out = from_spectrum(product.flatten(2), self.n, self.size).unflatten(2, product.shape[2:])
+        return out if self.bias is None else out + self.bias[:, None]
 
     def from_cells(self, cells: Tensor) -> Tensor:
-        """The same for one-hot maps given by their (B, C, 2) cells: at inference the kernels are gathered at their
-        cells, which costs no transform and reads only what lies on the map."""
-        if self.training or self.depthwise:
-            return self.from_spectrum(one_hot_spectrum(cells, self.n).to(self.weight.dtype.to_complex()))
+        """The same for one-hot maps given by their (B, C, 2) cells (BLANK: a map of zeros). In inference the kernels
+        are gathered at their cells, which costs no transform and reads only what lies on the map."""
+        if self.training:
+            x, y = (cells[..., i].T.flatten() for i in range(2))  # (C * B,)
+            across, down = (_waves(p, self.n, f, self.weight.dtype) for p, f in ((x, self.n // 2 + 1), (y, self.n)))
+            one_hot = across[:, None] * (down * (x >= 0))
+            return self._product(one_hot.unflatten(2, cells.shape[1::-1]))
         b, size, k = len(cells), self.size, self.weight.shape[-1]
         c = k // 2
         out = self.weight.new_zeros(b, len(self.weight), size, size)
@@ -114,7 +117,7 @@ class SpectralConv(nn.Module):
                     continue
                 x0, x1, y0, y1 = max(x - c, 0), min(x + c + 1, size), max(y - c, 0), min(y + c + 1, size)
                 out[i, :, y0:y1, x0:x1] += flipped[:, j, y0 - y + c : y1 - y + c, x0 - x + c : x1 - x + c]
-        return out
+        return out.permute(3, 2, 1, 0).contiguous()
 
 
 class Denoiser(nn.Module):
@@ -143,34 +146,39 @@ class Denoiser(nn.Module):
 
 
 class MapDenoiser(Denoiser):
-    """Three large convolutions with ReLU, then 1x1: K -> width -> width -> width -> K.
+    """The paper's denoiser: three large convolutions with ReLU, then 1x1: K -> width -> width -> width -> K
+    (25,406,212 parameters for 68 points)."""
 
-    `depthwise=False` is the paper's (25,406,212 parameters for 68 points); `depthwise=True` replaces each dense
-    45x45 convolution by one kernel a map and a 1x1 mixing of maps: small enough for a CPU and a repository.
-    """
-
-    def __init__(
-        self, keypoints: int = 68, *, size: int = 80, kernel: int = 45, width: int = 64, depthwise: bool = False
-    ) -> None:
+    def __init__(self, keypoints: int = 68, *, size: int = 80, kernel: int = 45, width: int = 64) -> None:
         super().__init__(keypoints, size)
         if kernel % 2 == 0 or kernel // 2 >= size:
             raise InputError(f"kernel={kernel} must be odd and reach less far than the {size}x{size} map")
         widths = [keypoints, width, width, width]
-        self.large = nn.ModuleList(
-            SpectralConv(a, a if depthwise else b, kernel, size, depthwise) for a, b in pairwise(widths)
-        )
-        self.mix = nn.ModuleList(Conv(a, b, 1) for a, b in pairwise(widths) if depthwise)
+        self.large = nn.ModuleList(SpectralConv(a, b, kernel, size) for a, b in pairwise(widths))
         self.out = Conv(width, keypoints, 1)
 
     def multiply_adds(self) -> int:
         return self.size**2 * sum(p.numel() for n, p in self.named_parameters() if n.endswith("weight"))
 
     def scores(self, cells: Tensor) -> Tensor:
-        x = self.large[0].from_cells(cells)  # type: ignore[operator]
-        for i in range(len(self.large)):
-            x = self.large[i](x) if i else x
-            x = torch.relu(self.mix[i](x) if self.mix else x)
-        return self.out(x)
+        x = torch.relu(self.large[0].from_cells(cells))  # type: ignore[operator]
+        for conv in list(self.large)[1:]:
+            x = torch.relu(conv(x))
+        return self.out(x.permute(3, 2, 1, 0).contiguous())
+
+    def resized(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The tensors of a denoiser of another size, such as 23x23 kernels on 40x40 cells, as this one's: kernels
+        interpolated over the same share of the map. A sum over a map's cells grows with their number, the first
+        layer's, over one cell a map, does not."""
+        own, resized = self.state_dict(), dict(tensors)
+        for name, kernels in tensors.items():
+            if name in own and kernels.ndim == 4 and kernels.shape[:2] == own[name].shape[:2]:
+                k = own[name].shape[-1]
+                if kernels.shape[-1] != k:
+                    wider = F.interpolate(kernels, size=(k, k), mode="bilinear", align_corners=True)
+                    cells = 1.0 if name.startswith("large.0.") else ((kernels.shape[-1] - 1) / (k - 1)) ** 2
+                    resized[name] = wider * cells
+        return resized
 
 
 def solve_positive(matrix: Tensor, right: Tensor) -> Tensor:

@@ -30,8 +30,10 @@ def _study(name: str, title: str) -> None:
     ) -> None:
         import torch
 
+        from recombinator.allocator import keep_freed_memory
         from recombinator.study import run
 
+        keep_freed_memory()
         if threads:
             torch.set_num_threads(threads)
         with progress(name) as advance:

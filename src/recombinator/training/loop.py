@@ -25,7 +25,7 @@ from recombinator.data.table import FaceTable
 from recombinator.errors import InputError
 from recombinator.files import copy_file, write_json, write_text
 from recombinator.models import TCDCN, Denoiser, ScoreMapNet, create_model
-from recombinator.models.denoiser import PointDenoiser
+from recombinator.models.denoiser import MapDenoiser, PointDenoiser
 from recombinator.provenance import provenance
 from recombinator.shapes import ShapeModel
 from recombinator.training.recipe import Recipe, make_optimiser
@@ -323,6 +323,8 @@ def record(out: Path) -> dict[str, Any]:
 def copy_matching(tensors: dict[str, Tensor], net: nn.Module) -> list[str]:
     """Starts `net` from another network's weights where name and shape agree; returns the names copied."""
     own = net.state_dict()
+    if isinstance(net, MapDenoiser):
+        tensors = net.resized(tensors)
     same = {k: v for k, v in tensors.items() if k in own and own[k].shape == v.shape}
     net.load_state_dict(same, strict=False)
     return list(same)

@@ -125,7 +125,6 @@ _PAPER_L2 = {
     "rcn-68": {"trunk": 1e-12, "branch": 1e-8},
     "rcn-68-skip": {"trunk": 0.1, "branch": 0.1},
     "denoiser": {"branch": 1e-6},
-    "denoiser-depthwise": {"branch": 1e-6},
 }
 
 
@@ -184,7 +183,7 @@ def make_optimiser(recipe: Recipe, net: nn.Module) -> torch.optim.Optimizer:
     groups: dict[str, list[nn.Parameter]] = {"trunk": [], "branch": [], "alpha": [], "bias": []}
     for name, parameter in net.named_parameters():
         part = name.split(".")[0] if name.endswith(".weight") or name == "alpha" else "bias"
-        part = "branch" if part in ("large", "mix", "out", "place", "layers", "answer") else part  # of a denoiser
+        part = "branch" if part in ("large", "out", "place", "layers", "answer") else part  # of a denoiser
         groups[part if part in groups else "bias"].append(parameter)  # learned upsampling is not decayed either
     if recipe.optimiser == "adadelta":
         decays = {k: 2 * recipe.regularise.get(k, 0.0) for k in groups}
