@@ -18,7 +18,7 @@ from recombinator.models.denoiser import BLANK
 from recombinator.models.layers import Conv
 from recombinator.training.loop import Trainer, balanced_order, copy_matching
 from recombinator.training.loss import distillation_loss, softmax_loss
-from recombinator.training.recipe import FAST, PAPER, Recipe, get_recipe, make_optimiser, parse_changes
+from recombinator.training.recipe import FAST, PAPER, Recipe, get_recipe, make_optimiser, parse_settings
 from recombinator.training.revive import revive, silent_maps
 from recombinator.training.run import train
 from recombinator.training.tasks import corrupted
@@ -483,15 +483,18 @@ def test_float32_and_bfloat16_agree_roughly(faces5, tmp_path):
 
 
 def test_fields_by_name():
-    found = parse_changes(["stretch=0.3", "flip=True", "shuffle=false", "loss=l2", "degrees=15"])
+    found, _ = parse_settings(["stretch=0.3", "flip=True", "shuffle=false", "loss=l2", "degrees=15"])
     assert found == {"stretch": 0.3, "flip": True, "shuffle": False, "loss": "l2", "degrees": 15}
-    assert parse_changes(["occlude=10,30", "optimiser=adamw"]) == {"occlude": (10, 30), "optimiser": "adamw"}
+    assert parse_settings(["occlude=10,30", "kernel=23", "mask=1,0,0,1"]) == (
+        {"occlude": (10, 30)},
+        {"kernel": 23, "mask": (1, 0, 0, 1)},
+    )
     for bad, message in (
-        ("flip=yes", "true or false"), ("degrees=1.5", "wants int"), ("speed=1", "nothing is called"),
-        ("occlude=20", "two whole numbers"), ("regularise=1", "nothing is called"),
+        ("flip=yes", "true or false"), ("degrees=1.5", "expected an integer"), ("speed=1", "unknown setting"),
+        ("occlude=20", "two whole numbers"), ("regularise=1", "unknown setting"),
     ):  # fmt: skip
         with pytest.raises(InputError, match=message):
-            parse_changes([bad])
+            parse_settings([bad])
 
 
 @pytest.mark.parametrize("change", [

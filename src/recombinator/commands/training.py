@@ -76,7 +76,7 @@ def train(
     start: Annotated[str | None, typer.Option(help="weights to start from, where shapes agree")] = None,
     errors_of: Annotated[str | None, typer.Option(help="denoiser: weights whose errors it learns to mend")] = None,
     teacher: Annotated[str | None, typer.Option(help="trained weights whose maps this network learns too")] = None,
-    sets: Annotated[list[str] | None, typer.Option("--set", help="any field of the recipe, as NAME=VALUE")] = None,
+    sets: Annotated[list[str] | None, typer.Option("--set", help="a recipe or network setting, as NAME=VALUE")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="so many images, drawn from the table")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads")] = None,
@@ -87,7 +87,7 @@ def train(
 
     from recombinator.allocator import keep_freed_memory
     from recombinator.training import run
-    from recombinator.training.recipe import parse_changes
+    from recombinator.training.recipe import parse_settings
 
     keep_freed_memory()
     if threads:
@@ -101,8 +101,9 @@ def train(
         "mask": _mask(mask), "alpha": alpha, "upsampling": upsampling, "norm": norm, "size": size, "form": form,
         "width": width, "fold": fold, "channels": channels,
     }  # fmt: skip
-    changes = parse_changes(sets or []) | {k: v for k, v in changes.items() if v is not None}
-    options = {k: v for k, v in options.items() if v is not None}
+    more_changes, more_options = parse_settings(sets or [])
+    changes = more_changes | {k: v for k, v in changes.items() if v is not None}
+    options = more_options | {k: v for k, v in options.items() if v is not None}
     with progress(f"{model}, steps") as advance:
 
         def report(line: dict[str, Any]) -> None:

@@ -15,6 +15,7 @@ from recombinator.models.tcdcn import TCDCN
 __all__ = [
     "DENOISERS",
     "MODELS",
+    "OPTIONS",
     "RCN",
     "TCDCN",
     "Denoiser",
@@ -88,6 +89,13 @@ BASELINES: dict[str, tuple[type[TCDCN], dict[str, Any]]] = {
     "tcdcn": (TCDCN, {}),
     "tcdcn-alone": (TCDCN, {"auxiliary": False}),
 }
+
+
+# options of `create_model` that can be given as text, and their types
+OPTIONS: dict[str, str] = {
+    "size": "int", "channels": "int", "mask": "tuple[int, ...]", "upsampling": "str", "norm": "str", "width": "float",
+    "alpha": "str", "fold": "int", "form": "str", "kernel": "int", "layers": "int", "heads": "int", "parts": "int",
+}  # fmt: skip
 
 
 def model_names() -> list[str]:

@@ -22,8 +22,8 @@ BLANK = -1  # the cell of a point whose map is all zero
 
 
 def _waves(positions: Tensor, n: int, frequencies: int, dtype: torch.dtype) -> Tensor:
-    """(P,) whole positions -> (frequencies, P) complex values exp(-2 pi i f p / n): the first rows of a discrete Fourier
-    transform of length n."""
+    """(P,) whole positions -> (frequencies, P) complex values exp(-2 pi i f p / n): the first rows of a discrete
+    Fourier transform of length n."""
     f = torch.arange(frequencies, device=positions.device)
     angle = ((f[:, None] * positions) % n).double() * (-2 * math.pi / n)
     return torch.polar(torch.ones_like(angle), angle).to(dtype.to_complex())

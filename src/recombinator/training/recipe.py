@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -11,6 +12,7 @@ import torch
 from torch import nn
 
 from recombinator.errors import InputError
+from recombinator.models import OPTIONS
 from recombinator.training.loss import LOSSES
 from recombinator.transforms.augment import Augment, check_ranges
 
@@ -151,28 +153,42 @@ def _pair(text: str) -> tuple[int, int]:
     return int(a), int(b)
 
 
+def _integers(text: str) -> tuple[int, ...]:
+    return tuple(int(t) for t in text.split(","))
+
+
 _READERS: dict[str, tuple[str, Callable[[str], Any]]] = {  # a field's type -> what it is called, how it is read
-    "int": ("int", int), "float": ("float", float), "str": ("text", str),
+    "int": ("an integer", int), "float": ("a number", float), "str": ("text", str),
     "bool": ("true or false", lambda text: {"true": True, "false": False}[text.lower()]),
-    "tuple[int, int]": ("two whole numbers, such as 20,50,", _pair),
+    "tuple[int, int]": ("two integers, such as 20,50", _pair),
+    "tuple[int, ...]": ("integers, such as 1,0,0,1", _integers),
 }  # fmt: skip
 
 
-def parse_changes(texts: list[str]) -> dict[str, Any]:
-    """["stretch=0.2", "flip=true"] -> changes to the fields of a Recipe or its Augment, of their types; all but
-    `regularise`. Raises InputError for an unknown field or a value that is not of its type."""
-    known = {f.name: str(f.type) for c in (Recipe, Augment) for f in fields(c) if str(f.type) in _READERS}
-    found: dict[str, Any] = {}
+def setting_types() -> dict[str, str]:
+    """Names that `parse_settings` accepts and their types: fields of Recipe and Augment, then options of a network."""
+    recipe = {f.name: str(f.type) for c in (Recipe, Augment) for f in fields(c) if str(f.type) in _READERS}
+    return recipe | OPTIONS
+
+
+def parse_settings(texts: list[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """["stretch=0.2", "kernel=23"] -> changes to fields of a Recipe or its Augment, and options of `create_model`.
+    Raises InputError for an unknown name or a value of another type."""
+    known = setting_types()
+    changes: dict[str, Any] = {}
+    options: dict[str, Any] = {}
     for text in texts:
         name, _, value = text.partition("=")
         if name not in known:
-            raise InputError(f"--set {text}: nothing is called {name!r}: use one of {', '.join(sorted(known))}")
-        wanted, read = _READERS[known[name]]
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"use one of {', '.join(sorted(known))}"
+            raise InputError(f"--set {text}: unknown setting {name!r}; {hint}")
+        expected, read = _READERS[known[name]]
         try:
-            found[name] = read(value)
+            (options if name in OPTIONS else changes)[name] = read(value)
         except (ValueError, KeyError):
-            raise InputError(f"--set {text}: wants {wanted} after the =") from None
-    return found
+            raise InputError(f"--set {text}: expected {expected} after the =") from None
+    return changes, options
 
 
 def make_optimiser(recipe: Recipe, net: nn.Module) -> torch.optim.Optimizer:
