@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from recombinator.data.images import encode_image
-from recombinator.data.synthetic import draw_face, five_of, prepare_synthetic
+from recombinator.data.readers.synthetic import draw_face, five_of, prepare_synthetic
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"

@@ -5,10 +5,11 @@ import pytest
 from conftest import ROOT
 
 from recombinator.data.images import encode_image
-from recombinator.data.synthetic import draw_face
+from recombinator.data.points import read_pts
+from recombinator.data.readers.synthetic import draw_face
+from recombinator.data.readers.w300 import prepare_300w, split_files
 from recombinator.data.table import load_table
-from recombinator.data.w300 import prepare_300w, read_pts, split_files
-from recombinator.errors import InputError
+from recombinator.utils.errors import InputError
 
 
 def write_face(path, rng, crop=None, header=True):

@@ -4,11 +4,11 @@ import h5py
 import numpy as np
 import pytest
 
-from recombinator.data.afw import prepare_afw, read_annotations
 from recombinator.data.images import encode_image
-from recombinator.data.synthetic import draw_face, five_of
+from recombinator.data.readers.afw import prepare_afw, read_annotations
+from recombinator.data.readers.synthetic import draw_face, five_of
 from recombinator.data.table import load_table
-from recombinator.errors import InputError
+from recombinator.utils.errors import InputError
 
 
 def write_matlab(path, photographs, transposed=False):

@@ -12,14 +12,14 @@ from test_predict import HOPPER
 from typer.testing import CliRunner
 
 from recombinator.cli import app
-from recombinator.errors import InputError
 from recombinator.keypoints import FACE_5
 from recombinator.predict import batch
 from recombinator.predict.detect import detector_by_name
-from recombinator.predict.face import Face
 from recombinator.predict.output import face_chip
 from recombinator.predict.predictor import load
-from recombinator.shipped import shipped_weights
+from recombinator.predict.result import Face
+from recombinator.utils.errors import InputError
+from recombinator.weights.shipped import shipped_weights
 
 
 @pytest.fixture(scope="module")

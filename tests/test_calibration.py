@@ -7,16 +7,16 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from recombinator import calibration, metrics
 from recombinator.cli import app
 from recombinator.data.table import load_table
-from recombinator.errors import InputError
-from recombinator.evaluation import fixed_samples
-from recombinator.keypoints import FACE_5
+from recombinator.evaluation import calibration, metrics
+from recombinator.keypoints import FACE_5, RADII
 from recombinator.models import create_model, decode
-from recombinator.predict.face import Face
 from recombinator.predict.predictor import load
-from recombinator.weights import Weights, load_weights, save_weights
+from recombinator.predict.result import Face
+from recombinator.transforms.samples import fixed_samples
+from recombinator.utils.errors import InputError
+from recombinator.weights.files import Weights, load_weights, save_weights
 
 
 class Told(torch.nn.Module):
@@ -94,13 +94,13 @@ def test_from_the_command_line(weights, faces5, tmp_path):
     run = CliRunner().invoke(app, asked)
     assert run.exit_code == 0 and picture.is_file(), run.output
     report = json.loads(told.read_text())
-    assert [row["radius"] for row in report["plain"]] == list(metrics.RADII)
+    assert [row["radius"] for row in report["plain"]] == list(RADII)
     right = [row["right"] for row in report["plain"]]
     assert right == sorted(right) and 0 <= report["covered_auroc"] <= 1
     # one visible point in twenty, by the rule that chose the threshold on these very images, covered ones or not
     found = calibration.both(loaded.net, load_table(valid))
     at = int(np.argmin(np.abs(np.log(np.array(calibration.TEMPERATURES) / loaded.net.temperature))))
-    confidence, visible = found["within"][:, at, metrics.SURE], ~found["hidden"]
+    confidence, visible = found["within"][:, at, SURE], ~found["hidden"]
     flagged = confidence < np.array(loaded.calibration["covered_below"])[found["keypoint"]]
     assert flagged[visible].mean() == pytest.approx(0.05, abs=0.015)
 

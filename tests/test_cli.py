@@ -16,7 +16,7 @@ from recombinator.study.render import load_results, render_documents, render_tex
 
 def run(*arguments, cwd=None):
     return subprocess.run(
-        [sys.executable, "-m", "recombinator.cli", *map(str, arguments)], capture_output=True, text=True, cwd=cwd
+        [sys.executable, "-m", "recombinator", *map(str, arguments)], capture_output=True, text=True, cwd=cwd
     )
 
 
@@ -186,7 +186,7 @@ def test_a_command_that_lacks_its_extra_says_which(tmp_path):
 
 @pytest.mark.parametrize("step", [1, 50])
 def test_time_left_counts_from_the_run_that_is_under_way(step, monkeypatch, capsys):
-    from recombinator import console
+    from recombinator.utils import console
 
     clock = [0.0]
     monkeypatch.setattr(console.time, "monotonic", lambda: clock[0])

@@ -8,11 +8,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from recombinator.convert import convert, read_arrays
-from recombinator.errors import InputError
 from recombinator.models import create_model
 from recombinator.models.layers import LearnedUpsampling, only_maxima
-from recombinator.weights import load_weights, save_weights
+from recombinator.utils.errors import InputError
+from recombinator.weights.convert import convert, read_arrays
+from recombinator.weights.files import load_weights, save_weights
 
 RELEASED = {"upsampling": "learned", "keep_maxima": True}
 

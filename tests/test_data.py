@@ -9,10 +9,10 @@ from conftest import SHARED, mtfl_line
 
 from recombinator.data import crops
 from recombinator.data.images import decode_image, encode_image, read_image
-from recombinator.data.mtfl import parse_line, prepare_mtfl, split_indices
-from recombinator.data.synthetic import draw_face, five_of, prepare_synthetic
+from recombinator.data.readers.mtfl import parse_line, prepare_mtfl, split_indices
+from recombinator.data.readers.synthetic import draw_face, five_of, prepare_synthetic
 from recombinator.data.table import load_table, read_info
-from recombinator.errors import InputError
+from recombinator.utils.errors import InputError
 
 FACE = np.array([[30.0, 40.0], [62.0, 38.0], [47.0, 58.0], [34.0, 76.0], [60.0, 77.0]])
 

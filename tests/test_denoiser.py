@@ -4,14 +4,15 @@ import torch.nn.functional as F
 from typer.testing import CliRunner
 
 from recombinator.cli import app
-from recombinator.errors import InputError
-from recombinator.evaluation import choose_joint, compare, evaluate
+from recombinator.evaluation.tables import choose_joint, compare, evaluate
 from recombinator.keypoints import FACE_5, FACE_68
 from recombinator.models import Joint, create_model
 from recombinator.models.decode import maximum
-from recombinator.models.denoiser import BLANK, MapDenoiser, SpectralConv
+from recombinator.models.denoiser import MapDenoiser, SpectralConv
 from recombinator.training.loop import copy_matching
-from recombinator.weights import Weights, join, load_weights, save_weights
+from recombinator.transforms.samples import BLANK
+from recombinator.utils.errors import InputError
+from recombinator.weights.files import Weights, join, load_weights, save_weights
 
 
 def one_hot(cells, size):

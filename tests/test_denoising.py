@@ -10,14 +10,16 @@ from typer.testing import CliRunner
 from recombinator.cli import app
 from recombinator.data.points import read_points
 from recombinator.data.table import load_table
-from recombinator.denoising import corrupted, corrupted_table, errors_of_rivals, evaluate_denoiser, repair
-from recombinator.errors import InputError
+from recombinator.evaluation.denoising import errors_of_rivals, evaluate_denoiser
 from recombinator.keypoints import FACE_5, FACE_68
 from recombinator.models import create_model
 from recombinator.models.denoiser import BLANK, PointDenoiser, newton_inverse, solve_positive
-from recombinator.shapes import ShapeModel, moved, similarity
+from recombinator.predict.repair import repair
 from recombinator.training.run import train
-from recombinator.weights import Weights, load_weights, save_weights
+from recombinator.transforms.samples import corrupted, corrupted_table
+from recombinator.transforms.shapes import ShapeModel, moved, similarity
+from recombinator.utils.errors import InputError
+from recombinator.weights.files import Weights, load_weights, save_weights
 
 RNG = np.random.default_rng(0)
 

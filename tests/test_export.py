@@ -6,15 +6,15 @@ import torch
 from typer.testing import CliRunner
 
 from recombinator.cli import app
-from recombinator.errors import InputError
-from recombinator.evaluation import evaluate
-from recombinator.export import export
+from recombinator.deploy.onnx import export
+from recombinator.evaluation.tables import evaluate
 from recombinator.keypoints import FACE_5, FACE_68
 from recombinator.models import Joint, create_model
 from recombinator.predict.engine import OnnxEngine, TorchEngine, load_engine
 from recombinator.predict.predictor import load
-from recombinator.shipped import is_graph, shipped_graphs, shipped_weights
-from recombinator.weights import Weights, load_weights, save_weights
+from recombinator.utils.errors import InputError
+from recombinator.weights.files import Weights, load_weights, save_weights
+from recombinator.weights.shipped import is_graph, shipped_graphs, shipped_weights
 
 SMALL = {"width": 0.2}
 

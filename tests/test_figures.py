@@ -7,12 +7,12 @@ from typer.testing import CliRunner
 
 from recombinator.cli import app
 from recombinator.data.table import load_table
-from recombinator.errors import InputError
 from recombinator.keypoints import FACE_5, FACE_68
 from recombinator.models import Joint, create_model
 from recombinator.study import figures
 from recombinator.study.plan import FIGURES, STUDIES
-from recombinator.weights import Weights, save_weights
+from recombinator.utils.errors import InputError
+from recombinator.weights.files import Weights, save_weights
 
 
 @pytest.fixture(scope="module")

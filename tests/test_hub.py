@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 import recombinator
-from recombinator.errors import InputError
-from recombinator.hub import from_pretrained, push_to_hub
+from recombinator.deploy.hub import from_pretrained, push_to_hub
+from recombinator.utils.errors import InputError
 
 
 @pytest.fixture

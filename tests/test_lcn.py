@@ -5,7 +5,7 @@ import pytest
 import torch
 from conftest import SHARED
 
-from recombinator.transforms.lcn import SIGMA, LocalContrastNorm
+from recombinator.models.lcn import SIGMA, LocalContrastNorm
 
 
 def slow_lcn(x):

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from recombinator import metrics
-from recombinator.evaluation import Evaluation
+from recombinator.evaluation import metrics
+from recombinator.evaluation.tables import Evaluation
 from recombinator.keypoints import FACE_5, FACE_68, KeypointSet
 from recombinator.training.loss import l2_loss, softmax_loss
 
@@ -213,7 +213,7 @@ def test_an_offset_of_the_files_numbers_is_the_same_for_small_and_large_faces():
 
 
 def test_files_are_readable_by_whom_the_mask_allows(tmp_path):
-    from recombinator.files import write_atomically
+    from recombinator.utils.files import write_atomically
 
     def private(path):
         path.write_text("x")

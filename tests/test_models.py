@@ -6,11 +6,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from recombinator.errors import InputError
 from recombinator.keypoints import FACE_5, FACE_68, KeypointSet
 from recombinator.models import MODELS, create_model, model_names
 from recombinator.models.layers import Conv, conv_over_concat, upsample
-from recombinator.weights import Weights, load_weights, mirrored, save_weights, shifted
+from recombinator.utils.errors import InputError
+from recombinator.weights.derive import mirrored, shifted
+from recombinator.weights.files import Weights, load_weights, save_weights
 
 PARAMETERS = {
     "sumnet-4": 99_112, "sumnet-5": 142_850, "sumnet-6": 186_588,
@@ -302,7 +303,7 @@ def test_errors_say_what_to_do(call, words):
 
 def test_weights_are_averaged_tensor_by_tensor(tmp_path):
     from recombinator.keypoints import FACE_5
-    from recombinator.weights import Weights, average, load_weights, save_weights
+    from recombinator.weights.files import Weights, average, load_weights, save_weights
 
     paths = []
     for i, name in enumerate(("rcn-4", "rcn-4", "rcn-5")):

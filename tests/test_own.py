@@ -9,11 +9,11 @@ import pytest
 from typer.testing import CliRunner
 
 from recombinator.cli import app
-from recombinator.data.own import infer_keypoints, mirror_pairs, prepare_points
+from recombinator.data.readers.own import infer_keypoints, mirror_pairs, prepare_points
 from recombinator.data.table import load_table
-from recombinator.errors import InputError
 from recombinator.keypoints import FACE_5
 from recombinator.training.run import train
+from recombinator.utils.errors import InputError
 
 NAMES = ("left_tip", "right_tip", "middle", "foot")
 

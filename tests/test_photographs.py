@@ -10,11 +10,11 @@ import pytest
 from typer.testing import CliRunner
 
 from recombinator.cli import app
-from recombinator.data.own import prepare_points
-from recombinator.errors import InputError
-from recombinator.photographs import evaluate_photographs
+from recombinator.data.readers.own import prepare_points
+from recombinator.evaluation.photographs import evaluate_photographs
 from recombinator.predict.detect import HaarDetector, Look
 from recombinator.predict.predictor import load
+from recombinator.utils.errors import InputError
 
 HOPPER = Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg"
 NAMES = ("left_eye", "right_eye", "nose", "left_mouth", "right_mouth")

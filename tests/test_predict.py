@@ -8,9 +8,9 @@ import matplotlib
 import numpy as np
 import pytest
 
-from recombinator.errors import InputError
-from recombinator.predict.face import Face, draw_faces
 from recombinator.predict.predictor import as_image, distinct, load
+from recombinator.predict.result import Face, draw_faces
+from recombinator.utils.errors import InputError
 
 HOPPER = Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg"
 # placed by hand on the picture: eyes, nose tip, mouth corners; a few pixels of 82 between the eyes

@@ -9,9 +9,9 @@ from typer.testing import CliRunner
 
 from recombinator.cli import app
 from recombinator.data.table import load_table
-from recombinator.errors import InputError
+from recombinator.evaluation.robustness import CROP, PICTURE, measure, samples
 from recombinator.study.measurements import robustness_table
-from recombinator.study.robustness import CROP, PICTURE, measure, samples
+from recombinator.utils.errors import InputError
 
 
 @pytest.fixture(scope="module")

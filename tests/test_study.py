@@ -7,11 +7,11 @@ import pytest
 from typer.testing import CliRunner
 
 from recombinator.cli import app
-from recombinator.errors import InputError
 from recombinator.models import create_model
 from recombinator.study import figures, measurements, run, tables
 from recombinator.study.plan import MASKS, STUDIES, Run, Study
 from recombinator.training.run import train
+from recombinator.utils.errors import InputError
 
 
 def test_the_papers_rows_are_there():

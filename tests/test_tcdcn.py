@@ -5,13 +5,13 @@ import json
 import pytest
 import torch
 
-from recombinator.data.mtfl import prepare_mtfl
-from recombinator.errors import InputError
-from recombinator.evaluation import evaluate
+from recombinator.data.readers.mtfl import prepare_mtfl
+from recombinator.evaluation.tables import evaluate
 from recombinator.models import create_model
 from recombinator.training.run import train
 from recombinator.training.tasks import Regression
-from recombinator.weights import load_weights
+from recombinator.utils.errors import InputError
+from recombinator.weights.files import load_weights
 
 
 def images(n=2):

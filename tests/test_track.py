@@ -11,9 +11,9 @@ from test_predict import HOPPER
 from typer.testing import CliRunner
 
 from recombinator.cli import app
-from recombinator.errors import InputError
 from recombinator.predict.predictor import load
 from recombinator.predict.track import OneEuro, Tracker, frames
+from recombinator.utils.errors import InputError
 
 RATE = 25.0
 

@@ -11,18 +11,17 @@ import pytest
 import torch
 
 from recombinator.data.table import load_table
-from recombinator.errors import InputError
-from recombinator.evaluation import evaluate
+from recombinator.evaluation.tables import evaluate
 from recombinator.models import create_model
-from recombinator.models.denoiser import BLANK
 from recombinator.models.layers import Conv
 from recombinator.training.loop import Trainer, balanced_order, copy_matching
 from recombinator.training.loss import distillation_loss, softmax_loss
 from recombinator.training.recipe import FAST, PAPER, Recipe, get_recipe, make_optimiser, parse_settings
 from recombinator.training.revive import revive, silent_maps
 from recombinator.training.run import train
-from recombinator.training.tasks import corrupted
-from recombinator.weights import load_weights, read_tensors
+from recombinator.transforms.samples import BLANK, corrupted
+from recombinator.utils.errors import InputError
+from recombinator.weights.files import load_weights, read_tensors
 
 SMALL = {"options": {"size": 40, "width": 0.25}, "report": lambda line: None}
 
@@ -174,7 +173,7 @@ def test_reviving_belongs_to_a_recipe(faces5, tmp_path):
 
 def long_run(data, folder, epochs=400):
     return [
-        sys.executable, "-m", "recombinator.cli", "train", "rcn-4", "--data", str(data), "--out", str(folder / "run"),
+        sys.executable, "-m", "recombinator", "train", "rcn-4", "--data", str(data), "--out", str(folder / "run"),
         "--size", "40", "--width", "0.25", "--epochs", str(epochs),
     ]  # fmt: skip
 

@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from recombinator.keypoints import FACE_5, FACE_68
-from recombinator.metrics import RADII
+from recombinator.keypoints import FACE_5, FACE_68, RADII
 from recombinator.models.decode import decode, maximum, subpixel
 from recombinator.transforms.affine import apply, box_affine, compose, flip_affine, invert, warp
 from recombinator.transforms.augment import Augment, blurred, draw_points, draw_samples, occluded

@@ -7,6 +7,11 @@ from typing import Any
 
 import numpy as np
 
+RADII = (1, 2, 3, 5, 8)  # cells to each side of the highest one: probabilities are told for these squares
+
+
+SURE = RADII.index(3)  # the one that is called confidence
+
 
 @dataclass(frozen=True)
 class KeypointSet:

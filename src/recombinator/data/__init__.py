@@ -1,1 +1,1 @@
-"""Files in, one table out: Parquet rows of crop, points, and where each came from."""
+"""Datasets to Parquet tables of crops and keypoints."""

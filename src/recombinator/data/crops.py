@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from recombinator.data.resample import resized
-from recombinator.errors import InputError
+from recombinator.utils.errors import InputError
 
 GRID = 160  # side of the stage-1 crop in which stage 2's whole-pixel rule is stated
 

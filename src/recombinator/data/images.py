@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from recombinator.errors import InputError
+from recombinator.utils.errors import InputError
 
 
 def decode_image(data: bytes | np.ndarray, name: str, grey: bool = False) -> np.ndarray:

@@ -9,17 +9,13 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from recombinator.data.w300 import read_pts
-from recombinator.errors import InputError
-from recombinator.files import write_json, write_text
-from recombinator.keypoints import KeypointSet
-
-if TYPE_CHECKING:
-    from recombinator.denoising import Repair
+from recombinator.data.crops import RULES
+from recombinator.keypoints import FACE_68, KeypointSet
+from recombinator.utils.errors import InputError
 
 ABOUT = ("file", "image", "frame", "seconds", "face", "id", "confidence")  # columns that are no points
 
@@ -33,6 +29,31 @@ class PointSet:
     file: str
     face: str
     points: np.ndarray
+
+
+def read_pts(path: Path) -> np.ndarray:
+    """(68, 2) points, a pixel's centre at its integer + 0.5, from a file with or without the header lines.
+
+    As 300-W has them: half a pixel right and below of what counting the first pixel's centre as 1 would give (the crop
+    rule's `origin`; docs/log.md). Raises InputError naming the file and line.
+    """
+    points = []
+    for number, text in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+        if not text.strip() or text.strip() in "{}" or re.match(r"\s*(version|n_points)\s*:", text):
+            continue
+        try:
+            x, y = (float(v) for v in text.split())
+        except ValueError:
+            raise InputError(f"{path}:{number}: wants two numbers, x y, got {text.strip()!r}") from None
+        points.append((x, y))
+    found = np.array(points) - RULES["300w"].origin
+    if len(found) != len(FACE_68):
+        raise InputError(f"{path}: has {len(found)} points, wants {len(FACE_68)}")
+    if not np.isfinite(found).all():
+        raise InputError(f"{path}: a coordinate is not a finite number")
+    if FACE_68.scale(found) < 1:
+        raise InputError(f"{path}: the eyes are less than a pixel apart")
+    return found
 
 
 def read_points(path: Path, keypoints: KeypointSet, drop: Callable[[InputError], None]) -> list[PointSet]:
@@ -182,33 +203,3 @@ def _face(where: str, entry: Any, number: str, face: Any, keypoints: KeypointSet
         points = [[None, None] if not v else [x + 0.5, y + 0.5] for x, y, v in flat]  # its pixels' centres are whole
     file = str(entry.get("file", entry.get("image", ""))) if isinstance(entry, dict) else ""
     return _checked(where, file, number, points, keypoints)
-
-
-def repair_rows(face: PointSet, mended: Repair, keypoints: KeypointSet) -> list[dict[str, Any]]:
-    """A row a keypoint: where it should lie, how far it moved (nothing for a point that was not given), how implausible
-    it was, whether it was kept."""
-
-    def number(value: float, digits: int) -> float | None:
-        return round(float(value), digits) if np.isfinite(value) else None
-
-    return [
-        {
-            "file": face.file, "face": face.face, "keypoint": name, "x": number(x, 3), "y": number(y, 3),
-            "moved": number(moved, 3), "implausible": number(implausible, 2), "kept": bool(kept),
-        }
-        for name, (x, y), moved, implausible, kept in zip(
-            keypoints.names, mended.points, mended.moved, mended.implausible, mended.kept, strict=True
-        )
-    ]  # fmt: skip
-
-
-def write_repairs(path: Path, rows: list[dict[str, Any]]) -> None:
-    """`repair_rows` of all faces as .csv, or as a list of objects in .json."""
-    if path.suffix.lower() == ".json":
-        write_json(path, rows)
-        return
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text(path, text.getvalue())

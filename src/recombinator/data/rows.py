@@ -7,7 +7,7 @@ import numpy as np
 from recombinator.data.crops import CropRule
 from recombinator.data.images import encode_image, to_grey
 from recombinator.data.table import Row
-from recombinator.errors import InputError
+from recombinator.utils.errors import InputError
 
 FAR_OUTSIDE = 0.5  # of the image's longer side
 

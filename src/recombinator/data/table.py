@@ -19,11 +19,12 @@ from typing import Any, TypeVar
 import numpy as np
 
 from recombinator.data.images import decode_image
-from recombinator.errors import InputError
-from recombinator.files import write_atomically
 from recombinator.keypoints import KeypointSet
+from recombinator.utils.errors import InputError
+from recombinator.utils.files import write_atomically
 
 FORMAT = 3
+SPLIT_SEED = 7345  # of the authors' split, and of ours
 ROWS_AT_ONCE = 256  # a row group: what memory holds while writing
 
 

@@ -6,11 +6,11 @@ import difflib
 from dataclasses import dataclass, field
 from typing import Any
 
-from recombinator.errors import InputError
 from recombinator.models.denoiser import Denoiser, MapDenoiser, PointDenoiser
 from recombinator.models.joint import Joint
 from recombinator.models.networks import RCN, Level, ScoreMapNet, SumNet
 from recombinator.models.tcdcn import TCDCN
+from recombinator.utils.errors import InputError
 
 __all__ = [
     "DENOISERS",

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from recombinator.metrics import RADII, SURE
+from recombinator.keypoints import RADII, SURE
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from recombinator.errors import InputError
 from recombinator.models.layers import Conv
-from recombinator.shapes import ShapeModel
-
-BLANK = -1  # the cell of a point whose map is all zero
+from recombinator.transforms.samples import BLANK
+from recombinator.transforms.shapes import ShapeModel
+from recombinator.utils.errors import InputError
 
 
 def _waves(positions: Tensor, n: int, frequencies: int, dtype: torch.dtype) -> Tensor:

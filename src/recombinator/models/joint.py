@@ -6,10 +6,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from recombinator.errors import InputError
 from recombinator.models.decode import maximum
 from recombinator.models.denoiser import Denoiser
 from recombinator.models.networks import ScoreMapNet
+from recombinator.utils.errors import InputError
 
 
 class Joint(nn.Module):

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from recombinator.errors import InputError
+from recombinator.utils.errors import InputError
 
 
 class Conv(nn.Conv2d):

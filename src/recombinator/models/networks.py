@@ -15,7 +15,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from recombinator.errors import InputError
 from recombinator.models.layers import (
     Conv,
     LearnedUpsampling,
@@ -26,7 +25,8 @@ from recombinator.models.layers import (
     pooled,
     upsample,
 )  # fmt: skip
-from recombinator.transforms.lcn import NORMALISATIONS
+from recombinator.models.lcn import NORMALISATIONS
+from recombinator.utils.errors import InputError
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from recombinator.errors import InputError
-from recombinator.transforms.lcn import NORMALISATIONS
+from recombinator.models.lcn import NORMALISATIONS
+from recombinator.utils.errors import InputError
 
 AUXILIARY = {"gender": 2, "smile": 2, "glasses": 2, "pose": 5}  # MTFL's attributes and their classes
 _CONVOLUTIONS = ((16, 5, True), (48, 3, True), (64, 3, True), (64, 2, False))  # maps, kernel, pooled by 2 after

@@ -1,1 +1,1 @@
-"""Photograph -> faces -> crops -> network -> keypoints in the photograph."""
+"""Photograph to keypoints: detection, crop, network, points in the photograph."""

@@ -17,11 +17,11 @@ from typing import Any, TextIO
 import numpy as np
 
 from recombinator.data.images import decode_image, read_image
-from recombinator.errors import InputError
-from recombinator.files import write_text
-from recombinator.predict.face import Face, draw_faces
 from recombinator.predict.output import FORMATS, face_chip, save_picture
 from recombinator.predict.predictor import Predictor
+from recombinator.predict.result import Face, draw_faces
+from recombinator.utils.errors import InputError
+from recombinator.utils.files import write_text
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 STDIN = "-"

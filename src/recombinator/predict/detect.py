@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from recombinator.data.images import to_grey
-from recombinator.errors import InputError
+from recombinator.utils.errors import InputError
 
 LONGEST = 1024  # pixels; larger photographs are scaled down for detection
 

@@ -11,9 +11,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from recombinator.errors import InputError, remedy
 from recombinator.keypoints import KeypointSet
-from recombinator.shipped import shipped_graphs
+from recombinator.utils.errors import InputError, remedy
+from recombinator.weights.shipped import shipped_graphs
 
 ENGINES = ("onnx", "torch")
 GRAPH_FORMAT = "recombinator-graph-3"
@@ -133,6 +133,6 @@ def load_engine(name_or_path: str | os.PathLike[str], engine: str | None = None,
     if find_spec("torch") is None:
         known = ", ".join(shipped_graphs())
         raise InputError(f"{text}: needs torch, or an exported graph ({known}); {remedy('train')}")
-    from recombinator.weights import load_weights
+    from recombinator.weights.files import load_weights
 
     return TorchEngine(load_weights(name_or_path), threads)

@@ -13,9 +13,9 @@ import numpy as np
 
 from recombinator.data.crops import RULES
 from recombinator.data.images import encode_image
-from recombinator.files import write_atomically, write_json, write_text
 from recombinator.keypoints import KeypointSet
-from recombinator.predict.face import Face
+from recombinator.predict.result import Face
+from recombinator.utils.files import write_atomically, write_json, write_text
 
 
 def save_picture(path: Path, image: np.ndarray) -> None:
@@ -39,7 +39,7 @@ def face_chip(image: np.ndarray, face: Face, template: np.ndarray, size: int) ->
     template's (K, 2) places, as shares of the side."""
     import cv2
 
-    from recombinator.shapes import similarity
+    from recombinator.transforms.shapes import similarity
 
     linear, shift = similarity(template * size, face.points[None], np.ones((1, len(template))))  # chip -> image
     # warping takes single samples: a photograph much larger than the chip is averaged down first

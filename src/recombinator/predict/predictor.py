@@ -12,11 +12,11 @@ import numpy as np
 from recombinator.data.crops import GRID, RULES
 from recombinator.data.images import read_image, to_grey
 from recombinator.data.resample import square
-from recombinator.errors import InputError
-from recombinator.metrics import RADII, SURE
+from recombinator.keypoints import RADII, SURE
 from recombinator.predict.detect import Detector, HaarDetector
 from recombinator.predict.engine import Engine, load_engine
-from recombinator.predict.face import Face
+from recombinator.predict.result import Face
+from recombinator.utils.errors import InputError
 
 Image = np.ndarray | str | os.PathLike[str]
 SAME_FACE = 0.5  # two results nearer than this share of the face's spread are one face

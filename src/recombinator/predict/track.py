@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from recombinator.errors import InputError
-from recombinator.predict.face import Face
 from recombinator.predict.predictor import Predictor
+from recombinator.predict.result import Face
+from recombinator.utils.errors import InputError
 
 LOST_AFTER = 3  # frames without a confident answer
 REMEMBERED = 2.0  # seconds for which a lost face keeps its number

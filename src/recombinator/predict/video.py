@@ -12,10 +12,10 @@ from typing import Any, TextIO
 
 import numpy as np
 
-from recombinator.errors import InputError
-from recombinator.files import to_file
-from recombinator.predict.face import draw_faces
+from recombinator.predict.result import draw_faces
 from recombinator.predict.track import Track, Tracker, frames
+from recombinator.utils.errors import InputError
+from recombinator.utils.files import to_file
 
 
 def _drawn(image: np.ndarray, tracks: list[Track]) -> np.ndarray:

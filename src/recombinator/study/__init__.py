@@ -1,1 +1,1 @@
-"""The paper's tables and ours, from the files under results/."""
+"""The tables and figures of the paper, and benchmarks."""

@@ -13,31 +13,17 @@ import torch
 from torch import Tensor, nn
 
 from recombinator.data.table import FaceTable, load_table
-from recombinator.errors import InputError
-from recombinator.evaluation import Evaluation, evaluate_table, fixed_samples
-from recombinator.files import write_atomically
+from recombinator.evaluation.plots import COLOURS, new_figure, save
+from recombinator.evaluation.tables import Evaluation, evaluate_table
 from recombinator.models import RCN, Denoiser, Joint, ScoreMapNet, SumNet, create_model
 from recombinator.models.decode import maximum
 from recombinator.study.plan import FIGURES
-from recombinator.weights import load_weights
+from recombinator.transforms.samples import fixed_samples
+from recombinator.utils.errors import InputError
+from recombinator.weights.files import load_weights
 
 TRUE, FOUND, TRUNK, BRANCH = "#56b4e9", "#d55e00", "#0072b2", "#e69f00"  # Okabe and Ito: told apart by everybody
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00")
 EDGES = (0, 20, 40, 60, 80, 90, 95, 97, 98, 99, 99.5, 100)  # percentiles of difficulty, mostly hard ones (Fig. 3)
-
-
-def save(figure: Any, folder: Path, name: str) -> list[Path]:
-    """PNG and PDF, atomically."""
-    paths = [folder / f"{name}.{kind}" for kind in ("png", "pdf")]
-    for path in paths:
-        write_atomically(path, lambda p, kind=path.suffix[1:]: figure.savefig(p, dpi=200, format=kind))  # type: ignore[misc]
-    return paths
-
-
-def new_figure(width: float, height: float) -> Any:
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(width, height), layout="constrained")
 
 
 def draw_curves(results: dict[str, dict[str, Any]], folder: Path) -> list[Path]:

@@ -12,11 +12,11 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from recombinator.errors import InputError
-from recombinator.files import write_text
 from recombinator.study import measurements, tables
 from recombinator.study.markdown import Results
 from recombinator.study.plan import STUDIES
+from recombinator.utils.errors import InputError
+from recombinator.utils.files import write_text
 
 DOCUMENTS = ("README.md", "docs/*.md")
 _BLOCK = re.compile(r"(<!-- results: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)

@@ -13,14 +13,14 @@ import pyarrow.parquet as pq
 import torch
 
 from recombinator.data.table import load_table, read_info
-from recombinator.errors import InputError
-from recombinator.evaluation import evaluate, write_per_image
-from recombinator.files import Busy, copy_file, held, is_held, write_json, write_text
-from recombinator.provenance import provenance
+from recombinator.evaluation.tables import evaluate, write_per_image
 from recombinator.study.plan import STUDIES, Run, Study, run_at
 from recombinator.training.loop import Trainer
 from recombinator.training.recipe import Recipe, get_recipe
 from recombinator.training.run import train
+from recombinator.utils.errors import InputError
+from recombinator.utils.files import Busy, copy_file, held, is_held, write_json, write_text
+from recombinator.utils.provenance import provenance
 
 
 def get_study(name: str) -> Study:

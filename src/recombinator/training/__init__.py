@@ -1,1 +1,1 @@
-"""Recipe, loss, loop, checkpoint."""
+"""Recipe, loss, and the training loop."""

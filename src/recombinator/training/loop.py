@@ -22,16 +22,23 @@ import torch
 from torch import Tensor, nn
 
 from recombinator.data.table import FaceTable
-from recombinator.errors import InputError
-from recombinator.files import copy_file, write_json, write_text
 from recombinator.models import TCDCN, Denoiser, ScoreMapNet, create_model
 from recombinator.models.denoiser import MapDenoiser, PointDenoiser
-from recombinator.provenance import provenance
-from recombinator.shapes import ShapeModel
 from recombinator.training.recipe import Recipe, make_optimiser
 from recombinator.training.revive import revive
 from recombinator.training.tasks import FromPixels, FromPoints, Regression
-from recombinator.weights import Weights, load_weights, read_tensors, save_weights, score_map_weights, write_tensors
+from recombinator.transforms.shapes import ShapeModel
+from recombinator.utils.errors import InputError
+from recombinator.utils.files import copy_file, write_json, write_text
+from recombinator.utils.provenance import provenance
+from recombinator.weights.files import (
+    Weights,
+    load_weights,
+    read_tensors,
+    save_weights,
+    score_map_weights,
+    write_tensors,
+)
 
 STATE = "recombinator-state-1"
 LOOKED_AT = 512  # training samples that tell which maps are silent

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from recombinator.errors import InputError
 from recombinator.models import OPTIONS
 from recombinator.training.loss import LOSSES
 from recombinator.transforms.augment import Augment, check_ranges
+from recombinator.utils.errors import InputError
 
 # What a denoiser is given: `corrupt` of the points moved to uniform cells (the paper), or blanked; the answers of a
 # trained network on jittered and occluded training images; or for each face one of the first and the last.

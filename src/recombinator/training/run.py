@@ -10,11 +10,11 @@ from typing import Any
 import torch
 
 from recombinator.data.table import load_table
-from recombinator.errors import InputError, remedy
-from recombinator.files import held
 from recombinator.training.loop import Trainer, read_state, record
 from recombinator.training.recipe import Recipe, changed, get_recipe
-from recombinator.weights import resolve
+from recombinator.utils.errors import InputError, remedy
+from recombinator.utils.files import held
+from recombinator.weights.files import resolve
 
 
 def _pick_device(device: str) -> str:

@@ -11,15 +11,16 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from recombinator.data.table import FaceTable
-from recombinator.denoising import corrupted, errors_of_corrupted
-from recombinator.errors import InputError
-from recombinator.evaluation import evaluate_table, fixed_samples
+from recombinator.evaluation.denoising import errors_of_corrupted
+from recombinator.evaluation.tables import evaluate_table
 from recombinator.models import TCDCN, Denoiser, Joint, ScoreMapNet
 from recombinator.models.decode import maximum
-from recombinator.models.denoiser import BLANK, PointDenoiser
+from recombinator.models.denoiser import PointDenoiser
 from recombinator.training.loss import LOSSES, distillation_loss, masked_sum, softmax_loss, target_cells
 from recombinator.training.recipe import Recipe, bfloat16_is_fast
 from recombinator.transforms.augment import draw_points, draw_samples
+from recombinator.transforms.samples import BLANK, corrupted, fixed_samples
+from recombinator.utils.errors import InputError
 
 Forward = Callable[[Tensor], Tensor]
 

@@ -1,1 +1,1 @@
-"""Batched tensors in, batched tensors out: affines, jitter, occlusion, local contrast normalisation."""
+"""Geometry, augmentation, batches for a network."""

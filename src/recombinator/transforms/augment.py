@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from recombinator.errors import InputError
 from recombinator.transforms.affine import apply, box_affine, compose, flip_affine, invert, warp
+from recombinator.utils.errors import InputError
 
 # what numbers may be, ends included
 RANGES: dict[str, tuple[float, float]] = {

@@ -1,0 +1,81 @@
+"""AFW, the paper's second test set for five points: photographs and anno.mat in MATLAB's 7.3 form (SPEC 2.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from recombinator.data.crops import FILE_ORIGIN, GRID, RULES
+from recombinator.data.images import read_image
+from recombinator.data.rows import crop_row
+from recombinator.data.table import Row, TableInfo, write_splits
+from recombinator.keypoints import FACE_5
+from recombinator.utils.errors import InputError, remedy
+
+_KEPT = [0, 1, 2, 3, 5]  # of eyes, nose, left, middle and right of the mouth
+
+
+def read_annotations(path: Path) -> list[tuple[str, int, np.ndarray]]:
+    """(file name, number of the face in it, (6, 2) points as in the file) of every face of anno.mat.
+
+    A 7.3 file is HDF5: a cell array of references, one row of `anno` a photograph: name, boxes, poses, points. Raises
+    InputError for another form.
+    """
+    try:
+        import h5py
+    except ImportError:
+        raise InputError(f"reading anno.mat needs h5py; {remedy('afw')}") from None
+    faces: list[tuple[str, int, np.ndarray]] = []
+    try:
+        with h5py.File(path, "r") as file:
+            cells: Any = np.array(file["anno"])
+            cells = cells if cells.shape[0] == 4 else cells.T
+            if cells.shape[0] != 4:
+                shape = f"`anno` has the shape {cells.shape}"
+                raise InputError(f"{path}: {shape}, wants 4 columns: name, boxes, poses, points")
+            for name_at, points_at in zip(cells[0], cells[3], strict=True):
+                name = "".join(chr(int(c)) for c in np.array(file[name_at]).flatten())
+                inner = np.array(file[points_at])
+                found = [np.array(file[at]) for at in inner.flatten()] if inner.dtype == object else [inner]
+                for number, points in enumerate(found, 1):
+                    points = points if points.shape == (6, 2) else points.T
+                    if points.shape != (6, 2):
+                        where = f"{path}: face {number} of {name}"
+                        raise InputError(f"{where}: points of shape {points.shape}, wants 6 x 2")
+                    faces.append((name, number, points.astype(np.float64)))
+    except InputError:
+        raise
+    except (OSError, KeyError, ValueError, TypeError, AttributeError) as error:
+        raise InputError(f"{path}: not AFW's anno.mat in MATLAB 7.3 form ({error})") from None
+    return faces
+
+
+def prepare_afw(
+    source: Path, out: Path, *, size: int = GRID, grey: bool = False, quality: int = 95, strict: bool = False,
+    drop: Callable[[str], None] = print, advance: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[str, int]:  # fmt: skip
+    """Writes out/test.parquet; arguments and result as `prepare_mtfl`. Faces with a point that is not a number are left
+    out, as by the authors."""
+    path = next((p for p in (source / "anno.mat", source / "testimages" / "anno.mat") if p.is_file()), None)
+    if path is None:
+        raise InputError(f"{source}: no anno.mat in it; is this AFW?")
+    rule = RULES["mtfl"]
+
+    def make(face: tuple[str, int, np.ndarray]) -> Row:
+        name, number, points = face
+        where = f"{path}: face {number} of {name}"
+        if not np.isfinite(points).all():
+            raise InputError(f"{where}: a point is not a number")
+        photo = next((p for p in (source / name, source / "testimages" / name) if p.is_file()), source / name)
+        try:
+            points = points[_KEPT] - FILE_ORIGIN
+            return crop_row(read_image(photo), points, name, rule, size=size, grey=grey, quality=quality)
+        except InputError as error:
+            raise InputError(f"{where}: {error}") from None
+
+    info = TableInfo("afw", "test", FACE_5, rule.name, size, grey)
+    jobs = {"test": read_annotations(path)}
+    return write_splits(out, jobs, make, lambda split: info, strict=strict, drop=drop, advance=advance)

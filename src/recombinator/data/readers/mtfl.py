@@ -1,0 +1,114 @@
+"""MTFL and its AFLW test set: the original layout (SPEC 2.2, 2.4).
+
+A line is `path x1..x5 y1..y5 gender smile glasses pose`, the path with / or \\, attributes 1-based.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from recombinator.data.crops import FILE_ORIGIN, GRID, RULES
+from recombinator.data.images import read_image
+from recombinator.data.rows import crop_row
+from recombinator.data.table import SPLIT_SEED, Row, TableInfo, write_splits
+from recombinator.keypoints import FACE_5
+from recombinator.utils.errors import InputError
+
+ATTRIBUTES = ("gender", "smile", "glasses", "pose")
+
+
+@dataclass(frozen=True)
+class Line:
+    """One annotated face: `where` is "file:line" for messages; points: (5, 2), a pixel's centre at + 0.5."""
+
+    where: str
+    file: str
+    points: np.ndarray
+    attributes: dict[str, int]
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def parse_line(text: str, where: str) -> Line:
+    """Raises InputError naming `where` for a wrong number of fields, text or NaN among the numbers."""
+    fields = text.split()
+    if len(fields) > 15 and not _is_number(fields[1]):  # blanks in the path
+        fields = text.strip().rsplit(None, 14)
+    if len(fields) != 15:
+        raise InputError(f"{where}: has {len(fields)} fields, wants 15 (path, 5 x, 5 y, 4 attributes)")
+    try:
+        numbers = np.array([float(f) for f in fields[1:]])
+    except ValueError as error:
+        raise InputError(f"{where}: {error}") from None
+    if not np.isfinite(numbers).all():
+        raise InputError(f"{where}: a coordinate or attribute is not a finite number")
+    points = np.stack([numbers[:5], numbers[5:10]], axis=1) - FILE_ORIGIN
+    if FACE_5.scale(points) < 1:
+        raise InputError(f"{where}: the eyes are less than a pixel apart")
+    if any(v != int(v) or not 1 <= v <= 9 for v in numbers[10:]):
+        raise InputError(f"{where}: attributes must be whole numbers from 1, got {' '.join(fields[11:])}")
+    attributes = dict(zip(ATTRIBUTES, (int(v) - 1 for v in numbers[10:]), strict=True))
+    return Line(where, fields[0].replace("\\", "/"), points, attributes)
+
+
+def split_indices(n: int) -> tuple[np.ndarray, np.ndarray]:
+    """The authors' split of n training lines: a seeded permutation whose last tenth is validation."""
+    order = np.random.RandomState(SPLIT_SEED).permutation(n)
+    valid = max(n // 10, int(n > 1))
+    return order[: n - valid], order[n - valid :]
+
+
+def _lines(path: Path) -> list[tuple[str, int, str]]:
+    """(list's name, line number, text) of the lines that are not blank."""
+    text = path.read_text(encoding="utf-8-sig", errors="replace")
+    return [(path.name, i, t) for i, t in enumerate(text.splitlines(), 1) if t.strip()]
+
+
+def prepare_mtfl(
+    source: Path, out: Path, *, size: int = GRID, grey: bool = False, quality: int = 95, strict: bool = False,
+    drop: Callable[[str], None] = print, advance: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[str, int]:  # fmt: skip
+    """Writes out/{train,valid,test}.parquet; returns rows written a split and "dropped".
+
+    size: crop side in pixels; quality: JPEG quality, 0 for PNG. `drop` is called with a sentence for each line
+    left out (`strict`: the first raises InputError instead), `advance` with lines done and lines in all.
+    """
+    if not source.is_dir():
+        raise InputError(f"{source}: no such folder; give the one that holds training.txt and testing.txt")
+    jobs: dict[str, list[tuple[str, int, str]]] = {}
+    if (source / "training.txt").is_file():
+        lines = _lines(source / "training.txt")
+        train, valid = split_indices(len(lines))
+        jobs |= {"train": [lines[i] for i in train], "valid": [lines[i] for i in valid]}
+    if (source / "testing.txt").is_file():
+        jobs["test"] = _lines(source / "testing.txt")
+    if not any(jobs.values()):
+        raise InputError(f"{source}: neither training.txt nor testing.txt with any line in it; is this MTFL?")
+    rule = RULES["mtfl"]
+
+    def make(job: tuple[str, int, str]) -> Row:
+        listing, number, text = job
+        where = f"{source / listing}:{number}"
+        line = parse_line(text, where)
+        try:
+            return crop_row(
+                read_image(source / line.file), line.points, line.file, rule, size=size, grey=grey, quality=quality,
+                attributes=line.attributes,
+            )  # fmt: skip
+        except InputError as error:
+            raise InputError(f"{where}: {error}") from None
+
+    return write_splits(
+        out, jobs, make, lambda split: TableInfo("mtfl", split, FACE_5, rule.name, size, grey),
+        attributes=ATTRIBUTES, strict=strict, drop=drop, advance=advance,
+    )  # fmt: skip

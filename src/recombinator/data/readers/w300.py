@@ -1,0 +1,73 @@
+"""300-W: folders of photographs, each beside a .pts file of 68 points (SPEC 2.3, 2.5)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from recombinator.data.crops import GRID, RULES
+from recombinator.data.images import read_image
+from recombinator.data.points import read_pts
+from recombinator.data.rows import crop_row
+from recombinator.data.table import SPLIT_SEED, Row, TableInfo, write_splits
+from recombinator.keypoints import FACE_68
+from recombinator.utils.errors import InputError
+
+IMAGES = (".jpg", ".png", ".jpeg")
+TEST_FOLDERS = {"testset": "common", "ibug": "challenging"}
+
+
+def split_files(source: Path, files: list[Path]) -> dict[str, list[Path]]:
+    """Test by folder name; of the rest, a seeded tenth for validation, faces of one photograph (NAME_1, NAME_2; not
+    LFPW's running numbers, image_0001) together. The order of names decides, not the file system's."""
+    test = [f for f in files if _subset(source, f)]
+    photographs: dict[str, list[Path]] = {}
+    for f in files:
+        if not _subset(source, f):
+            photographs.setdefault(str(f.parent / re.sub(r"_[1-9]\d?$", "", f.stem)), []).append(f)
+    keys = sorted(photographs)
+    valid: list[Path] = []
+    wanted = sum(map(len, photographs.values())) // 10
+    for i in np.random.RandomState(SPLIT_SEED).permutation(len(keys)):
+        if len(valid) < wanted:
+            valid += photographs.pop(keys[i])
+    return {"train": sorted(f for group in photographs.values() for f in group), "valid": sorted(valid), "test": test}
+
+
+def _subset(source: Path, file: Path) -> str:
+    """ "common" or "challenging" for a test image, nothing for a training image."""
+    return next((TEST_FOLDERS[p.lower()] for p in file.relative_to(source).parts if p.lower() in TEST_FOLDERS), "")
+
+
+def prepare_300w(
+    source: Path, out: Path, *, size: int = GRID, grey: bool = False, quality: int = 95, strict: bool = False,
+    drop: Callable[[str], None] = print, advance: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[str, int]:  # fmt: skip
+    """Writes out/{train,valid,test}.parquet from every .pts file below `source` (AFW, HELEN, LFPW, iBUG, whichever
+    are there); arguments and result as `prepare_mtfl`."""
+    if not source.is_dir():
+        raise InputError(f"{source}: no such folder; give the one that holds 300-W's folders")
+    jobs = split_files(source, sorted(source.rglob("*.pts")))
+    if not any(jobs.values()):
+        raise InputError(f"{source}: no .pts file below it; is this 300-W?")
+    rule = RULES["300w"]
+
+    def make(file: Path) -> Row:
+        points = read_pts(file)
+        beside = [p for p in (file.with_suffix(s) for e in IMAGES for s in (e, e.upper())) if p.is_file()]
+        if not beside:
+            raise InputError(f"{file}: no image of that name beside it ({', '.join(IMAGES)})")
+        name, subset = beside[0].relative_to(source).as_posix(), _subset(source, file)
+        image = read_image(beside[0])
+        try:
+            return crop_row(image, points, name, rule, size=size, grey=grey, quality=quality, subset=subset)
+        except InputError as error:
+            raise InputError(f"{file}: {error}") from None
+
+    return write_splits(
+        out, jobs, make, lambda split: TableInfo("300w", split, FACE_68, rule.name, size, grey),
+        strict=strict, drop=drop, advance=advance,
+    )  # fmt: skip

@@ -1,0 +1,1 @@
+"""ONNX export, 8-bit quantization, the Hugging Face Hub."""

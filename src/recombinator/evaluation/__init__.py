@@ -1,0 +1,1 @@
+"""Errors, probabilities and robustness of a network."""

@@ -1,0 +1,1 @@
+"""Errors, atomic file writes, progress, provenance."""
