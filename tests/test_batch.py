@@ -116,8 +116,8 @@ def test_chips_of_large_faces_are_averaged():
     chip = face_chip(image, face, template, 100)
     assert chip.shape == (100, 100) and chip.std() < 0.3 * image.std()
     ramp = np.tile(np.arange(1600) / 1600 * 255, (1600, 1)).astype(np.uint8)
-    centre = face_chip(ramp, face, template, 100)[50].astype(float)
-    np.testing.assert_allclose(centre, (400 + (np.arange(100) + 0.5) * 8) / 1600 * 255, atol=1.5)
+    center = face_chip(ramp, face, template, 100)[50].astype(float)
+    np.testing.assert_allclose(center, (400 + (np.arange(100) + 0.5) * 8) / 1600 * 255, atol=1.5)
 
 
 def test_standard_input(tmp_path, monkeypatch):

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from recombinator.cli import app
 from recombinator.data.table import load_table
 from recombinator.evaluation import calibration, metrics
-from recombinator.keypoints import FACE_5, RADII
+from recombinator.keypoints import FACE_5, RADII, SURE
 from recombinator.models import create_model, decode
 from recombinator.predict.predictor import load
 from recombinator.predict.result import Face
@@ -34,8 +34,8 @@ class Told(torch.nn.Module):
     def forward(self, pixels):
         points = self.points.pop(0)
         noise = self.spread * torch.randn(points.shape, generator=torch.Generator().manual_seed(len(self.points)))
-        centres = torch.arange(80) + 0.5
-        d = (centres - (points + noise)[..., None]) ** 2 / (2 * self.spread**2)
+        centers = torch.arange(80) + 0.5
+        d = (centers - (points + noise)[..., None]) ** 2 / (2 * self.spread**2)
         return -self.wrong_by * (d[:, :, 1, :, None] + d[:, :, 0, None, :])
 
 
@@ -58,7 +58,7 @@ def test_the_temperature_is_found(wrong_by, faces5, monkeypatch):
 
 
 def test_a_masked_network_is_calibrated_by_what_it_answers(faces5):
-    """Scores that whole squares of cells share: one cell, its centre the answer."""
+    """Scores that whole squares of cells share: one cell, its center the answer."""
     torch.manual_seed(0)
     net, table = create_model("rcn-4", width=0.2, mask=(1, 0, 0, 0)).eval(), load_table(faces5 / "valid.parquet")
     with torch.no_grad():
@@ -95,8 +95,8 @@ def test_from_the_command_line(weights, faces5, tmp_path):
     assert run.exit_code == 0 and picture.is_file(), run.output
     report = json.loads(told.read_text())
     assert [row["radius"] for row in report["plain"]] == list(RADII)
-    right = [row["right"] for row in report["plain"]]
-    assert right == sorted(right) and 0 <= report["covered_auroc"] <= 1
+    is_within = [row["right"] for row in report["plain"]]
+    assert is_within == sorted(is_within) and 0 <= report["covered_auroc"] <= 1
     # one visible point in twenty, by the rule that chose the threshold on these very images, covered ones or not
     found = calibration.both(loaded.net, load_table(valid))
     at = int(np.argmin(np.abs(np.log(np.array(calibration.TEMPERATURES) / loaded.net.temperature))))
@@ -149,10 +149,10 @@ def test_ellipses():
 def test_reliability_and_auroc():
     rng = np.random.default_rng(0)
     confidence = rng.uniform(0, 1, 20000)
-    right = rng.uniform(0, 1, 20000) < confidence
-    rows, error = metrics.reliability(confidence, right)
+    is_within = rng.uniform(0, 1, 20000) < confidence
+    rows, error = metrics.reliability(confidence, is_within)
     assert sum(r["points"] for r in rows) == 20000 and error < 0.02
-    assert metrics.reliability(confidence**3, right)[1] == pytest.approx(0.25, abs=0.02)  # mean of p - p^3
+    assert metrics.reliability(confidence**3, is_within)[1] == pytest.approx(0.25, abs=0.02)  # mean of p - p^3
     score, positive = rng.normal(size=300).round(1), rng.uniform(size=300) < 0.3
     pairs = [(a > b) + (a == b) / 2 for a in score[positive] for b in score[~positive]]
     assert metrics.auroc(score, positive) == pytest.approx(np.mean(pairs))

@@ -49,7 +49,7 @@ def test_eye_mouth_box_reaches_as_far_as_the_rule_says():
     assert x <= 530 - int(1.25 * d) < x + 10
 
 
-def test_scaled_box_is_about_the_centre_and_may_leave_the_image():
+def test_scaled_box_is_about_the_center_and_may_leave_the_image():
     x, y, side = crops.scaled_box(FACE, 1.7, 10, 10)
     assert y > 0 and y + side > 10 and abs(side - 1.7 * 39) < 3
     assert abs((x + side / 2) - 45.75) < 1.5 and abs((y + side / 2) - 57.5) < 1.5
@@ -187,7 +187,7 @@ def test_a_folder_that_is_not_mtfl(tmp_path):
 
 
 def test_files_count_from_one():
-    """The first pixel's centre is 1 in the file and 0.5 here; flips would turn the difference into an error."""
+    """The first pixel's center is 1 in the file and 0.5 here; flips would turn the difference into an error."""
     assert np.allclose(parse_line(mtfl_line("a.jpg", FACE), "x").points, FACE - 0.5)
 
 
@@ -195,15 +195,15 @@ def test_blanks_in_a_file_name():
     assert parse_line(mtfl_line("a b\\c d.jpg", FACE), "x").file == "a b/c d.jpg"
 
 
-def test_size_grey_and_quality(mtfl_layout, tmp_path):
+def test_size_gray_and_quality(mtfl_layout, tmp_path):
     prepare_mtfl(mtfl_layout, tmp_path / "big", quality=0)
-    prepare_mtfl(mtfl_layout, tmp_path / "small", size=128, grey=True, quality=80)
+    prepare_mtfl(mtfl_layout, tmp_path / "small", size=128, gray=True, quality=80)
     big, small = (load_table(tmp_path / d / "test.parquet") for d in ("big", "small"))
-    assert small.images.shape == (4, 1, 128, 128) and small.info.grey
+    assert small.images.shape == (4, 1, 128, 128) and small.info.gray
     np.testing.assert_allclose(small.points * 160 / 128, big.points, rtol=1e-5)
     assert os.path.getsize(tmp_path / "small" / "test.parquet") < os.path.getsize(tmp_path / "big" / "test.parquet") / 3
     assert load_table(tmp_path / "big" / "test.parquet", channels=3).images.shape[1] == 3
-    with pytest.raises(InputError, match="holds grey crops"):
+    with pytest.raises(InputError, match="holds gray crops"):
         load_table(tmp_path / "small" / "test.parquet", channels=3)
 
 
@@ -280,7 +280,7 @@ def test_reading_every_kind_of_image(tmp_path):
     rgb[:20, :30] = (250, 20, 30)
     for name, image in (
         ("rgb.png", Image.fromarray(rgb)),
-        ("grey.png", Image.fromarray(rgb[..., 0])),
+        ("gray.png", Image.fromarray(rgb[..., 0])),
         ("alpha.png", Image.fromarray(np.dstack([rgb, rgb[..., 0]]))),
         ("palette.gif", None),
     ):

@@ -17,7 +17,7 @@ from recombinator.models.denoiser import BLANK, PointDenoiser, newton_inverse, s
 from recombinator.predict.repair import repair
 from recombinator.training.run import train
 from recombinator.transforms.samples import corrupted, corrupted_table
-from recombinator.transforms.shapes import ShapeModel, moved, similarity
+from recombinator.transforms.shapes import ShapeModel, apply_similarity, similarity
 from recombinator.utils.errors import InputError
 from recombinator.weights.files import Weights, load_weights, save_weights
 
@@ -32,13 +32,13 @@ def some_shapes(n=40, k=9, modes=3):
     linear = scale[:, None, None] * np.stack(
         [np.stack([np.cos(angle), -np.sin(angle)], 1), np.stack([np.sin(angle), np.cos(angle)], 1)], 1
     )
-    return moved(flat, linear, RNG.uniform(20, 60, (n, 2)))
+    return apply_similarity(flat, linear, RNG.uniform(20, 60, (n, 2)))
 
 
 def test_similarity_finds_what_was_done_and_ignores_points_without_weight():
     shape = RNG.normal(size=(9, 2))
     linear, shift = np.array([[[3.0, -1.0], [1.0, 3.0]]]), np.array([[5.0, -2.0]])
-    points, weight = moved(shape, linear, shift), np.ones((1, 9))
+    points, weight = apply_similarity(shape, linear, shift), np.ones((1, 9))
     points[0, 4], weight[0, 4] = 1e4, 0
     found = similarity(shape, points, weight)
     np.testing.assert_allclose(found[0], linear, atol=1e-9)
@@ -64,7 +64,7 @@ def test_missing_points_do_not_move_the_model():
     mask = RNG.random((100, 9)) < 0.9
     whole = ShapeModel.fit(points, np.ones_like(mask), 0).mean
     partial = ShapeModel.fit(np.where(mask[..., None], points, 1e6), mask, 0).mean
-    fitted = moved(partial, *similarity(partial, whole[None], np.ones((1, 9))))[0]
+    fitted = apply_similarity(partial, *similarity(partial, whole[None], np.ones((1, 9))))[0]
     assert np.abs(fitted - whole).max() < 0.05
 
 
@@ -191,7 +191,7 @@ def write_all_forms(folder, points, name=FACE_68):
     head = ["file", *(f"x{i}" for i in range(1, k + 1)), *(f"y{i}" for i in range(1, k + 1))]
     values = ["a.jpg", *points[:, 0], *points[:, 1]]
     (folder / "wide.csv").write_text(",".join(head) + "\n" + ",".join(map(str, values)) + "\n")
-    coco = [v for x, y in points.tolist() for v in (x - 0.5, y - 0.5, 2)]  # a pixel's centre is whole there
+    coco = [v for x, y in points.tolist() for v in (x - 0.5, y - 0.5, 2)]  # a pixel's center is whole there
     plain = [{"name": n, "x": x, "y": y} for n, (x, y) in zip(name.names, points.tolist(), strict=True)]
     forms = {
         "report.json": {"photographs": [{"file": "a.jpg", "faces": [{"keypoints": plain}]}]},

@@ -62,7 +62,7 @@ def test_graph_and_network_agree(name, tmp_path):
     export(path, tmp_path / "a.onnx")
     graph, net = load_engine(tmp_path / "a.onnx"), load_engine(path)
     assert isinstance(graph, OnnxEngine) and isinstance(net, TorchEngine) and graph.about == net.about
-    batches = (1, 1, 1) if name == "rcn-7" else (1, 5)  # norm="batch": neighbours count, in both alike
+    batches = (1, 1, 1) if name == "rcn-7" else (1, 5)  # norm="batch": neighbors count, in both alike
     for n in batches:
         x = crops(graph.about, n)
         found, wanted = graph.run(x), net.run(x)
@@ -149,7 +149,7 @@ def test_a_graph_is_evaluated_as_its_weights(faces5, tmp_path):
     graph, net = (evaluate(w, faces5 / "test.parquet")[1] for w in (tmp_path / "a.onnx", path))
     assert (
         graph["images"] == net["images"] and abs(graph["nme"] / net["nme"] - 1) < 0.05
-    )  # whole grey levels in a graph
+    )  # whole gray levels in a graph
     run = CliRunner().invoke(app, ["evaluate", str(tmp_path / "a.onnx"), "--data", str(faces5 / "test.parquet")])
     assert run.exit_code == 0 and "nme_paper" in run.output
 

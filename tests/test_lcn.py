@@ -43,7 +43,7 @@ def test_black_image_is_not_nan():
         assert torch.equal(LocalContrastNorm(floor)(torch.zeros(2, 1, 20, 20)), torch.full((2, 1, 20, 20), 0.5))
 
 
-def test_floor_per_image_ignores_the_neighbours_and_per_batch_does_not():
+def test_floor_per_image_ignores_the_neighbors_and_per_batch_does_not():
     x = torch.rand(2, 1, 40, 40) * torch.tensor([255.0, 5.0]).view(2, 1, 1, 1)
     image, batch = LocalContrastNorm("image"), LocalContrastNorm("batch")
     torch.testing.assert_close(image(x)[1:], image(x[1:]))

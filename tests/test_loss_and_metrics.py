@@ -48,8 +48,8 @@ def test_masked_points_do_not_matter(problem):
 
 def test_soft_target_is_the_cross_entropy_with_a_gaussian(problem):
     scores, points, mask = problem
-    centres = torch.arange(20).double() + 0.5
-    g = (-((centres - points[..., None]) ** 2) / (2 * 0.9**2)).exp()
+    centers = torch.arange(20).double() + 0.5
+    g = (-((centers - points[..., None]) ** 2) / (2 * 0.9**2)).exp()
     target = g[:, :, 1, :, None] * g[:, :, 0, None, :]
     target = target / target.sum((2, 3), keepdim=True)
     terms = -(target * scores.flatten(2).log_softmax(2).unflatten(2, (20, 20))).sum((2, 3))
@@ -154,7 +154,7 @@ def test_predictions_are_clamped_to_the_photograph_and_the_oracle_moves_border_p
     assert far.summary()["nme_paper_oracle"] == pytest.approx(100 * 2 / 40 / 5)
 
 
-def test_subsets_parts_and_normalisers_are_reported():
+def test_subsets_parts_and_normalizers_are_reported():
     rng = np.random.default_rng(0)
     true = rng.uniform(10, 70, (6, 68, 2))
     true[:, 36:42], true[:, 42:48] = [25, 30], [55, 30]
@@ -171,7 +171,7 @@ def test_subsets_parts_and_normalisers_are_reported():
     assert "nme_paper_oracle" not in report
 
 
-def test_normalisers():
+def test_normalizers():
     points = np.zeros((2, 68, 2))
     points[:, 36:42] = [[30, 10], [32, 8], [34, 8], [36, 10], [34, 12], [32, 12]]
     points[:, 42:48] = points[:, 36:42] + [40, 0]

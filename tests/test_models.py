@@ -74,7 +74,7 @@ class TestFamily:
         net = create_model(name)
         net(images()).logsumexp(dim=(2, 3)).sum().backward()
         without = [n for n, p in net.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
-        # a 1x1 map under ReLU can be dead at random initialisation, the rest cannot
+        # a 1x1 map under ReLU can be dead at random initialization, the rest cannot
         assert not [n for n in without if not n.startswith(("branch.6", "trunk.6"))]
 
     def test_fused_equals_plain(self, name):
@@ -99,7 +99,7 @@ class TestFamily:
         assert loaded.net.config == net.config and loaded.template == template
         assert torch.equal(loaded.net(images()), net(images()))
 
-    def test_bilinear_and_other_normalisations(self, name):
+    def test_bilinear_and_other_normalizations(self, name):
         for options in ({"upsampling": "bilinear"}, {"norm": "batch"}, {"norm": "global"}, {"width": 0.5}):
             assert torch.isfinite(create_model(name, **options)(images())).all()
 
@@ -197,7 +197,7 @@ def test_shift_looks_at_five_places(tmp_path):
     assert create_model("rcn-4", mask=(1, 1, 1, 0), shift=1).tile == 1  # squares no longer share a score
 
 
-def test_initialisation_is_the_authors():
+def test_initialization_is_the_authors():
     torch.manual_seed(0)
     net = create_model("rcn-6")
     for weight, bound in ((net.trunk[0].weight, 0.36515), (net.branch["0"][0].weight, 0.13608),

@@ -41,12 +41,12 @@ def arrows(tmp_path):
 def test_from_points_to_a_network(arrows, tmp_path):
     run = CliRunner().invoke(
         app, ["prepare", "points", str(arrows / "points.csv"), str(tmp_path / "t"), "--images",
-              str(arrows / "pictures"), "--normaliser", "left_tip,right_tip"], catch_exceptions=False,
+              str(arrows / "pictures"), "--normalizer", "left_tip,right_tip"], catch_exceptions=False,
     )  # fmt: skip
     assert run.exit_code == 0 and "24 faces" in run.output
     table = load_table(tmp_path / "t" / "train.parquet")
     keypoints = table.info.keypoints
-    assert keypoints.names == NAMES and keypoints.mirror == ((0, 1),) and keypoints.normaliser == ((0,), (1,))
+    assert keypoints.names == NAMES and keypoints.mirror == ((0, 1),) and keypoints.normalizer == ((0,), (1,))
     assert 0 < (~table.mask).sum() <= 6 and not (~table.mask)[:, :3].any()
     kind = {"options": {"size": 48, "width": 0.3}, "batch": 8, "report": lambda line: None, "flip": True}
     done = train("rcn-4", tmp_path / "t", tmp_path / "run", epochs=12, learning_rate=4e-3, **kind)
@@ -61,9 +61,9 @@ def test_names_and_mirror_pairs():
 
 
 def test_inferred_sets(tmp_path):
-    def infer(name, text, normaliser=None):
+    def infer(name, text, normalizer=None):
         (tmp_path / name).write_text(text)
-        return infer_keypoints(tmp_path / name, normaliser)
+        return infer_keypoints(tmp_path / name, normalizer)
 
     assert infer("a.csv", "file,x1,x2,x3,y1,y2,y3\na,1,2,3,4,5,6\n").names == ("1", "2", "3")
     assert infer("a.csv", "file,keypoint,x,y\na,p,1,2\na,q,1,2\na,p,3,4\n").names == ("p", "q")
@@ -71,14 +71,14 @@ def test_inferred_sets(tmp_path):
     assert infer("a.json", '{"annotations": [{"keypoints": [1, 2, 2, 3, 4, 2]}]}').names == ("1", "2")
     five = "".join(f"a,1,{n},1,2\n" for n in FACE_5.names)
     assert infer("b.csv", "file,face,keypoint,x,y\n" + five) == FACE_5
-    for name, text, normaliser, message in (
+    for name, text, normalizer, message in (
         ("c.csv", "keypoint,x,y\n", None, "no face"), ("c.json", "{", None, "cannot be read"),
-        ("c.json", "[]", None, "no face"), ("d.csv", "keypoint,x,y\na,1,2\nb,3,4\n", "a,c", "--normaliser a,c"),
+        ("c.json", "[]", None, "no face"), ("d.csv", "keypoint,x,y\na,1,2\nb,3,4\n", "a,c", "--normalizer a,c"),
         ("d.csv", "keypoint,x,y\na,1,2\nb,3,4\n", "a,a", "two different"),
         ("e.csv", "file;keypoint;x;y\na;b;1;2\n", None, "e.csv:1: wants the columns file, keypoint, x, y"),
     ):  # fmt: skip
         with pytest.raises(InputError, match=message):
-            infer(name, text, normaliser)
+            infer(name, text, normalizer)
 
 
 def test_bad_faces_are_named_and_left_out(arrows, tmp_path):
@@ -94,7 +94,7 @@ def test_bad_faces_are_named_and_left_out(arrows, tmp_path):
     told.clear()
     kind = {"images": arrows / "pictures", "drop": told.append, "normaliser": "left_tip,right_tip"}
     prepare_points(arrows / "points.csv", tmp_path / "n", **kind)
-    assert any("without left_tip its errors have no normaliser" in t for t in told)
+    assert any("without left_tip its errors have no normalizer" in t for t in told)
     with pytest.raises(InputError):
         prepare_points(arrows / "points.csv", tmp_path / "s", images=arrows / "pictures", strict=True)
     lines = [f"{i}.png,10,40,20,20" for i in range(9)]  # two points at one height: a box without area
@@ -102,7 +102,7 @@ def test_bad_faces_are_named_and_left_out(arrows, tmp_path):
     told.clear()
     with pytest.raises(InputError, match="all 9 faces were dropped"):
         prepare_points(tmp_path / "flat.csv", tmp_path / "f", images=arrows / "pictures", drop=told.append)
-    assert any("its normaliser is" in t and "--normaliser a,b" in t for t in told)
+    assert any("its normalizer is" in t and "--normalizer a,b" in t for t in told)
     (tmp_path / "few.csv").write_text("file,x1,x2,y1,y2\na.png,1,2,3,4\n")
     with pytest.raises(InputError, match="too few"):
         prepare_points(tmp_path / "few.csv", tmp_path / "u")

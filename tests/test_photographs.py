@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from recombinator.cli import app
 from recombinator.data.readers.own import prepare_points
 from recombinator.evaluation.photographs import evaluate_photographs
-from recombinator.predict.detect import HaarDetector, Look
+from recombinator.predict.detect import CascadePass, HaarDetector
 from recombinator.predict.predictor import load
 from recombinator.utils.errors import InputError
 
@@ -26,15 +26,21 @@ def hopper():
 
 
 @pytest.mark.parametrize(
-    "look", [Look(degrees=35), Look(degrees=-90), Look(mirrored=True), Look(degrees=20, mirrored=True)]
+    "look",
+    [
+        CascadePass(degrees=35),
+        CascadePass(degrees=-90),
+        CascadePass(mirrored=True),
+        CascadePass(degrees=20, mirrored=True),
+    ],
 )
 def test_boxes_come_back_from_a_turned_photograph(look, hopper):
     """A photograph that is turned the other way looks upright to the detector; the box lies on the turned face."""
     (upright,) = HaarDetector().detect(hopper)
-    centre = upright[:2] + upright[2:] / 2
+    center = upright[:2] + upright[2:] / 2
     height, width = hopper.shape[:2]
     turn = cv2.getRotationMatrix2D((width / 2, height / 2), -look.degrees, 1.0)
-    image, wanted = cv2.warpAffine(hopper, turn, (width, height)), turn[:, :2] @ centre + turn[:, 2]
+    image, wanted = cv2.warpAffine(hopper, turn, (width, height)), turn[:, :2] @ center + turn[:, 2]
     boxes = HaarDetector()._look(image, look)
     gaps = np.linalg.norm(boxes[:, :2] + boxes[:, 2:] / 2 - wanted, axis=1)
     assert len(boxes) and gaps.min() < 0.15 * upright[2]

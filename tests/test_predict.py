@@ -54,10 +54,10 @@ def test_points_move_with_the_image(predictor, hopper):
     np.testing.assert_allclose(back, face.points, atol=1.5 * cell)
 
 
-def test_grey_alpha_16_bit_and_huge(predictor, hopper):
+def test_gray_alpha_16_bit_and_huge(predictor, hopper):
     face = only(predictor.predict(hopper))
-    grey = cv2.cvtColor(hopper, cv2.COLOR_RGB2GRAY)
-    for image in (grey, grey[..., None], np.dstack([hopper, grey]), hopper.astype(np.uint16) << 8):
+    gray = cv2.cvtColor(hopper, cv2.COLOR_RGB2GRAY)
+    for image in (gray, gray[..., None], np.dstack([hopper, gray]), hopper.astype(np.uint16) << 8):
         np.testing.assert_allclose(only(predictor.predict(image)).points, face.points, atol=1)
     huge = cv2.resize(hopper, (5120, 6000))
     np.testing.assert_allclose(only(predictor.predict(huge)).points / 10, face.points, atol=3)

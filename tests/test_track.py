@@ -25,7 +25,7 @@ def scene():
 
 
 def shifted(image, x, y, noise=0.0, seed=0):
-    """The photograph moved by (x, y) pixels, with grey noise."""
+    """The photograph moved by (x, y) pixels, with gray noise."""
     out = cv2.warpAffine(image, np.float32([[1, 0, x], [0, 1, y]]), image.shape[1::-1], borderMode=cv2.BORDER_REPLICATE)
     rng = np.random.default_rng(seed)
     return np.clip(out + rng.normal(0, noise, out.shape), 0, 255).astype(np.uint8) if noise else out

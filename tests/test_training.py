@@ -16,7 +16,7 @@ from recombinator.models import create_model
 from recombinator.models.layers import Conv
 from recombinator.training.loop import Trainer, balanced_order, copy_matching
 from recombinator.training.loss import distillation_loss, softmax_loss
-from recombinator.training.recipe import FAST, PAPER, Recipe, get_recipe, make_optimiser, parse_settings
+from recombinator.training.recipe import FAST, PAPER, Recipe, get_recipe, make_optimizer, parse_settings
 from recombinator.training.revive import revive, silent_maps
 from recombinator.training.run import train
 from recombinator.transforms.samples import BLANK, corrupted
@@ -132,9 +132,9 @@ def test_balancing_by_an_attribute(faces5, tmp_path):
 def test_silent_maps_begin_anew(model):
     net = create_model(model, size=40, width=0.25)
     inputs = torch.rand(8, 1, 40, 40, generator=torch.Generator().manual_seed(0)) * 255
-    optimiser = make_optimiser(FAST, net)
+    optimizer = make_optimizer(FAST, net)
     softmax_loss(net(inputs), torch.full((8, 5, 2), 20.0), torch.ones(8, 5, dtype=torch.bool)).backward()
-    optimiser.step()
+    optimizer.step()
     rectified = net.rectified()
     ends = [c for c in net.modules() if isinstance(c, Conv) and c not in rectified]
     assert {c.out_channels for c in ends} == {5} and len(ends) == (5 if model == "sumnet-5" else 1)
@@ -146,7 +146,7 @@ def test_silent_maps_begin_anew(model):
     silent = {conv: mask.clone() for conv, mask in silent_maps(net, inputs).items()}
     assert silent.keys() == set(rectified) and silent[net.trunk[1]][1:].all() and silent[rectified[-1]][1:].all()
     assert net.fused
-    count = revive(net, inputs, optimiser, torch.Generator().manual_seed(0))
+    count = revive(net, inputs, optimizer, torch.Generator().manual_seed(0))
     assert count == sum(int(mask.sum()) for mask in silent.values())
     again = silent_maps(net, inputs)
     assert sum(int(mask.sum()) for mask in again.values()) < count / 2
@@ -154,7 +154,7 @@ def test_silent_maps_begin_anew(model):
     for conv, mask in silent.items():  # nothing else was touched, and the new weights are small
         assert torch.equal(conv.weight[~mask], before[names[conv.weight]][~mask])
         assert (conv.weight[mask].abs() <= 0.3 * conv.bound).all() and (conv.bias[mask] == 0).all()
-        squares = optimiser.state[conv.weight]["exp_avg_sq"]
+        squares = optimizer.state[conv.weight]["exp_avg_sq"]
         assert mask.all() or (squares[mask] > 0).all() or (squares[~mask] == 0).all()
 
 
@@ -254,7 +254,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_place(faces5, tmp_path):
     assert torch.isfinite(weights_of(tmp_path / "run")["net.trunk.0.weight"]).all()
 
 
-def test_68_points_colour_and_l2(faces68, tmp_path):
+def test_68_points_color_and_l2(faces68, tmp_path):
     train("sumnet-4", faces68, tmp_path / "a", epochs=1, loss="l2", **SMALL)
     assert load_weights(tmp_path / "a").keypoints.name == "face-68"
 
@@ -436,19 +436,19 @@ def test_validation_is_jittered_by_the_runs_own_ranges(faces5, tmp_path):
 
 def test_paper_recipe_is_the_papers():
     recipe = get_recipe("paper", "rcn-6")
-    assert (recipe.optimiser, recipe.batch, recipe.augment.degrees, recipe.augment.occlude) == (
+    assert (recipe.optimizer, recipe.batch, recipe.augment.degrees, recipe.augment.occlude) == (
         "adadelta",
         64,
         40,
         (20, 50),
     )
     assert not recipe.augment.flip and recipe.sigma == 0 and recipe.outside == "clamp" and recipe.decay == 0
-    assert recipe.regularise == {"trunk": 1e-6, "branch": 1e-12}
-    assert get_recipe("paper", "sumnet-6").regularise["alpha"] == 1e-14
-    assert get_recipe("paper", "rcn-6-skip").regularise == {"trunk": 1e-4, "branch": 1e-4}
-    assert get_recipe("paper", "rcn-68").regularise == {"trunk": 1e-12, "branch": 1e-8}
-    assert get_recipe("paper", "rcn-68-skip").regularise == {"trunk": 0.1, "branch": 0.1}
-    assert get_recipe("paper", "sumnet-68").regularise == {"trunk": 1e-14, "branch": 1e-6}
+    assert recipe.regularize == {"trunk": 1e-6, "branch": 1e-12}
+    assert get_recipe("paper", "sumnet-6").regularize["alpha"] == 1e-14
+    assert get_recipe("paper", "rcn-6-skip").regularize == {"trunk": 1e-4, "branch": 1e-4}
+    assert get_recipe("paper", "rcn-68").regularize == {"trunk": 1e-12, "branch": 1e-8}
+    assert get_recipe("paper", "rcn-68-skip").regularize == {"trunk": 0.1, "branch": 0.1}
+    assert get_recipe("paper", "sumnet-68").regularize == {"trunk": 1e-14, "branch": 1e-6}
     for recipe in (PAPER, FAST):
         assert Recipe.from_dict(json.loads(json.dumps(recipe.to_dict()))) == recipe
 
@@ -457,7 +457,7 @@ def test_weight_decay_spares_biases(faces5):
     table = load_table(faces5 / "train.parquet", limit=4)
     for recipe, trunk in ((PAPER, 0.0), (get_recipe("paper", "sumnet-4"), 2e-10), (FAST, FAST.weight_decay)):
         net = Trainer("sumnet-4", table, table, None, recipe).net
-        groups = make_optimiser(recipe, net).param_groups
+        groups = make_optimizer(recipe, net).param_groups
         decay = {id(p): g["weight_decay"] for g in groups for p in g["params"]}
         assert sum(len(g["params"]) for g in groups) == len(list(net.parameters()))
         for name, p in net.named_parameters():
@@ -490,7 +490,7 @@ def test_fields_by_name():
     )
     for bad, message in (
         ("flip=yes", "true or false"), ("degrees=1.5", "expected an integer"), ("speed=1", "unknown setting"),
-        ("occlude=20", "two whole numbers"), ("regularise=1", "unknown setting"),
+        ("occlude=20", "two whole numbers"), ("regularize=1", "unknown setting"),
     ):  # fmt: skip
         with pytest.raises(InputError, match=message):
             parse_settings([bad])

@@ -13,16 +13,16 @@ N = 24
 
 def blobs(points, size, sigma):
     """(B, K, 2) -> (B, K, size, size): a Gaussian at each point."""
-    centres = torch.arange(size) + 0.5
-    g = torch.exp(-((centres - points[..., None]) ** 2) / (2 * sigma**2))
+    centers = torch.arange(size) + 0.5
+    g = torch.exp(-((centers - points[..., None]) ** 2) / (2 * sigma**2))
     return 255 * g[:, :, 1, :, None] * g[:, :, 0, None, :]
 
 
 def centroid(images):
     p = images.flatten(2) / images.flatten(2).sum(2, keepdim=True)
     p = p.unflatten(2, images.shape[-2:])
-    centres = torch.arange(images.shape[-1]) + 0.5
-    return torch.stack([(p.sum(2) * centres).sum(-1), (p.sum(3) * centres).sum(-1)], -1)
+    centers = torch.arange(images.shape[-1]) + 0.5
+    return torch.stack([(p.sum(2) * centers).sum(-1), (p.sum(3) * centers).sum(-1)], -1)
 
 
 def random_affine(generator):
@@ -60,7 +60,7 @@ def test_invert_and_compose():
 
 
 def test_box_corners_are_the_papers():
-    """Without jitter the box's corners map to the network's corners; zoom > 1 shows more; rotation keeps the centre."""
+    """Without jitter the box's corners map to the network's corners; zoom > 1 shows more; rotation keeps the center."""
     box = torch.tensor([[13.0, 14.0, 134.0]])
     corners = torch.tensor([[[0.0, 0.0], [80.0, 0.0], [80.0, 80.0], [40.0, 40.0]]])
     plain = apply(box_affine(box, 80), corners)
@@ -158,7 +158,7 @@ def test_blur_keeps_the_mean_and_zero_keeps_the_image():
 
 @pytest.mark.parametrize("where", [(0.2, 0.3), (13.5, 40.5), (79.9, 0.1), (42.9, 79.6)])
 def test_a_drawn_dot_is_found(where):
-    """The cell-centre convention: cell (i, j) spans [j, j + 1) x [i, i + 1), its centre at + 0.5."""
+    """The cell-center convention: cell (i, j) spans [j, j + 1) x [i, i + 1), its center at + 0.5."""
     scores = torch.full((1, 1, 80, 80), -50.0)
     x, y = where
     scores[0, 0, int(y), int(x)] = 50.0
@@ -170,10 +170,10 @@ def test_a_drawn_dot_is_found(where):
     torch.testing.assert_close(found.covariance, torch.zeros(1, 1, 3), atol=1e-4, rtol=0)
 
 
-def test_subpixel_finds_the_centre_of_a_gaussian():
+def test_subpixel_finds_the_center_of_a_gaussian():
     points = torch.tensor([[[30.2, 41.7], [10.5, 60.0]]])
-    centres = torch.arange(80) + 0.5
-    d = ((centres - points[..., None]) ** 2) / (2 * 0.8**2)
+    centers = torch.arange(80) + 0.5
+    d = ((centers - points[..., None]) ** 2) / (2 * 0.8**2)
     scores = -(d[:, :, 1, :, None] + d[:, :, 0, None, :])
     found = subpixel(scores)
     torch.testing.assert_close(found.points, points, atol=0.01, rtol=0)
@@ -193,11 +193,11 @@ def test_covariance_is_that_of_the_distribution():
     """Against sums written out over every cell, for a map that is neither round nor symmetric."""
     scores = 3 * torch.randn(2, 3, 20, 20, generator=torch.Generator().manual_seed(0))
     found = subpixel(scores)
-    centres = torch.arange(20) + 0.5
+    centers = torch.arange(20) + 0.5
     for b in range(2):
         for k in range(3):
             p = scores[b, k].flatten().softmax(0).view(20, 20)
-            x, y = centres - found.points[b, k, 0], centres - found.points[b, k, 1]
+            x, y = centers - found.points[b, k, 0], centers - found.points[b, k, 1]
             wanted = [(p * x**2).sum(), (p * x * y[:, None]).sum(), (p * y[:, None] ** 2).sum()]
             assert found.covariance[b, k].tolist() == pytest.approx([v.item() for v in wanted], rel=1e-4, abs=1e-4)
 

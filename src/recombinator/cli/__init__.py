@@ -16,7 +16,7 @@ from recombinator.utils.errors import InputError, remedy
 EXTRAS = {"train": ("torch", "pyarrow", "safetensors", "matplotlib"), "onnx": ("onnx", "onnxscript"), "afw": ("h5py",)}
 
 app = typer.Typer(
-    help="Recombinator Networks: train, compare and use small, precise keypoint localisers.",
+    help="Recombinator Networks: train, compare and use small, precise keypoint localizers.",
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )  # fmt: skip

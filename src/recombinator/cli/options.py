@@ -20,7 +20,7 @@ Limit = Annotated[int | None, typer.Option(min=1, help="only the first images")]
 Occlude = Annotated[bool, typer.Option("--occlude", help="one black rectangle on each image, seeded")]
 
 
-def not_over(data: Path, *outputs: Path | None) -> None:
+def check_not_overwriting(data: Path, *outputs: Path | None) -> None:
     """Raises InputError for an output that is the table itself, or a folder."""
     for path in outputs:
         if path and path.is_dir():

@@ -10,7 +10,7 @@ import typer
 from recombinator.cli.options import DEFAULT_WEIGHTS
 from recombinator.utils.console import progress, warn
 from recombinator.utils.errors import InputError
-from recombinator.utils.files import to_folder, write_json
+from recombinator.utils.files import check_output_folder, write_json
 
 DEMO_WEIGHTS = (DEFAULT_WEIGHTS, "joint-68-300w")
 
@@ -51,7 +51,7 @@ def predict(
     from recombinator.predict.detect import detector_by_name
     from recombinator.predict.output import as_table
 
-    to_folder(out)
+    check_output_folder(out)
     names = batch.find_photographs(photos, out)
     given = _parse_boxes(box)
     if given and boxes:

@@ -30,13 +30,13 @@ def _reader(name: str, module: str, text: str) -> None:
         source: Annotated[Path, typer.Argument(help="the dataset's folder, in its original layout")],
         out: Annotated[Path, typer.Argument(help="folder to write train, valid and test.parquet to")],
         size: Size = 160,
-        grey: Annotated[bool, typer.Option("--grey", help="store grey crops")] = False,
+        gray: Annotated[bool, typer.Option("--gray", help="store gray crops")] = False,
         quality: Quality = 95,
         strict: Annotated[bool, typer.Option("--strict", help="stop at the first bad face")] = False,
     ) -> None:
         read = getattr(import_module(f"recombinator.data.readers.{module}"), f"prepare_{name}")
         with progress("preparing") as advance:
-            counts = read(source, out, size=size, grey=grey, quality=quality, strict=strict, drop=warn, advance=advance)
+            counts = read(source, out, size=size, gray=gray, quality=quality, strict=strict, drop=warn, advance=advance)
         _counts(counts, out)
 
     prepare.command(name, help=text)(command)
@@ -52,9 +52,9 @@ def prepare_own(
     source: Annotated[Path, typer.Argument(help="points: .csv, .json or .jsonl, naming their images")],
     out: Annotated[Path, typer.Argument(help="folder to write train, valid and test.parquet to")],
     images: Annotated[Path | None, typer.Option(help="folder of the images; else beside the points")] = None,
-    normaliser: Annotated[str | None, typer.Option(help="two keypoints, a,b: errors are shares of their gap")] = None,
+    normalizer: Annotated[str | None, typer.Option(help="two keypoints, a,b: errors are shares of their gap")] = None,
     size: Size = 160,
-    grey: Annotated[bool, typer.Option("--grey", help="store grey crops")] = False,
+    gray: Annotated[bool, typer.Option("--gray", help="store gray crops")] = False,
     quality: Quality = 95,
     strict: Annotated[bool, typer.Option("--strict", help="stop at the first that cannot be used")] = False,
 ) -> None:
@@ -67,7 +67,7 @@ def prepare_own(
 
     with progress("preparing") as advance:
         counts = prepare_points(
-            source, out, images=images, normaliser=normaliser, size=size, grey=grey, quality=quality, strict=strict,
+            source, out, images=images, normalizer=normalizer, size=size, gray=gray, quality=quality, strict=strict,
             drop=warn, advance=advance,
         )  # fmt: skip
     _counts(counts, out)
@@ -80,7 +80,7 @@ def prepare_synthetic(
     points: Annotated[int, typer.Option(help="keypoints a face: 5 or 68")] = 5,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     size: Size = 160,
-    grey: Annotated[bool, typer.Option("--grey/--colour")] = True,
+    gray: Annotated[bool, typer.Option("--gray/--color")] = True,
     quality: Quality = 95,
 ) -> None:
     """Drawn faces with known points: no download needed."""
@@ -88,6 +88,6 @@ def prepare_synthetic(
 
     with progress("drawing") as advance:
         counts = synthetic.prepare_synthetic(
-            out, faces=faces, keypoints=points, seed=seed, size=size, grey=grey, quality=quality, advance=advance
+            out, faces=faces, keypoints=points, seed=seed, size=size, gray=gray, quality=quality, advance=advance
         )
     _counts(counts, out)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from recombinator.cli.options import Data, Root, Table, not_over, write_report
+from recombinator.cli.options import Data, Root, Table, check_not_overwriting, write_report
 from recombinator.study.plan import FIGURES, STUDIES
 from recombinator.utils.console import progress
 from recombinator.utils.errors import InputError
@@ -79,7 +79,7 @@ def robustness(
     """Error against a shifted, scaled, turned crop, a rectangle, blur, noise, brightness, JPEG."""
     from recombinator.evaluation import robustness as study_of
 
-    not_over(data, json_out)
+    check_not_overwriting(data, json_out)
     with progress("disturbances") as advance:
         told = study_of.measure(weights, data, limit=limit, advance=advance)
     for row in told["rows"]:

@@ -8,10 +8,10 @@ from typing import Annotated, Any
 
 import typer
 
-from recombinator.cli.options import Data, JsonOut, Limit, Occlude, Table, not_over, write_report
+from recombinator.cli.options import Data, JsonOut, Limit, Occlude, Table, check_not_overwriting, write_report
 from recombinator.utils.console import progress, warn
 from recombinator.utils.errors import InputError
-from recombinator.utils.files import to_folder
+from recombinator.utils.files import check_output_folder
 
 
 def models(
@@ -67,12 +67,12 @@ def train(
     mask: Annotated[str | None, typer.Option(help="branches to keep, coarsest first, such as 1,0,0,1")] = None,
     alpha: Annotated[str | None, typer.Option(help="SumNet: a weight per map or per pixel")] = None,
     upsampling: Annotated[str | None, typer.Option(help="tile or bilinear")] = None,
-    norm: Annotated[str | None, typer.Option(help="local contrast normalisation by image or batch; global")] = None,
+    norm: Annotated[str | None, typer.Option(help="local contrast normalization by image or batch; global")] = None,
     size: Annotated[int | None, typer.Option(help="input side in pixels")] = None,
     form: Annotated[str | None, typer.Option(help="RCN: code or twice; with 68 keypoints code or text")] = None,
     width: Annotated[float | None, typer.Option(min=0.01, max=100, help="factor on all widths")] = None,
     fold: Annotated[int | None, typer.Option(min=1, help="RCN: so many cells a side as channels at the finest")] = None,
-    channels: Annotated[int | None, typer.Option(help="1 for grey, 3 for RGB")] = None,
+    channels: Annotated[int | None, typer.Option(help="1 for gray, 3 for RGB")] = None,
     start: Annotated[str | None, typer.Option(help="weights to start from, where shapes agree")] = None,
     errors_of: Annotated[str | None, typer.Option(help="denoiser: weights whose errors it learns to mend")] = None,
     teacher: Annotated[str | None, typer.Option(help="trained weights whose maps this network learns too")] = None,
@@ -148,9 +148,9 @@ def evaluate(
     from recombinator.weights.shipped import is_graph
 
     per_image = json_out and json_out.with_name(f"{json_out.stem}.images.parquet")
-    not_over(data, json_out, per_image)
+    check_not_overwriting(data, json_out, per_image)
     if plots:
-        to_folder(plots)
+        check_output_folder(plots)
     if photos:
         if occlude or plots:
             raise InputError("--photos goes without --occlude and --plots: those belong to the table's crops")
@@ -172,7 +172,7 @@ def evaluate(
         print(f"wrote {per_image}")
         write_report(json_out, "evaluation", report)
     names = report["keypoints"]
-    print(f"{weights} on {data}: {report['images']} images, errors in % of the {report['normaliser']}")
+    print(f"{weights} on {data}: {report['images']} images, errors in % of the {report['normalizer']}")
     for protocol, key in (("paper", "nme_paper"), ("continuous", "nme")):
         low, high = report[f"{key}_ci95"]
         print(f"  {key:10} {report[key]:6.3f}  [{low:.3f}, {high:.3f}]  {protocol}: {report['protocols'][protocol]}")
@@ -226,9 +226,9 @@ def compare(
     """Networks on the same images, differences with their 95 % intervals, also where the first one is worst."""
     from recombinator.evaluation import tables as evaluation
 
-    not_over(data, json_out)
+    check_not_overwriting(data, json_out)
     report = evaluation.compare(weights, data, limit=limit, occlude=occlude)
-    print(f"{data}{', occluded' if occlude else ''}: {report['images']} images, % of the {report['normaliser']}")
+    print(f"{data}{', occluded' if occlude else ''}: {report['images']} images, % of the {report['normalizer']}")
     for part, text in (("all", "all images"), ("worst_tenth", f"the tenth where {weights[0]} is worst")):
         print(text)
         for row in report["rows"]:

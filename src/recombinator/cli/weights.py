@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from recombinator.cli.options import JsonOut, Limit, Table, not_over, write_report
+from recombinator.cli.options import JsonOut, Limit, Table, check_not_overwriting, write_report
 from recombinator.utils.console import progress, warn
 from recombinator.utils.errors import InputError
-from recombinator.utils.files import to_file
+from recombinator.utils.files import check_output_file
 
 if TYPE_CHECKING:  # it brings torch
     from recombinator.weights.files import Weights
@@ -30,7 +30,7 @@ def export(
     """One ONNX graph: uint8 crop in; points, probabilities and covariances out."""
     from recombinator.deploy.onnx import export as write
 
-    to_file(onnx, ".onnx")
+    check_output_file(onnx, ".onnx")
     write(weights, onnx, maps=maps, int8=int8)
     print(f"wrote {onnx}: {onnx.stat().st_size / 1e6:.2f} MB")
 
@@ -62,7 +62,7 @@ def join(
     from recombinator.evaluation.tables import choose_joint
     from recombinator.weights import files as weights_files
 
-    to_file(out, ".safetensors", ".json")
+    check_output_file(out, ".safetensors", ".json")
     if choose:
         tried = choose_joint(weights_files.join(image, denoiser), choose)
         for row in tried:
@@ -82,7 +82,7 @@ def _write_made(out: Path, make: Callable[[], Weights]) -> None:
     """Weights made of others, which are not calibrated; the file's name is checked before they are made."""
     from recombinator.weights.files import save_weights
 
-    to_file(out, ".safetensors")
+    check_output_file(out, ".safetensors")
     save_weights(out, make())
     print(f"wrote {out}; next: recombinator calibrate {out} --data VALID.parquet --out {out}")
 
@@ -128,8 +128,8 @@ def calibrate(
     from recombinator.evaluation import calibration
     from recombinator.weights.files import read_pair, resolve, save_weights, write_pair
 
-    not_over(data, out)
-    to_file(out, ".safetensors", ".json")
+    check_not_overwriting(data, out)
+    check_output_file(out, ".safetensors", ".json")
     pair = read_pair(resolve(weights)) if out.suffix == ".json" else None  # raises where it is none
     done = calibration.calibrate(weights, data)
     if pair:
@@ -149,9 +149,9 @@ def reliability(
     """Do points lie within r pixels as often as the network says, and does low confidence find covered ones?"""
     from recombinator.evaluation import calibration
 
-    not_over(data, json_out, plot)
+    check_not_overwriting(data, json_out, plot)
     if plot:
-        to_file(plot, ".png", ".pdf")
+        check_output_file(plot, ".png", ".pdf")
     told = calibration.report(weights, data, limit=limit)
     temperature = told["calibration"].get("temperature", 1.0)
     print(f"{weights} on {data}: {told['images']} images, temperature {temperature:g}; {told['protocol']}")
@@ -184,7 +184,7 @@ def denoise(
     from recombinator.predict import repair as repairs
     from recombinator.weights.files import load_weights
 
-    to_file(out, ".csv", ".json")
+    check_output_file(out, ".csv", ".json")
     if out.resolve() == points.resolve():
         raise InputError(f"--out {out}: would overwrite the input; choose another name")
     loaded, dropped = load_weights(weights), 0

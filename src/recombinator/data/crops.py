@@ -1,7 +1,7 @@
 """From points to a square crop, in two stages, as the authors do it (SPEC 2.2, 2.3, 2.5).
 
 Stage 1 cuts a square from the photograph and scales it to `GRID` pixels; stage 2 is a smaller square inside
-it, which the network sees. Points and boxes follow the package's convention (a pixel's centre at its
+it, which the network sees. Points and boxes follow the package's convention (a pixel's center at its
 integer + 0.5; boxes are x, y, side), but the authors' rules are stated, and truncate, for the numbers in the
 files: they get points moved by the rule's `origin`.
 """
@@ -19,7 +19,7 @@ from recombinator.utils.errors import InputError
 
 GRID = 160  # side of the stage-1 crop in which stage 2's whole-pixel rule is stated
 
-FILE_ORIGIN = 0.5  # a file's number minus the package's, where the first pixel's centre counts as 1
+FILE_ORIGIN = 0.5  # a file's number minus the package's, where the first pixel's center counts as 1
 Box = tuple[int, int, int]
 
 
@@ -45,7 +45,7 @@ def _moved_inside(start: int, full: int, side: int, limit: int) -> int:
 
 def eye_mouth_box(points: np.ndarray, factor: float, width: int, height: int) -> Box:
     """MTFL's rule: square around eyes and mouth corners, each side pushed out by
-    int(factor * max(eye distance, eye centre to mouth centre)), shifted inside the image; where it
+    int(factor * max(eye distance, eye center to mouth center)), shifted inside the image; where it
     still cannot fit, both axes are trimmed evenly to the shorter one."""
     eyes, mouth = points[[0, 1]], points[[3, 4]]
     x0, y0, x1, _ = _squared(points[[0, 1, 3, 4]], int, int)
@@ -57,7 +57,7 @@ def eye_mouth_box(points: np.ndarray, factor: float, width: int, height: int) ->
 
 
 def scaled_box(points: np.ndarray, factor: float, width: int, height: int) -> Box:
-    """300-W's rule: the squared bounding box of all points, enlarged about its centre; it may leave the
+    """300-W's rule: the squared bounding box of all points, enlarged about its center; it may leave the
     image, which is then padded with zeros."""
     x0, y0, x1, _ = _squared(points, math.floor, math.ceil)
     out = (x1 - x0) * (factor - 1) / 2
@@ -70,7 +70,7 @@ class CropRule:
     """How a table's crops were made, and how a network's input is cut from them.
 
     from_detector: where the stage-2 box lies around the box of OpenCV's frontal cascade: its side in detector sides,
-    and how far its centre lies below, likewise (medians over the datasets' training photographs; docs/log.md).
+    and how far its center lies below, likewise (medians over the datasets' training photographs; docs/log.md).
     least: mean confidence below which a detection is taken for a false one.
     origin: a number in the dataset's files minus the package's, in pixels. 300-W's points lie half a pixel right of
     (and, as far as another network can tell, below) where 1-based files would have them: mirrored images give it away

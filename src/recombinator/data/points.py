@@ -32,9 +32,9 @@ class PointSet:
 
 
 def read_pts(path: Path) -> np.ndarray:
-    """(68, 2) points, a pixel's centre at its integer + 0.5, from a file with or without the header lines.
+    """(68, 2) points, a pixel's center at its integer + 0.5, from a file with or without the header lines.
 
-    As 300-W has them: half a pixel right and below of what counting the first pixel's centre as 1 would give (the crop
+    As 300-W has them: half a pixel right and below of what counting the first pixel's center as 1 would give (the crop
     rule's `origin`; docs/log.md). Raises InputError naming the file and line.
     """
     points = []
@@ -200,6 +200,6 @@ def _face(where: str, entry: Any, number: str, face: Any, keypoints: KeypointSet
         points = [[p.get("x"), p.get("y")] for p in points]
     elif len(points) == 3 * len(keypoints) and not isinstance(points[0], list):  # COCO: x, y, visibility
         flat = [points[i : i + 3] for i in range(0, len(points), 3)]
-        points = [[None, None] if not v else [x + 0.5, y + 0.5] for x, y, v in flat]  # its pixels' centres are whole
+        points = [[None, None] if not v else [x + 0.5, y + 0.5] for x, y, v in flat]  # its pixels' centers are whole
     file = str(entry.get("file", entry.get("image", ""))) if isinstance(entry, dict) else ""
     return _checked(where, file, number, points, keypoints)

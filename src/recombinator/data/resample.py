@@ -21,9 +21,9 @@ def _lanczos(old: int, new: int) -> np.ndarray:
     support = 3.0 * stretch
     out = np.zeros((new, old))
     for i in range(new):
-        centre = (i + 0.5) * scale
-        low, high = max(int(centre - support + 0.5), 0), min(int(centre + support + 0.5), old)
-        x = (np.arange(low, high) - centre + 0.5) / stretch
+        center = (i + 0.5) * scale
+        low, high = max(int(center - support + 0.5), 0), min(int(center + support + 0.5), old)
+        x = (np.arange(low, high) - center + 0.5) / stretch
         weights = np.where(np.abs(x) < 3, np.sinc(x) * np.sinc(x / 3), 0.0)
         scaled = weights / weights.sum() * (1 << _BITS)
         out[i, low:high] = np.trunc(scaled + np.copysign(0.5, scaled))
@@ -50,7 +50,7 @@ def resized(image: np.ndarray, size: int) -> np.ndarray:
 
 
 def square(image: np.ndarray, box: np.ndarray, size: int) -> np.ndarray:
-    """(H, W[, C]) image and (x, y, side) in it -> (C, size, size) float64: bilinear samples at the cells' centres,
+    """(H, W[, C]) image and (x, y, side) in it -> (C, size, size) float64: bilinear samples at the cells' centers,
     black outside, without antialiasing: what `transforms.affine.warp` takes for a box that is not turned."""
 
     def weights(start: float, side: float, count: int) -> np.ndarray:

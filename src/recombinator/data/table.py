@@ -21,7 +21,7 @@ import numpy as np
 from recombinator.data.images import decode_image
 from recombinator.keypoints import KeypointSet
 from recombinator.utils.errors import InputError
-from recombinator.utils.files import write_atomically
+from recombinator.utils.files import from_file_keys, to_file_keys, write_atomically
 
 FORMAT = 3
 SPLIT_SEED = 7345  # of the authors' split, and of ours
@@ -53,7 +53,7 @@ class TableInfo:
     keypoints: KeypointSet
     crop_rule: str
     size: int
-    grey: bool
+    gray: bool
 
 
 def _schema(info: TableInfo, attributes: tuple[str, ...]) -> Any:
@@ -77,7 +77,7 @@ def _schema(info: TableInfo, attributes: tuple[str, ...]) -> Any:
         "split": feature("string"),
         **{a: feature("int8") for a in attributes},
     }
-    meta = {"format": FORMAT, **info.__dict__, "keypoints": info.keypoints.to_dict()}
+    meta = to_file_keys({"format": FORMAT, **info.__dict__, "keypoints": info.keypoints.to_dict()})
     return pa.schema(
         [
             ("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
@@ -245,13 +245,13 @@ def read_info(path: str | os.PathLike[str]) -> TableInfo:
     meta = json.loads(found[b"recombinator"])
     if meta.pop("format", None) != FORMAT:
         raise InputError(f"{path}: written by another version of `recombinator prepare`; run it again")
-    return TableInfo(**{**meta, "keypoints": KeypointSet.from_dict(meta["keypoints"])})
+    return TableInfo(**{**from_file_keys(meta), "keypoints": KeypointSet.from_dict(meta["keypoints"])})
 
 
 def load_table(
     path: str | os.PathLike[str], channels: int = 1, limit: int | None = None, spread: bool = False
 ) -> FaceTable:
-    """Reads and decodes a table. channels: 1 (grey) or 3 (RGB). limit: only the first rows, or with `spread` as many
+    """Reads and decodes a table. channels: 1 (gray) or 3 (RGB). limit: only the first rows, or with `spread` as many
     drawn over the whole table, always the same, a smaller number a part of a larger.
 
     Raises InputError naming the file for a missing, foreign or empty table.
@@ -268,13 +268,13 @@ def load_table(
         table = table.slice(0, limit)
     if not len(table):
         raise InputError(f"{path}: the table has no rows")
-    if channels == 3 and info.grey:
-        raise InputError(f"{path}: holds grey crops, but the network wants RGB; prepare without --grey")
+    if channels == 3 and info.gray:
+        raise InputError(f"{path}: holds gray crops, but the network wants RGB; prepare without --gray")
     raw = table["image"].combine_chunks().field("bytes").to_pylist()
     files: list[str] = table["file"].to_pylist()
 
     def decode(i: int) -> np.ndarray:
-        image = decode_image(raw[i], f"{path} row {i} ({files[i]})", grey=channels == 1)
+        image = decode_image(raw[i], f"{path} row {i} ({files[i]})", gray=channels == 1)
         return image[None] if channels == 1 else image.transpose(2, 0, 1)
 
     with ThreadPoolExecutor() as pool:

@@ -71,4 +71,4 @@ def _card(repository: str, model: str, training: dict[str, Any]) -> str:
     call = f'faces = recombinator.from_pretrained("{repository}").predict("photo.jpg")'
     use = f"```python\nimport recombinator\n\n{call}\n```"
     head = "---\nlibrary_name: recombinator\ntags: [keypoint-detection, landmarks]\n---\n"
-    return "\n".join([head, f"# {model}", "", "A keypoint localiser by Recombinator.", "", use, "", *lines, ""])
+    return "\n".join([head, f"# {model}", "", "A keypoint localizer by Recombinator.", "", use, "", *lines, ""])

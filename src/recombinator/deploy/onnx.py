@@ -1,4 +1,4 @@
-"""A network as one ONNX graph: grey crop in, points and confidences out, everything between inside."""
+"""A network as one ONNX graph: gray crop in, points and confidences out, everything between inside."""
 
 from __future__ import annotations
 
@@ -46,13 +46,13 @@ def export(
 ) -> None:
     """Writes the weights (name, file or run folder) as ONNX, opset 20.
 
-    Input `image`: (N, channels, size, size) uint8, N free. Outputs `points` (N, K, 2) in crop pixels (a pixel's centre
-    at its integer + 0.5), `highest` (N, K, 2) the highest cells' centres, `within` (N, K, 5) probabilities that the
+    Input `image`: (N, channels, size, size) uint8, N free. Outputs `points` (N, K, 2) in crop pixels (a pixel's center
+    at its integer + 0.5), `highest` (N, K, 2) the highest cells' centers, `within` (N, K, 5) probabilities that the
     point lies in the square of 3, 5, 7, 11 and 17
     crop pixels around the highest cell, `covariance` (N, K, 3) xx, xy, yy in crop pixels, with `maps` also `scores`
-    (N, K, size, size). Local contrast normalisation, temperature, softmax and sub-pixel decoding are inside;
+    (N, K, size, size). Local contrast normalization, temperature, softmax and sub-pixel decoding are inside;
     keypoints, crop rule, calibration and training lie in the metadata. int8: a training table; convolutions
-    then work in 8 bits, with ranges from `INT8_IMAGES` of its images, jittered (quantise.py). Raises InputError for
+    then work in 8 bits, with ranges from `INT8_IMAGES` of its images, jittered (quantize.py). Raises InputError for
     weights that have no such graph.
     """
     try:
@@ -93,8 +93,8 @@ def export(
 
 
 def _in_8_bits(model: Any, loaded: Weights, data: str | os.PathLike[str]) -> tuple[Any, dict[str, Any]]:
-    """The quantised model, and what its ranges are of."""
-    from recombinator.deploy.quantize import quantise
+    """The quantized model, and what its ranges are of."""
+    from recombinator.deploy.quantize import quantize
 
     net: Any = loaded.net
     table = load_table(data, net.channels, INT8_IMAGES, spread=True)
@@ -102,4 +102,4 @@ def _in_8_bits(model: Any, loaded: Weights, data: str | os.PathLike[str]) -> tup
         raise InputError(f"{data}: its keypoints ({table.info.keypoints.name}) are not those of the weights")
     jittered = fixed_samples(table, net.size, Augment(), torch.device("cpu"))
     crops = torch.cat([inputs.round().clamp(0, 255).byte() for inputs, _ in jittered]).numpy()
-    return quantise(model, crops), {"images": len(crops), "fingerprint": table.fingerprint}
+    return quantize(model, crops), {"images": len(crops), "fingerprint": table.fingerprint}

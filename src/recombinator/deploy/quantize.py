@@ -1,9 +1,9 @@
-"""An exported graph with 8-bit convolutions: ONNX Runtime's static quantisation, after the maps were made alike.
+"""An exported graph with 8-bit convolutions: ONNX Runtime's static quantization, after the maps were made alike.
 
 Maps of one layer differ in range by a factor of a hundred, and share one 8-bit scale. A convolution, rectifier, maximum
 pooling, tiling and concatenation all let a positive factor of one map pass, so each map is divided by a factor of its
 own and the next convolutions' weights are multiplied by it: the same function, and ranges that 8 bits resolve
-(cross-layer equalisation: Nagel et al., ICCV 2019).
+(cross-layer equalization: Nagel et al., ICCV 2019).
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class _Graph:
         for node in self.nodes:
             for place, name in enumerate(node.input):
                 self.users.setdefault(name, []).append((node, place))
-        # the normalisation's filters are rows and columns: not square, and not of the network
+        # the normalization's filters are rows and columns: not square, and not of the network
         self.convs = [n for n in self.nodes if n.op_type == "Conv" and _is_square(self.tensors[n.input[1]])]
         self.maps: dict[str, int] = {}  # tensor -> number of its maps, where it is made of convolutions' maps
         for node in self.nodes:
@@ -104,7 +104,7 @@ class _Graph:
                 largest[name] = np.maximum(largest[name], np.abs(maps).max(axis=(0, 2, 3)))
         return largest
 
-    def equalise(self, crops: np.ndarray) -> None:
+    def equalize(self, crops: np.ndarray) -> None:
         """Makes all maps of a layer reach as far as each other, to the square root of what the largest of them did:
         maps of several layers are concatenated, and their differences are shared between maps and weights. The answers
         stay what they were."""
@@ -128,7 +128,7 @@ def _is_square(weight: np.ndarray) -> bool:
     return weight.shape[-1] == weight.shape[-2]
 
 
-def quantise(model: Any, crops: np.ndarray) -> Any:
+def quantize(model: Any, crops: np.ndarray) -> Any:
     """An exported model with all convolutions but the first and the last in 8 bits; ranges come from `crops` (N, C, S,
     S) uint8. Raises InputError for a model with fewer than three convolutions."""
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
@@ -144,12 +144,12 @@ def quantise(model: Any, crops: np.ndarray) -> Any:
         graph = _Graph(onnx.load(folder / "prepared.onnx"))
         if len(graph.convs) < 3:
             raise InputError(f"8 bits want a network with three convolutions or more, this one has {len(graph.convs)}")
-        graph.equalise(crops)
+        graph.equalize(crops)
         first, last = graph.nodes.index(graph.convs[0]), graph.nodes.index(graph.convs[-1])
         inner = [n.name for n in graph.nodes[first + 1 : last] if n in graph.convs or n.op_type in PASSING]
         quantize_static(
-            graph.model, folder / "quantised.onnx", _Crops(crops), quant_format=QuantFormat.QDQ, per_channel=True,
+            graph.model, folder / "quantized.onnx", _Crops(crops), quant_format=QuantFormat.QDQ, per_channel=True,
             activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8, nodes_to_quantize=inner,
             calibrate_method=CalibrationMethod.MinMax,
         )  # fmt: skip
-        return onnx.load(folder / "quantised.onnx")
+        return onnx.load(folder / "quantized.onnx")

@@ -70,7 +70,7 @@ def both(net: ScoreMapNet | Joint, table: FaceTable) -> dict[str, np.ndarray]:
     return {k: np.concatenate([plain[k], covered[k]]) for k in plain}
 
 
-def right(found: dict[str, np.ndarray]) -> np.ndarray:
+def is_within(found: dict[str, np.ndarray]) -> np.ndarray:
     """(P, R) whether the truth lies in each of the squares RADII around the highest cell."""
     return found["gap"][:, None] <= np.array(RADII) + 0.5
 
@@ -87,7 +87,7 @@ def fit(net: ScoreMapNet | Joint, table: FaceTable) -> dict[str, Any]:
     found = both(net, table)
     if not len(found["gap"]):
         raise InputError(f"{table.info.dataset}: no point of its {table.info.split} table lies in its crop")
-    truth = right(found)[:, None]
+    truth = is_within(found)[:, None]
     p = np.clip(found["within"].astype(np.float64), 1e-6, 1 - 1e-6)
     loss = -np.where(truth, np.log(p), np.log(1 - p)).mean(axis=(0, 2))
     best = int(loss.argmin())
@@ -143,7 +143,7 @@ def report(
     }  # fmt: skip
     for name, cover in (("plain", False), ("covered", True)):
         found = answers(net, table, cover, (net.temperature, 1.0))
-        truth, rows = right(found), []
+        truth, rows = is_within(found), []
         for r, radius in enumerate(RADII):
             curve, error = metrics.reliability(found["within"][:, 0, r], truth[:, r])
             _, before = metrics.reliability(found["within"][:, 1, r], truth[:, r])

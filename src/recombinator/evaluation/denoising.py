@@ -27,7 +27,7 @@ MODES = (10, 15, 20, 30, 40)  # sizes of the linear rival; validation chooses
 def errors_of_corrupted(
     net: Denoiser, table: FaceTable, count: int, augment: Augment | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(N,) mean errors over the corrupted points of each face, shares of the normaliser: the highest cell against the
+    """(N,) mean errors over the corrupted points of each face, shares of the normalizer: the highest cell against the
     true one (the paper's grid), and the sub-pixel answer against the true position."""
     net.eval()
     points, cells, given, changed = corrupted_table(table, net.size, count, augment)

@@ -16,7 +16,7 @@ from recombinator.predict.detect import Detector
 from recombinator.predict.predictor import load
 from recombinator.utils.errors import InputError
 
-SAME = 0.5  # a prediction whose points are on average nearer than this to a face's, in its normaliser, is of that face
+SAME = 0.5  # a prediction whose points are on average nearer than this to a face's, in its normalizer, is of that face
 
 
 def evaluate_photographs(
@@ -28,7 +28,7 @@ def evaluate_photographs(
 
     photographs: the folder that the table's file names start from. Returns a report: faces found and missed, further
     detections (faces that the table does not list, or false ones), errors of the found faces in percent
-    of the normaliser (continuous, in the photograph), and those of the very same faces when the crop comes from the
+    of the normalizer (continuous, in the photograph), and those of the very same faces when the crop comes from the
     true points. Raises InputError where weights, table or folder cannot be used.
     """
     table, predictor = load_table(data, limit=limit), load(weights, detector)
@@ -62,7 +62,7 @@ def evaluate_photographs(
     errors = np.array(found)
     return {
         "weights": str(weights), "passes": passes,
-        "min_confidence": predictor.least if min_confidence is None else min_confidence,
+        "min_confidence": predictor.min_confidence if min_confidence is None else min_confidence,
         "data": {"dataset": table.info.dataset, "split": table.info.split, "fingerprint": table.fingerprint},
         "photographs": len(by_file), "faces": len(table), "found": len(errors), "missed": len(table) - len(errors),
         "others": len(others), "nme": 100 * float(errors.mean()) if len(errors) else None,
@@ -71,6 +71,6 @@ def evaluate_photographs(
         "confidence_found": np.quantile(sure, [0.001, 0.01, 0.1, 0.5]).tolist() if sure else None,
         "confidence_others": np.quantile(others, [0.5, 0.9, 0.99]).tolist() if others else None,
         "protocol": f"whole photograph in, detection included; found: mean distance of the points below {SAME} of the "
-        "normaliser; errors of the found faces, continuous, in the photograph; nme_true_crop: the same faces, with the "
+        "normalizer; errors of the found faces, continuous, in the photograph; nme_true_crop: the same faces, with the "
         "crop from the true points",
     }  # fmt: skip

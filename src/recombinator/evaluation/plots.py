@@ -11,7 +11,7 @@ from recombinator.evaluation import metrics
 from recombinator.evaluation.tables import Evaluation
 from recombinator.utils.files import write_atomically
 
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00")
+COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00")
 
 
 def save(figure: Any, folder: Path, name: str) -> list[Path]:
@@ -35,14 +35,14 @@ def plot_cumulative(path: Path, result: Evaluation, title: str) -> None:
     figure = Figure(figsize=(5, 3.6), layout="constrained")
     axes = figure.subplots()
     thresholds = np.linspace(0, 0.2, 401)
-    for protocol, colour in (("continuous", "#0072b2"), ("paper", "#d55e00")):
+    for protocol, color in (("continuous", "#0072b2"), ("paper", "#d55e00")):
         errors = result.image_errors(protocol)
         errors = errors[np.isfinite(errors)]
         label = f"{protocol}: mean {100 * errors.mean():.2f} %"
-        axes.plot(100 * thresholds, 100 * metrics.cumulative(errors, thresholds), color=colour, label=label)
+        axes.plot(100 * thresholds, 100 * metrics.cumulative(errors, thresholds), color=color, label=label)
     axes.axvline(10, color="grey", linewidth=0.8, linestyle=":")
     axes.set(xlim=(0, 20), ylim=(0, 100), title=title)
-    axes.set_xlabel("error, % of the normalising distance")
+    axes.set_xlabel("error, % of the normalizing distance")
     axes.set_ylabel("images, %")
     axes.grid(alpha=0.3)
     axes.legend(loc="lower right")
@@ -80,14 +80,14 @@ def plot_reliability(path: Path, told: dict[str, Any]) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 3.6), layout="constrained")
-    colours = ("#0072b2", "#56b4e9", "#009e73", "#e69f00", "#d55e00")
+    colors = ("#0072b2", "#56b4e9", "#009e73", "#e69f00", "#d55e00")
     for axes, part in zip(figure.subplots(1, 2, sharey=True), ("plain", "covered"), strict=True):
         axes.plot([0, 1], [0, 1], color="grey", linewidth=0.8, linestyle=":")
-        for row, colour in zip(told[part], colours, strict=True):
+        for row, color in zip(told[part], colors, strict=True):
             curve = row["curve"]
             line = [[r[key] for r in curve] for key in ("confidence", "right")]
             label = f"{row['radius']}: error {100 * row['error']:.1f} %"
-            axes.plot(*line, marker="o", markersize=3, color=colour, label=label)
+            axes.plot(*line, marker="o", markersize=3, color=color, label=label)
         axes.set(xlim=(0, 1), ylim=(0, 1), aspect="equal", title=f"{told['weights']}, {part}")
         axes.set_xlabel("probability that the network gives")
         axes.grid(alpha=0.3)

@@ -15,7 +15,7 @@ from torch import Generator, Tensor
 
 from recombinator.data.table import FaceTable, load_table
 from recombinator.evaluation import metrics
-from recombinator.evaluation.plots import COLOURS, new_figure, save
+from recombinator.evaluation.plots import COLORS, new_figure, save
 from recombinator.models import Denoiser
 from recombinator.models.decode import answers
 from recombinator.transforms.affine import apply, box_affine, invert, warp
@@ -47,7 +47,7 @@ def _covered(pixels: Tensor, side: float, generator: Generator) -> Tensor:
 PICTURE: dict[str, tuple[str, tuple[float, ...], Pixels]] = {
     "rectangle": ("side of a black square, pixels of 80", (0, 10, 20, 30, 40, 50, 60), _covered),
     "blur": ("Gaussian, sigma in pixels", (0, 0.5, 1, 1.5, 2, 3), lambda x, v, g: blurred(x, torch.full((len(x),), v))),
-    "noise": ("standard deviation, grey levels", (0, 5, 10, 20, 40, 60), _noise),
+    "noise": ("standard deviation, gray levels", (0, 5, 10, 20, 40, 60), _noise),
     "brightness": ("factor", (0.1, 0.25, 0.5, 1, 1.5, 2, 3), lambda x, v, g: (x * v).clamp(0, 255)),
     "jpeg": ("quality", (100, 50, 30, 20, 10, 5), _jpeg),
 }
@@ -124,12 +124,12 @@ def draw(told: dict[str, Any], folder: Path) -> list[Path]:
     """A panel a disturbance, a line a network, as robustness-DATASET.png and .pdf."""
     names = list(dict.fromkeys(r["disturbance"] for r in told["rows"]))
     figure = new_figure(9, 4.6)
-    colours = dict(zip(dict.fromkeys(r["weights"] for r in told["rows"]), cycle(COLOURS), strict=False))
+    colors = dict(zip(dict.fromkeys(r["weights"] for r in told["rows"]), cycle(COLORS), strict=False))
     for axes, name in zip(figure.subplots(2, 4).flat, names, strict=True):
         rows = [r for r in told["rows"] if r["disturbance"] == name]
-        for w, colour in colours.items():
+        for w, color in colors.items():
             line = [(r["value"], r["nme"]) for r in rows if r["weights"] == w]
-            axes.plot(*zip(*line, strict=True), marker="o", markersize=3, color=colour, label=Path(w).name)
+            axes.plot(*zip(*line, strict=True), marker="o", markersize=3, color=color, label=Path(w).name)
         axes.set_title(name, fontsize=9)
         axes.set_xlabel(rows[0]["unit"], fontsize=7)
         axes.tick_params(labelsize=7)

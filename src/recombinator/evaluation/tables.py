@@ -29,7 +29,7 @@ PAPER_GRID = 80
 
 @dataclass
 class Evaluation:
-    """Per-sample results. All points in network input pixels (0..size); errors are shares of the normaliser."""
+    """Per-sample results. All points in network input pixels (0..size); errors are shares of the normalizer."""
 
     size: int
     keypoints: KeypointSet
@@ -38,18 +38,18 @@ class Evaluation:
     true: np.ndarray  # (N, K, 2)
     mask: np.ndarray  # (N, K)
     predicted: np.ndarray  # (N, K, 2), sub-pixel
-    highest: np.ndarray  # (N, K, 2), centre of the highest cell
+    highest: np.ndarray  # (N, K, 2), center of the highest cell
     within: np.ndarray  # (N, K, 5), probabilities of the squares metrics.RADII around the highest cells
     limits: np.ndarray  # (N, 4) the photograph's left, top, right and bottom edge; predictions are clamped to it
     at_border: np.ndarray  # (N, K, 4), FaceTable.at_border
     file_pixels: np.ndarray  # (N,) pixels of the image's file that one network pixel spans
     attributes: dict[str, np.ndarray]  # FaceTable.attributes
 
-    def errors(self, protocol: str, normaliser: str | None = None, oracle: bool = False) -> np.ndarray:
+    def errors(self, protocol: str, normalizer: str | None = None, oracle: bool = False) -> np.ndarray:
         """(N, K). "continuous": the sub-pixel prediction against the true position. "paper": highest cell against
         true cell, both whole numbers on the 80x80 grid, divided by the continuous distance (SPEC 4). `oracle`
         moves predictions of points that the truth has at the photograph's edge onto that edge."""
-        scale = self.keypoints.scale(self.true, normaliser)
+        scale = self.keypoints.scale(self.true, normalizer)
         true, found, limits = self.true, self.predicted, self.limits
         if protocol == "paper":
             k = PAPER_GRID / self.size
@@ -61,11 +61,11 @@ class Evaluation:
         return metrics.point_errors(np.clip(found, low, high), true, scale)
 
     def image_errors(
-        self, protocol: str, normaliser: str | None = None, part: tuple[int, ...] | None = None, oracle: bool = False
+        self, protocol: str, normalizer: str | None = None, part: tuple[int, ...] | None = None, oracle: bool = False
     ) -> np.ndarray:
         """(N,) means over the keypoints, or over those of `part`; NaN for an image without a usable point."""
         chosen = list(part or range(len(self.keypoints)))
-        return metrics.image_errors(self.errors(protocol, normaliser, oracle)[:, chosen], self.mask[:, chosen])
+        return metrics.image_errors(self.errors(protocol, normalizer, oracle)[:, chosen], self.mask[:, chosen])
 
     def summary(self) -> dict[str, Any]:
         """Errors in percent, rates and areas in [0, 1]; per part of the dataset too where it has named parts."""
@@ -99,7 +99,7 @@ class Evaluation:
         for key, errors in (("nme_paper", paper), ("nme", continuous)):
             found[key] = 100 * float(errors.mean())
             found[f"{key}_ci95"] = [100 * v for v in metrics.bootstrap_ci(errors)]
-        for name, _, _ in self.keypoints.normalisers:
+        for name, _, _ in self.keypoints.normalizers:
             found[f"nme_{name}"] = 100 * float(usable(self.image_errors("continuous", name)).mean())
         for name, part in self.keypoints.parts:
             for key, protocol in (("nme_paper", "paper"), ("nme", "continuous")):
@@ -111,7 +111,7 @@ class Evaluation:
 
     def _offset(self, which: np.ndarray) -> dict[str, Any]:
         """What of the continuous error is one constant: the median of (found - true), x and y in percent of the
-        normaliser, and the mean error once it is taken off. It tells of the two sets' annotation, not of the faces."""
+        normalizer, and the mean error once it is taken off. It tells of the two sets' annotation, not of the faces."""
         scale = self.keypoints.scale(self.true)[:, None, None]
         signed = ((self.predicted - self.true) / scale)[which]
         kept = self.mask[which]
@@ -130,9 +130,9 @@ class Evaluation:
 
 
 PROTOCOLS = {
-    "paper": "highest cell against true cell on the 80x80 grid, divided by the normaliser, mean over keypoints "
+    "paper": "highest cell against true cell on the 80x80 grid, divided by the normalizer, mean over keypoints "
     "and images; crop from the ground-truth keypoints, predictions clamped to the photograph, as the authors do",
-    "continuous": "sub-pixel prediction against the true position, same normaliser, crop and clamping",
+    "continuous": "sub-pixel prediction against the true position, same normalizer, crop and clamping",
 }
 
 
@@ -150,7 +150,7 @@ def evaluate_table(
     for inputs, points in fixed_samples(table, size, augment, device, batch):
         if isinstance(net, torch.nn.Module):
             found: Any = answers(net, inputs)
-        else:  # a graph takes whole grey levels
+        else:  # a graph takes whole gray levels
             found = net.run(inputs.round().clamp(0, 255).byte().numpy())
         told = (points, found.points, found.highest, found.within)
         parts.append([x.cpu().numpy() if isinstance(x, torch.Tensor) else x for x in told])
@@ -200,7 +200,7 @@ def evaluate(
         },
         **result.summary(),
         "protocols": PROTOCOLS,
-        "normaliser": normaliser_text(table.info.keypoints),
+        "normaliser": normalizer_text(table.info.keypoints),
         "crop": f"ground-truth keypoints, rule {table.info.crop_rule!r}",
         "decoder": {"nme_paper": "the cell of the coordinates", "nme": "coordinates as they are"}
         if about.model["name"].startswith("tcdcn")
@@ -265,9 +265,9 @@ def choose_joint(joint: Weights, data: str | os.PathLike[str]) -> list[dict[str,
     return rows
 
 
-def normaliser_text(keypoints: KeypointSet) -> str:
-    """The normalising distance in words."""
-    a, b = keypoints.normaliser
+def normalizer_text(keypoints: KeypointSet) -> str:
+    """The normalizing distance in words."""
+    a, b = keypoints.normalizer
     if not a or not b:
         return "geometric mean of the sides of the points' bounding box"
 
@@ -278,7 +278,7 @@ def normaliser_text(keypoints: KeypointSet) -> str:
 
 
 def write_per_image(path: Path, result: Evaluation) -> None:
-    """One Parquet row an image: file, errors in both protocols (shares of the normaliser), per keypoint too."""
+    """One Parquet row an image: file, errors in both protocols (shares of the normalizer), per keypoint too."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

@@ -103,11 +103,11 @@ def model_names() -> list[str]:
 
 
 def create_model(name: str, keypoints: int | None = None, **options: Any) -> Any:
-    """A freshly initialised network.
+    """A freshly initialized network.
 
     name: one of `model_names()`. keypoints: K, by default what the network was made for. Options: `size` (input
     side in pixels, 80), `channels` (1), `mask` (branches to keep, coarsest first), `upsampling` ("tile" |
-    "bilinear"), `mirror`, `shift` (see ScoreMapNet), `norm` (local contrast normalisation, its floor per "image" or
+    "bilinear"), `mirror`, `shift` (see ScoreMapNet), `norm` (local contrast normalization, its floor per "image" or
     "batch"; or "global"), `width` (factor on all widths), for SumNet `alpha` ("map" | "pixel"), for RCN `fold` (so
     many cells a side enter the finest level as channels, 1) and `form`: with five keypoints "code" or "twice" (two
     convolutions in the 10x10 branch), with 68 "code" (5x5, then 1x1) or "text" (3x3), and the released variant's

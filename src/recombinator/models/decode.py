@@ -1,4 +1,4 @@
-"""Score maps to points. A cell's centre is its integer + 0.5 (transforms.affine states the convention)."""
+"""Score maps to points. A cell's center is its integer + 0.5 (transforms.affine states the convention)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from recombinator.keypoints import RADII, SURE
 
 @dataclass(frozen=True)
 class Decoded:
-    """What a network says of each keypoint, in network pixels. points: (B, K, 2); highest: (B, K, 2), centres of the
+    """What a network says of each keypoint, in network pixels. points: (B, K, 2); highest: (B, K, 2), centers of the
     highest cells, the paper's answer; within: (B, K, len(RADII)) probabilities of the squares around those;
     covariance: (B, K, 3) of the network's distribution about the answer: xx, xy, yy."""
 
@@ -35,7 +35,7 @@ def answers(net: Any, inputs: Tensor) -> Decoded:
 
 def decode(output: Tensor, temperature: float = 1.0, tile: int = 1) -> Decoded:
     """What any network for images gave, its scores divided by `temperature` first. tile: ScoreMapNet.tile; cells that
-    share a score are one cell, and the answer is its centre, not the first of equals. Coordinates (a regression's
+    share a score are one cell, and the answer is its center, not the first of equals. Coordinates (a regression's
     (B, K, 2)) are the answer as they are, with probability 1 and covariance 0: they say nothing."""
     if output.ndim == 3:
         there = output[..., :1]
@@ -50,14 +50,14 @@ def decode(output: Tensor, temperature: float = 1.0, tile: int = 1) -> Decoded:
 
 
 def maximum(scores: Tensor) -> Tensor:
-    """(B, K, H, W) scores -> (B, K, 2) centres of the highest cells (the first of equals): the paper's decoder."""
+    """(B, K, H, W) scores -> (B, K, 2) centers of the highest cells (the first of equals): the paper's decoder."""
     cell = scores.flatten(2).argmax(dim=2)
     width = scores.shape[-1]
     return torch.stack([cell % width, cell // width], dim=-1) + 0.5
 
 
 def subpixel(scores: Tensor) -> Decoded:
-    """(B, K, H, W) scores: the point is the probability-weighted mean of the cell centres around the highest cell."""
+    """(B, K, H, W) scores: the point is the probability-weighted mean of the cell centers around the highest cell."""
     scores = scores.float()
     _, _, h, w = scores.shape
     highest = maximum(scores)

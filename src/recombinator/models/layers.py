@@ -14,7 +14,7 @@ from recombinator.utils.errors import InputError
 class Conv(nn.Conv2d):
     """Stride-1 convolution, zero-padded to keep the size, one bias a map.
 
-    Initialised uniformly in +-sqrt(6 / (fan_in + fan_out)) with fan_out = floor(out * k^2 / 4), biases
+    Initialized uniformly in +-sqrt(6 / (fan_in + fan_out)) with fan_out = floor(out * k^2 / 4), biases
     zero: the authors' rule, which divides by the pool size even where no pooling follows.
     """
 
@@ -50,7 +50,7 @@ def upsample(x: Tensor, size: int, mode: str = "tile") -> Tensor:
     return F.interpolate(x, size=(size, size), mode="nearest")
 
 
-def moved(x: Tensor, right: int, down: int) -> Tensor:
+def shift_map(x: Tensor, right: int, down: int) -> Tensor:
     """(B, C, H, W) moved by whole cells; what comes in at the edges repeats them."""
     h, w = x.shape[-2:]
     m = max(abs(right), abs(down))

@@ -1,4 +1,4 @@
-"""Local contrast normalisation, the first layer of every network (SPEC 2.7)."""
+"""Local contrast normalization, the first layer of every network (SPEC 2.7)."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ SIGMA, TAPS = 1.591, 9
 
 
 class LocalContrastNorm(nn.Module):
-    """Grey (B, C, H, W), values 0..255 -> (B, C, H, W), centred at 0.5.
+    """Gray (B, C, H, W), values 0..255 -> (B, C, H, W), centerd at 0.5.
 
     v = x - g*x with a 9x9 Gaussian g (zero-padded); s = sqrt(g*v^2); out = (v / max(s, m) + 2.5) / 5.
     The floor m is the mean of s over each image and channel (`floor="image"`), or over the whole batch
-    (`floor="batch"`, the authors' code, where a prediction depends on its neighbours in the batch).
+    (`floor="batch"`, the authors' code, where a prediction depends on its neighbors in the batch).
     A constant-zero image gives 0.5 everywhere.
     """
 
@@ -43,14 +43,14 @@ class LocalContrastNorm(nn.Module):
 
 
 class GlobalNorm(nn.Module):
-    """Per-image mean and standard deviation removed: the authors' path without local normalisation."""
+    """Per-image mean and standard deviation removed: the authors' path without local normalization."""
 
     def forward(self, x: Tensor) -> Tensor:
         mean, std = x.mean(dim=(1, 2, 3), keepdim=True), x.std(dim=(1, 2, 3), keepdim=True)
         return (x - mean) / std.clamp_min(1e-6)
 
 
-NORMALISATIONS: dict[str, Callable[[], nn.Module]] = {
+NORMALIZATIONS: dict[str, Callable[[], nn.Module]] = {
     "image": lambda: LocalContrastNorm("image"),
     "batch": lambda: LocalContrastNorm("batch"),
     "global": GlobalNorm,

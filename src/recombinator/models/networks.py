@@ -19,13 +19,13 @@ from recombinator.models.layers import (
     Conv,
     LearnedUpsampling,
     conv_over_concat,
-    moved,
     only_maxima,
     pool,
     pooled,
+    shift_map,
     upsample,
 )  # fmt: skip
-from recombinator.models.lcn import NORMALISATIONS
+from recombinator.models.lcn import NORMALIZATIONS
 from recombinator.utils.errors import InputError
 
 
@@ -83,7 +83,7 @@ class ScoreMapNet(nn.Module):
     ) -> None:  # fmt: skip
         super().__init__()
         for label, value, known in (
-            ("upsampling", upsampling, ("tile", "bilinear", "learned")), ("norm", norm, tuple(NORMALISATIONS)),
+            ("upsampling", upsampling, ("tile", "bilinear", "learned")), ("norm", norm, tuple(NORMALIZATIONS)),
         ):  # fmt: skip
             if value not in known:
                 raise InputError(f"{label}={value!r} is not known: use one of {', '.join(known)}")
@@ -116,7 +116,7 @@ class ScoreMapNet(nn.Module):
         self.layout = torch.channels_last  # of the maps in memory: the fast one on CPUs and GPUs
         self.fused = True  # tiled maps are never built; False computes the plain form, for comparison
         self.branch = nn.ModuleDict()  # by level; filled by the subclasses
-        self.norm: nn.Module = NORMALISATIONS[norm]()
+        self.norm: nn.Module = NORMALIZATIONS[norm]()
         widths = [channels * fold**2] + [level.trunk for level in levels]
         self.trunk = nn.ModuleList(
             Conv(widths[i], widths[i + 1], levels[i].trunk_kernel) for i in range(self.included[-1] + 1)
@@ -155,11 +155,11 @@ class ScoreMapNet(nn.Module):
         corners = [(right, down) for right in (-self.shift, self.shift) for down in (-self.shift, self.shift)]
         scores = self._look(x)
         for right, down in corners:
-            scores = scores + moved(self._look(moved(x, right, down)), -right, -down)
+            scores = scores + shift_map(self._look(shift_map(x, right, down)), -right, -down)
         return scores / (1 + len(corners))
 
     def _look(self, x: Tensor) -> Tensor:
-        """Scores of normalised images, with `mirror` both ways round."""
+        """Scores of normalized images, with `mirror` both ways round."""
         scores = self.scores(self.features(x.contiguous(memory_format=self.layout)))
         if not self.mirror or self.training:
             return scores
@@ -196,7 +196,7 @@ class ScoreMapNet(nn.Module):
         return rows
 
     def multiply_adds(self) -> int:
-        """Per image, dense convolutions, zero padding counted; pooling, normalisation, upsampling not."""
+        """Per image, dense convolutions, zero padding counted; pooling, normalization, upsampling not."""
         return self._multiply_adds_once() * (2 if self.mirror else 1) * (5 if self.shift else 1)
 
     def _multiply_adds_once(self) -> int:

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from recombinator.models.lcn import NORMALISATIONS
+from recombinator.models.lcn import NORMALIZATIONS
 from recombinator.utils.errors import InputError
 
 AUXILIARY = {"gender": 2, "smile": 2, "glasses": 2, "pose": 5}  # MTFL's attributes and their classes
@@ -34,10 +34,10 @@ class TCDCN(nn.Module):
         self, keypoints: int = 5, *, size: int = 80, channels: int = 1, norm: str = "image", auxiliary: bool = True
     ) -> None:
         super().__init__()
-        if norm not in NORMALISATIONS:
-            raise InputError(f"norm={norm!r} is not known: use one of {', '.join(NORMALISATIONS)}")
+        if norm not in NORMALIZATIONS:
+            raise InputError(f"norm={norm!r} is not known: use one of {', '.join(NORMALIZATIONS)}")
         self.keypoints, self.size, self.channels = keypoints, size, channels
-        self.norm: nn.Module = NORMALISATIONS[norm]()
+        self.norm: nn.Module = NORMALIZATIONS[norm]()
         widths = [channels, *(maps for maps, _, _ in _CONVOLUTIONS)]
         self.trunk = nn.ModuleList(
             nn.Conv2d(a, b, kernel) for (a, b), (_, kernel, _) in zip(pairwise(widths), _CONVOLUTIONS, strict=True)
@@ -71,7 +71,7 @@ class TCDCN(nn.Module):
         return convolved + sum(layer.weight.numel() for layer in self.branch.values())  # type: ignore
 
     def heads(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Points, (B, K, 2) in units of half the input around its centre, and each auxiliary task's (B, classes)."""
+        """Points, (B, K, 2) in units of half the input around its center, and each auxiliary task's (B, classes)."""
         if x.shape[-2:] != (self.size, self.size) or x.shape[1] != self.channels:
             raise InputError(
                 f"expected images of shape (B, {self.channels}, {self.size}, {self.size}), got {tuple(x.shape)}"

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from recombinator.data.images import to_grey
+from recombinator.data.images import to_gray
 from recombinator.utils.errors import InputError
 
 LONGEST = 1024  # pixels; larger photographs are scaled down for detection
@@ -33,20 +33,21 @@ def _cascade(name: str) -> Any:
 
 
 @dataclass(frozen=True)
-class Look:
+class CascadePass:
     """One way to look with a cascade: the photograph turned by `degrees` or mirrored before, how many overlapping
     hits a face needs."""
 
     cascade: str = "frontalface_alt2"
     degrees: float = 0.0
     mirrored: bool = False
-    neighbours: int = 3
+    neighbors: int = 3
 
 
 # where an upright frontal face is not found: turned heads, tilted ones, then anything that faintly resembles a face
 SEARCH = (
-    Look("profileface"), Look("profileface", mirrored=True), Look(degrees=35), Look(degrees=-35), Look(neighbours=1),
-    Look(degrees=90), Look(degrees=-90), Look(degrees=180),
+    CascadePass("profileface"), CascadePass("profileface", mirrored=True), CascadePass(degrees=35),
+    CascadePass(degrees=-35), CascadePass(neighbors=1), CascadePass(degrees=90), CascadePass(degrees=-90),
+    CascadePass(degrees=180),
 )  # fmt: skip
 
 
@@ -55,7 +56,7 @@ class HaarDetector:
     longer side of a photograph larger than `LONGEST`."""
 
     def detect(self, image: np.ndarray) -> np.ndarray:
-        return self._look(image, Look())
+        return self._look(image, CascadePass())
 
     def search(self, image: np.ndarray) -> Iterator[np.ndarray]:
         """Further boxes, one way of looking after the other, for a photograph where `detect` led to no face; the last
@@ -66,34 +67,34 @@ class HaarDetector:
                 yield boxes
         yield WholeImage().detect(image)
 
-    def _look(self, image: np.ndarray, look: Look) -> np.ndarray:
+    def _look(self, image: np.ndarray, look: CascadePass) -> np.ndarray:
         import cv2
 
-        grey, scale = _shrunk(to_grey(image))
+        gray, scale = _shrunk(to_gray(image))
         # a face that fills the picture needs room around it; the cascade slides only inside
-        border = max(grey.shape) // 8
-        grey = cv2.copyMakeBorder(grey, border, border, border, border, cv2.BORDER_REPLICATE)
-        height, width = grey.shape
+        border = max(gray.shape) // 8
+        gray = cv2.copyMakeBorder(gray, border, border, border, border, cv2.BORDER_REPLICATE)
+        height, width = gray.shape
         # the turned photograph has room for its corners; `back` leads from it to the upright one
         turn = cv2.getRotationMatrix2D((width / 2, height / 2), look.degrees, 1.0)
         reach = np.abs(turn[:, :2]) @ [width, height]
         turn[:, 2] += (reach - [width, height]) / 2
-        seen = grey
+        seen = gray
         if look.degrees:
-            seen = cv2.warpAffine(grey, turn, [int(v) for v in np.ceil(reach)], borderMode=cv2.BORDER_REPLICATE)
+            seen = cv2.warpAffine(gray, turn, [int(v) for v in np.ceil(reach)], borderMode=cv2.BORDER_REPLICATE)
         if look.mirrored:
             seen = np.ascontiguousarray(seen[:, ::-1])
         found = _cascade(look.cascade).detectMultiScale(
-            seen, scaleFactor=1.1, minNeighbors=look.neighbours, minSize=(24, 24)
+            seen, scaleFactor=1.1, minNeighbors=look.neighbors, minSize=(24, 24)
         )
         boxes = np.array(found, np.float64).reshape(-1, 4)
-        centre = boxes[:, :2] + boxes[:, 2:] / 2
+        center = boxes[:, :2] + boxes[:, 2:] / 2
         if look.mirrored:
-            centre[:, 0] = seen.shape[1] - centre[:, 0]
+            center[:, 0] = seen.shape[1] - center[:, 0]
         if look.degrees:
             back = cv2.invertAffineTransform(turn)
-            centre = centre @ back[:, :2].T + back[:, 2]
-        boxes[:, :2] = centre - boxes[:, 2:] / 2 - border
+            center = center @ back[:, :2].T + back[:, 2]
+        boxes[:, :2] = center - boxes[:, 2:] / 2 - border
         return boxes[np.argsort(-boxes[:, 2])] / scale
 
 
@@ -120,13 +121,13 @@ class WholeImage:
 class YuNetDetector:
     """OpenCV's YuNet, from a model file that the user has (face_detection_yunet_*.onnx). Not thread-safe."""
 
-    def __init__(self, path: str, least: float = 0.6) -> None:
+    def __init__(self, path: str, min_confidence: float = 0.6) -> None:
         import cv2
 
         if not Path(path).is_file():
             raise InputError(f"{path}: no such file; yunet:PATH wants OpenCV's face_detection_yunet ONNX file")
         try:
-            self.net = cv2.FaceDetectorYN.create(path, "", (320, 320), least)
+            self.net = cv2.FaceDetectorYN.create(path, "", (320, 320), min_confidence)
         except cv2.error as error:
             raise InputError(f"{path}: OpenCV cannot read it as a YuNet model ({error.err})") from None
 
@@ -140,8 +141,8 @@ class YuNetDetector:
         boxes = np.array([] if found is None else found[:, :4], np.float64).reshape(-1, 4)
         # its boxes hug the face; crop rules know the cascade's squares, a little wider (the second pass forgives)
         side = boxes[:, 2] * 1.15
-        centre = boxes[:, :2] + boxes[:, 2:] / 2
-        squares = np.concatenate([centre - side[:, None] / 2, side[:, None], side[:, None]], axis=1)
+        center = boxes[:, :2] + boxes[:, 2:] / 2
+        squares = np.concatenate([center - side[:, None] / 2, side[:, None], side[:, None]], axis=1)
         return squares[np.argsort(-squares[:, 2])] / scale
 
 

@@ -23,7 +23,7 @@ OUTPUTS = ("points", "highest", "within", "covariance")
 @dataclass(frozen=True)
 class Description:
     """What a network wants and gives: keypoint set, crop rule by name, template (K mean positions in the crop, as
-    shares of its side), input side in pixels, channels (1 grey, 3 RGB), what `calibrate` found, the model's
+    shares of its side), input side in pixels, channels (1 gray, 3 RGB), what `calibrate` found, the model's
     configuration and how it was trained (weights.Weights), and for an 8-bit graph which images gave its ranges."""
 
     keypoints: KeypointSet
@@ -39,7 +39,7 @@ class Description:
 
 @dataclass(frozen=True)
 class Found:
-    """Answers in crop pixels. points, highest (the highest cells' centres): (N, K, 2); within: (N, K, 5),
+    """Answers in crop pixels. points, highest (the highest cells' centers): (N, K, 2); within: (N, K, 5),
     probabilities of the squares metrics.RADII around the highest cells; covariance: (N, K, 3): xx, xy, yy."""
 
     points: np.ndarray

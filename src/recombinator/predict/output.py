@@ -51,7 +51,7 @@ def face_chip(image: np.ndarray, face: Face, template: np.ndarray, size: int) ->
         image = cv2.resize(image, smaller, interpolation=cv2.INTER_AREA)
         linear, shift = linear * shrink[:, None], shift * shrink
     matrix = np.concatenate([linear[0], shift[0][:, None]], axis=1)
-    matrix[:, 2] += linear[0] @ [0.5, 0.5] - 0.5  # OpenCV counts a pixel's centre at its integer
+    matrix[:, 2] += linear[0] @ [0.5, 0.5] - 0.5  # OpenCV counts a pixel's center at its integer
     return cv2.warpAffine(image, matrix, (size, size), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
 
 
@@ -92,7 +92,7 @@ def _write_csv(lines: Path, out: Path, weights: str, keypoints: KeypointSet) -> 
 
 
 def _write_coco(lines: Path, out: Path, weights: str, keypoints: KeypointSet) -> None:
-    """COCO's keypoints, where a pixel's centre is its integer: half a pixel less than elsewhere here."""
+    """COCO's keypoints, where a pixel's center is its integer: half a pixel less than elsewhere here."""
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for record in records(lines):

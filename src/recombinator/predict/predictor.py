@@ -10,7 +10,7 @@ from typing import Any, overload
 import numpy as np
 
 from recombinator.data.crops import GRID, RULES
-from recombinator.data.images import read_image, to_grey
+from recombinator.data.images import read_image, to_gray
 from recombinator.data.resample import square
 from recombinator.keypoints import RADII, SURE
 from recombinator.predict.detect import Detector, HaarDetector
@@ -49,7 +49,7 @@ class Predictor:
         self.engine, self.about, self.keypoints = engine, engine.about, engine.about.keypoints
         self.rule = RULES[self.about.crop_rule]
         self.detector: Detector = detector or HaarDetector()
-        self.least = float(self.about.calibration.get("least", self.rule.least))
+        self.min_confidence = float(self.about.calibration.get("least", self.rule.least))
 
     @overload
     def predict(
@@ -96,10 +96,12 @@ class Predictor:
             if None in given:
                 raise InputError(f"box {given.index(None) + 1}: the points found in it leave no crop; is there a face?")
             return given
-        least = self.least if min_confidence is None else min_confidence
+        min_confidence = self.min_confidence if min_confidence is None else min_confidence
         further = getattr(self.detector, "search", None) if search else None
         for found in chain([self.detector.detect(pixels)], further(pixels) if further else []):
-            faces = [f for f in self._found(source, found, passes) if f and float(f.confidence.mean()) >= least]
+            faces = [
+                f for f in self._found(source, found, passes) if f and float(f.confidence.mean()) >= min_confidence
+            ]
             if faces:
                 return distinct(faces)
         return []
@@ -126,18 +128,18 @@ class Predictor:
         return self._refine(self._as_network_wants(pixels), rough)
 
     def _as_network_wants(self, pixels: np.ndarray) -> np.ndarray:
-        """Grey, or RGB also where the photograph is grey."""
+        """Gray, or RGB also where the photograph is gray."""
         if self.about.channels == 1:
-            return to_grey(pixels)
+            return to_gray(pixels)
         return np.repeat(pixels[..., None], 3, axis=2) if pixels.ndim == 2 else pixels
 
     def _from_boxes(self, boxes: np.ndarray) -> np.ndarray:
         """(N, 4) detector boxes -> (N, K, 2) typical points in them."""
         scale, lower = self.rule.from_detector
         side = boxes[:, 2:].max(axis=1)
-        centre = boxes[:, :2] + boxes[:, 2:] / 2 + np.stack([np.zeros_like(side), lower * side], axis=1)
+        center = boxes[:, :2] + boxes[:, 2:] / 2 + np.stack([np.zeros_like(side), lower * side], axis=1)
         template = np.array(self.about.template) - 0.5
-        return centre[:, None] + scale * side[:, None, None] * template
+        return center[:, None] + scale * side[:, None, None] * template
 
     def _refine(self, image: np.ndarray, points: np.ndarray) -> list[Face | None]:
         """(N, K, 2) rough points in image pixels -> the faces found around them, in the same order; None for points

@@ -17,7 +17,7 @@ from recombinator.keypoints import KeypointSet
 from recombinator.models import Denoiser
 from recombinator.models.decode import subpixel
 from recombinator.transforms.samples import BLANK
-from recombinator.transforms.shapes import moved, similarity
+from recombinator.transforms.shapes import apply_similarity, similarity
 from recombinator.utils.errors import InputError
 from recombinator.utils.files import write_json, write_text
 from recombinator.weights.files import Weights
@@ -43,7 +43,7 @@ def _frame(points: np.ndarray, template: np.ndarray, seed: int = 0) -> np.ndarra
     pairs = np.array([rng.choice(known, 2, replace=False) for _ in range(500)])
     weight = np.ones((len(pairs), 2))
     linear, shift = similarity(template[pairs], points[pairs], weight)
-    fits = moved(template, linear, shift)
+    fits = apply_similarity(template, linear, shift)
     size = np.sqrt(np.abs(np.linalg.det(linear)))  # of the template's unit, here
     gap = np.linalg.norm(fits[:, known] - points[known], axis=2) / np.maximum(size, 1e-9)[:, None]
     gap = np.where(np.isfinite(gap), gap, np.inf)
@@ -53,7 +53,7 @@ def _frame(points: np.ndarray, template: np.ndarray, seed: int = 0) -> np.ndarra
         near[:] = True
     used = known[near]
     linear, shift = similarity(template[used], points[None, used], np.ones((1, len(used))))
-    return moved(template, linear, shift)[0]
+    return apply_similarity(template, linear, shift)[0]
 
 
 @torch.no_grad()

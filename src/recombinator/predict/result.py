@@ -10,12 +10,12 @@ import numpy as np
 from recombinator.keypoints import KeypointSet
 from recombinator.utils.errors import InputError
 
-_LOW, _HIGH = np.array([213, 94, 0]), np.array([0, 158, 115])  # vermilion to green, told apart by the colour-blind
+_LOW, _HIGH = np.array([213, 94, 0]), np.array([0, 158, 115])  # vermilion to green, told apart by the color-blind
 
 
 @dataclass(frozen=True)
 class Face:
-    """One face. points: (K, 2) x, y in image pixels, a pixel's centre at its integer + 0.5; confidence: (K,)
+    """One face. points: (K, 2) x, y in image pixels, a pixel's center at its integer + 0.5; confidence: (K,)
     probability that the true point lies in the square of 7x7 network pixels around the network's highest cell, where
     the answer lies too; box: x, y, side of the square it looked at.
 
@@ -45,7 +45,7 @@ class Face:
         return np.array([np.interp(pixels, steps, [0.0, *row]) for row in self.within])
 
     def draw(self, image: np.ndarray) -> np.ndarray:
-        """A copy of the (H, W[, 3 or 4]) uint8 image as RGB with the points on it, coloured by confidence."""
+        """A copy of the (H, W[, 3 or 4]) uint8 image as RGB with the points on it, colored by confidence."""
         return draw_faces(np.asarray(image)[..., :3] if np.ndim(image) == 3 else image, [self])
 
     def ellipses(self, deviations: float = 2.0) -> np.ndarray:
@@ -76,13 +76,13 @@ class Face:
 
 
 def draw_faces(image: np.ndarray, faces: list[Face], box: bool = True, numbers: bool = False) -> np.ndarray:
-    """(H, W[, 3]) uint8 -> an RGB copy with every face's box, lines and points; a point's colour is its
+    """(H, W[, 3]) uint8 -> an RGB copy with every face's box, lines and points; a point's color is its
     confidence, its size follows the face's. numbers: each point's number beside it, from 1."""
     import cv2
 
     canvas = np.ascontiguousarray(np.repeat(image[..., None], 3, 2) if image.ndim == 2 else image.copy())
 
-    def at(p: np.ndarray) -> tuple[int, int]:  # 1/16 pixel; OpenCV counts a pixel's centre at its integer
+    def at(p: np.ndarray) -> tuple[int, int]:  # 1/16 pixel; OpenCV counts a pixel's center at its integer
         x, y = np.round((p - 0.5) * 16).astype(int)
         return int(x), int(y)
 
@@ -97,8 +97,8 @@ def draw_faces(image: np.ndarray, faces: list[Face], box: bool = True, numbers: 
             line = np.array([at(face.points[i]) for i in path], np.int32)
             cv2.polylines(canvas, [line], False, (240, 228, 66), thickness, cv2.LINE_AA, 4)
         for point, confidence in zip(face.points, face.confidence, strict=True):
-            colour = tuple(float(v) for v in _LOW + (_HIGH - _LOW) * float(confidence))
-            cv2.circle(canvas, at(point), round(radius * 16), colour, -1, cv2.LINE_AA, 4)
+            color = tuple(float(v) for v in _LOW + (_HIGH - _LOW) * float(confidence))
+            cv2.circle(canvas, at(point), round(radius * 16), color, -1, cv2.LINE_AA, 4)
             cv2.circle(canvas, at(point), round(radius * 16), (255, 255, 255), thickness, cv2.LINE_AA, 4)
         letters = side / (500 if len(face.points) <= 10 else 1000)
         for number, (x, y) in enumerate(face.points, 1) if numbers else ():

@@ -82,12 +82,12 @@ class Tracker:
 
     def update(self, image: np.ndarray, seconds: float) -> list[Track]:
         """(H, W[, 3]) RGB uint8 frame at `seconds` -> the faces in it, each with its number."""
-        least = self.predictor.least
+        min_confidence = self.predictor.min_confidence
         followed = self.predictor.follow(image, [t.raw.points for t in self.tracks])
         kept: list[Track] = []
         for track, face in zip(self.tracks, followed, strict=True):
             elsewhere = face is not None and any(_same(face, other.raw) for other in kept)  # two tracks, one face
-            if face is not None and float(face.confidence.mean()) >= least and not elsewhere:
+            if face is not None and float(face.confidence.mean()) >= min_confidence and not elsewhere:
                 self._take(track, face, seconds)
                 kept.append(track)
             else:
@@ -114,7 +114,7 @@ class Tracker:
         for face in self.predictor.predict(image, search=False):
             if any(_same(face, t.raw) for t in self.tracks):
                 continue
-            near = [t for t in self.lost if np.linalg.norm(_centre(t.raw) - _centre(face)) < face.box[2]]
+            near = [t for t in self.lost if np.linalg.norm(_center(t.raw) - _center(face)) < face.box[2]]
             if near:
                 track = near[-1]
                 self.lost.remove(track)
@@ -126,12 +126,12 @@ class Tracker:
             self.tracks.append(track)
 
 
-def _centre(face: Face) -> np.ndarray:
+def _center(face: Face) -> np.ndarray:
     return face.points.mean(axis=0)
 
 
 def _same(a: Face, b: Face) -> bool:
-    return bool(np.linalg.norm(_centre(a) - _centre(b)) < 0.4 * min(a.box[2], b.box[2]))
+    return bool(np.linalg.norm(_center(a) - _center(b)) < 0.4 * min(a.box[2], b.box[2]))
 
 
 def frames(source: str) -> Iterator[tuple[float, np.ndarray, float]]:

@@ -15,7 +15,7 @@ import numpy as np
 from recombinator.predict.result import draw_faces
 from recombinator.predict.track import Track, Tracker, frames
 from recombinator.utils.errors import InputError
-from recombinator.utils.files import to_file
+from recombinator.utils.files import check_output_file
 
 
 def _drawn(image: np.ndarray, tracks: list[Track]) -> np.ndarray:
@@ -40,9 +40,9 @@ def write_track(
     to frame, root mean square, as a share of the face's box. Of a still scene that is the jitter, with and without
     smoothing. Raises InputError for names of the wrong kind.
     """
-    to_file(out, ".jsonl", ".csv")
+    check_output_file(out, ".jsonl", ".csv")
     if annotated:
-        to_file(annotated, ".mp4")
+        check_output_file(annotated, ".mp4")
     for path in (out, annotated):
         if path and path.resolve() == Path(source).resolve():
             raise InputError(f"{path}: would overwrite the video; choose another name")

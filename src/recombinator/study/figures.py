@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from recombinator.data.table import FaceTable, load_table
-from recombinator.evaluation.plots import COLOURS, new_figure, save
+from recombinator.evaluation.plots import COLORS, new_figure, save
 from recombinator.evaluation.tables import Evaluation, evaluate_table
 from recombinator.models import RCN, Denoiser, Joint, ScoreMapNet, SumNet, create_model
 from recombinator.models.decode import maximum
@@ -34,13 +34,13 @@ def draw_curves(results: dict[str, dict[str, Any]], folder: Path) -> list[Path]:
         raise InputError("no results of the study convergence: run `recombinator study convergence` first")
     figure = new_figure(7, 3)
     left, right = figure.subplots(1, 2, sharey=True)
-    for (name, r), colour in zip(sorted(runs.items()), cycle(COLOURS), strict=False):
+    for (name, r), color in zip(sorted(runs.items()), cycle(COLORS), strict=False):
         seen = [point for point in r["curve"] if point.get("test") is not None]
         errors = [point["test"] for point in seen]
         left.plot(
-            [point["epoch"] for point in seen], errors, marker="o", markersize=3, color=colour, label=Path(name).name
+            [point["epoch"] for point in seen], errors, marker="o", markersize=3, color=color, label=Path(name).name
         )
-        right.plot([point["seconds"] / 60 for point in seen], errors, marker="o", markersize=3, color=colour)
+        right.plot([point["seconds"] / 60 for point in seen], errors, marker="o", markersize=3, color=color)
     for axes, label in ((left, "epochs"), (right, "minutes")):
         axes.axhline(7, color="grey", linewidth=0.8, linestyle=":")
         axes.set_xlabel(label)
@@ -53,8 +53,8 @@ def draw_curves(results: dict[str, dict[str, Any]], folder: Path) -> list[Path]:
 # ---- architectures -----------------------------------------------------------------------------------------------
 
 
-def _framed(colour: str) -> dict[str, Any]:
-    return {"boxstyle": "round,pad=0.35", "facecolor": colour, "edgecolor": "none", "alpha": 0.35}
+def _framed(color: str) -> dict[str, Any]:
+    return {"boxstyle": "round,pad=0.35", "facecolor": color, "edgecolor": "none", "alpha": 0.35}
 
 
 def draw_network(axes: Any, net: ScoreMapNet, title: str) -> None:
@@ -63,8 +63,8 @@ def draw_network(axes: Any, net: ScoreMapNet, title: str) -> None:
     trunk = [r for r in rows if r.name.startswith("trunk")]
     deepest = max(len(convs) for _, convs in net.branches())
 
-    def box(x: float, y: float, text: str, colour: str) -> None:
-        axes.text(x, y, text, ha="center", va="center", fontsize=6.5, bbox=_framed(colour))
+    def box(x: float, y: float, text: str, color: str) -> None:
+        axes.text(x, y, text, ha="center", va="center", fontsize=6.5, bbox=_framed(color))
 
     def arrow(*path: tuple[float, float], text: str = "") -> None:
         style = {"arrowstyle": "->", "color": "0.35", "linewidth": 0.9, "shrinkA": 0, "shrinkB": 0}
@@ -135,8 +135,8 @@ def joint_architecture(folder: Path) -> list[Path]:
         "A + B\nsoftmax",
     ]
     for i, text in enumerate(steps):
-        colour = TRUNK if i in (0, len(steps) - 2) else BRANCH if i < len(steps) - 1 else "0.7"
-        lower.text(i, 0, text, ha="center", va="center", fontsize=7, bbox=_framed(colour))
+        color = TRUNK if i in (0, len(steps) - 2) else BRANCH if i < len(steps) - 1 else "0.7"
+        lower.text(i, 0, text, ha="center", va="center", fontsize=7, bbox=_framed(color))
         if i:
             lower.annotate("", (i, 0), (i - 1, 0), arrowprops={"arrowstyle": "->", "shrinkA": 34, "shrinkB": 30})
     lower.set(xlim=(-0.7, len(steps) - 0.3), ylim=(-1, 1), title="denoising keypoint model: pre-softmax maps B")
@@ -315,12 +315,12 @@ def difficulty_curves(weights: Sequence[str], table: FaceTable, folder: Path) ->
     figure = new_figure(5, 3.4)
     axes = figure.subplots()
     styles = ("-", "--")
-    for (label, own), colour, style in zip(
+    for (label, own), color, style in zip(
         zip(results, errors, strict=True), cycle((BRANCH, BRANCH, TRUNK, TRUNK)), cycle(styles), strict=False
     ):
         smooth = np.convolve(np.log10(100 * own[order] + 0.1), np.ones(window) / window, mode="valid")
         at = (np.arange(len(smooth)) + window / 2) / len(order) * 100
-        axes.plot(at, 10**smooth, style, color=colour, label=label, linewidth=1.2)
+        axes.plot(at, 10**smooth, style, color=color, label=label, linewidth=1.2)
     axes.set_yscale("log", subs=(2, 3, 4, 6, 8))
     for axis in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
         axis("{x:g}")  # 6, not 6 x 10^0

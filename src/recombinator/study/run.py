@@ -19,7 +19,7 @@ from recombinator.training.loop import Trainer
 from recombinator.training.recipe import Recipe, get_recipe
 from recombinator.training.run import train
 from recombinator.utils.errors import InputError
-from recombinator.utils.files import Busy, copy_file, held, is_held, write_json, write_text
+from recombinator.utils.files import Busy, copy_file, is_locked, lock_folder, write_json, write_text
 from recombinator.utils.provenance import provenance
 
 
@@ -109,7 +109,7 @@ def run_study(
             report(f"{place}: taken over from {run.same}")
             continue
         try:
-            with held(runs / name / run.name):
+            with lock_folder(runs / name / run.name):
                 if finished(path, run, recipe, seed):  # by another process, meanwhile
                     continue
                 text = _one(study, run, data, runs / name / run.name, path, recipe, seed, device, report, step_done)
@@ -157,7 +157,7 @@ def cost(study: Study, run: Run, data: Path, epochs: int | None) -> float:
     for _ in range(3):
         began = time.perf_counter()
         trainer.task.loss(torch.arange(min(recipe.batch, len(table))), generator).backward()
-        trainer.optimiser.step()
+        trainer.optimizer.step()
         times.append(time.perf_counter() - began)
     steps = -(-(pq.read_metadata(data / "train.parquet").num_rows // run.part) // recipe.batch)
     return min(times) * steps * recipe.epochs
@@ -173,6 +173,6 @@ def state(name: str, root: Path, runs: Path, epochs: int | None, seed: int) -> l
         epoch = len(begun.read_text(encoding="utf-8").splitlines()) if begun.is_file() else 0
         told = {"run": run.name, "epoch": epoch, "epochs": recipe.epochs, "same": run.same}
         done = finished(result_path(root, name, run), run, recipe, seed)
-        now = "done" if done else "running" if is_held(runs / where) else "begun" if epoch else "open"
+        now = "done" if done else "running" if is_locked(runs / where) else "begun" if epoch else "open"
         rows.append(told | {"state": now})
     return rows

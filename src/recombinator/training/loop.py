@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from recombinator.data.table import FaceTable
 from recombinator.models import TCDCN, Denoiser, ScoreMapNet, create_model
 from recombinator.models.denoiser import MapDenoiser, PointDenoiser
-from recombinator.training.recipe import Recipe, make_optimiser
+from recombinator.training.recipe import Recipe, make_optimizer
 from recombinator.training.revive import revive
 from recombinator.training.tasks import FromPixels, FromPoints, Regression
 from recombinator.transforms.shapes import ShapeModel
@@ -41,7 +41,7 @@ from recombinator.weights.files import (
 )
 
 STATE = "recombinator-state-1"
-LOOKED_AT = 512  # training samples that tell which maps are silent
+REVIVE_SAMPLES = 512  # training samples that tell which maps are silent
 
 
 @dataclass
@@ -74,7 +74,7 @@ class Trainer:
         if start and not copy_matching(load_weights(start).net.state_dict(), self.net):
             raise InputError(f"{start}: none of its tensors fits {model}; start from a network of its kind")
         self.net.to(self.device, memory_format=torch.channels_last)
-        self.optimiser = make_optimiser(recipe, self.net)
+        self.optimizer = make_optimizer(recipe, self.net)
         self.task: FromPixels | FromPoints
         if teacher and not isinstance(self.net, ScoreMapNet):
             raise InputError(f"{teacher}: a teacher is for an RCN or a SumNet; {model} is neither")
@@ -89,7 +89,7 @@ class Trainer:
         self.steps = math.ceil(len(train) / recipe.batch)
         self.at = Position()
         self.revived = 0  # maps, before the running epoch
-        self.asked = {
+        self.settings = {
             "model": self.net.config, "recipe": recipe.to_dict(), "seed": seed, "data": train.fingerprint,
             "validation_data": valid.fingerprint, "dataset": train.info.dataset, "images": len(train),
             "validation_images": len(valid),
@@ -107,11 +107,11 @@ class Trainer:
         order = self._order(generator)
         self.revived = 0
         if self.recipe.revive and self.at.epoch < self.recipe.stable_epochs:
-            self.revived = self._revive(order[:LOOKED_AT], generator)
+            self.revived = self._revive(order[:REVIVE_SAMPLES], generator)
         total = 0.0
         for i, index in enumerate(order.split(self.recipe.batch)):
             rate = self.recipe.learning_rate_at(self.at.epoch * self.steps + i, self.steps)
-            for group in self.optimiser.param_groups:
+            for group in self.optimizer.param_groups:
                 group["lr"] = rate
             loss = self.task.loss(index, generator)
             value = loss.item()
@@ -120,9 +120,9 @@ class Trainer:
                 raise self.diverged(
                     f"the loss became {value} in epoch {self.at.epoch + 1}, batch {i + 1} ({files}, ...)"
                 )
-            self.optimiser.zero_grad(set_to_none=True)
+            self.optimizer.zero_grad(set_to_none=True)
             loss.backward()
-            self.optimiser.step()
+            self.optimizer.step()
             total += value * len(index)
             step_done(self.at.epoch * self.steps + i + 1, self.recipe.epochs * self.steps)
         return total / n
@@ -130,7 +130,7 @@ class Trainer:
     def _revive(self, index: Tensor, generator: torch.Generator) -> int:
         assert isinstance(self.task, FromPixels) and isinstance(self.net, ScoreMapNet)
         inputs = torch.cat([self.task.samples(part, generator)[0] for part in index.split(64)])
-        return revive(self.net, inputs, self.optimiser, generator)
+        return revive(self.net, inputs, self.optimizer, generator)
 
     def _order(self, generator: torch.Generator) -> torch.Tensor:
         """(N,) indices of an epoch's samples."""
@@ -160,9 +160,9 @@ class Trainer:
 
     def save(self, name: str) -> None:
         tensors = {f"net.{k}": v for k, v in self.net.state_dict().items()}
-        for i, state in self.optimiser.state_dict()["state"].items():
+        for i, state in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimiser.{i}.{k}": v for k, v in state.items()}
-        write_tensors(self.out / name, tensors, {"format": STATE, **self.asked, "position": self.at.__dict__})
+        write_tensors(self.out / name, tensors, {"format": STATE, **self.settings, "position": self.at.__dict__})
 
     def restore(self, notice: Callable[[str], None] = lambda sentence: None) -> None:
         """Continues the run in `out`, from the latest state that this recipe would also have passed through: the
@@ -205,20 +205,20 @@ class Trainer:
 
     def _load_state(self, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
         self.net.load_state_dict({k[4:]: v for k, v in tensors.items() if k.startswith("net.")})
-        state = self.optimiser.state_dict()
+        state = self.optimizer.state_dict()
         for key, value in tensors.items():
             if key.startswith("optimiser."):
                 _, i, field = key.split(".", 2)
                 state["state"].setdefault(int(i), {})[field] = value
-        self.optimiser.load_state_dict(state)
-        for parameter, kept in self.optimiser.state.items():
+        self.optimizer.load_state_dict(state)
+        for parameter, kept in self.optimizer.state.items():
             for field, value in kept.items():
                 if value.shape == parameter.shape:  # in the parameter's memory layout, which fused steps rely on
                     kept[field] = torch.empty_like(parameter).copy_(value)
         self.at = Position(**meta["position"])
 
     def _check_same(self, meta: dict[str, Any]) -> None:
-        now = json.loads(json.dumps(self.asked))
+        now = json.loads(json.dumps(self.settings))
         for what in ("model", "seed", "data", "validation_data", "errors_of", "teacher"):
             if meta.get(what) != now[what]:
                 raise InputError(f"{self.out}: was started with {what} {meta.get(what)}, not {now[what]}")
@@ -241,7 +241,7 @@ class Trainer:
         made_by = provenance() | {"bfloat16": self.task.bfloat16}
         sittings = record(self.out).get("sittings", []) if self.at.epoch else []
         write_json(
-            self.out / "run.json", {**self.asked, "sittings": [*sittings, {"from_epoch": self.at.epoch, **made_by}]}
+            self.out / "run.json", {**self.settings, "sittings": [*sittings, {"from_epoch": self.at.epoch, **made_by}]}
         )
         while self.at.epoch < self.recipe.epochs and not self.out_of_patience:
             began = time.perf_counter()
@@ -254,14 +254,14 @@ class Trainer:
             self.at.seconds += time.perf_counter() - began
             line = {
                 "epoch": self.at.epoch, "loss": loss, **errors, "images_per_second": len(self.train_table) / trained,
-                "seconds": self.at.seconds, "learning_rate": self.optimiser.param_groups[0]["lr"],
+                "seconds": self.at.seconds, "learning_rate": self.optimizer.param_groups[0]["lr"],
             }  # fmt: skip
             if self.recipe.revive:
                 line["revived"] = self.revived
             if errors["valid"] < self.at.best:
                 self.at.best, self.at.best_epoch = errors["valid"], self.at.epoch
                 save_weights(self.out / "best.safetensors", self.weights({
-                    **self.asked, "epoch": self.at.epoch, "validation_nme_paper": errors["valid"],
+                    **self.settings, "epoch": self.at.epoch, "validation_nme_paper": errors["valid"],
                     "seconds": self.at.seconds, **made_by,
                 }))  # fmt: skip
             with open(self.out / "metrics.jsonl", "a", encoding="utf-8") as stream:

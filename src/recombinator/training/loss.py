@@ -1,4 +1,4 @@
-"""What is minimised: the spatial softmax cross-entropy of Eq. 2, or the L2 distance of footnote 4."""
+"""What is minimized: the spatial softmax cross-entropy of Eq. 2, or the L2 distance of footnote 4."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ def masked_sum(terms: Tensor, mask: Tensor) -> Tensor:
 
 
 def softmax_loss(scores: Tensor, points: Tensor, mask: Tensor, sigma: float = 0.0) -> Tensor:
-    """Eq. 2 without its regulariser. scores (B, K, S, S), points (B, K, 2) in network pixels, mask (B, K).
+    """Eq. 2 without its regularizer. scores (B, K, S, S), points (B, K, 2) in network pixels, mask (B, K).
 
-    sigma > 0 spreads the target: a Gaussian of that many cells around the sub-pixel position, normalised over
+    sigma > 0 spreads the target: a Gaussian of that many cells around the sub-pixel position, normalized over
     the map, in place of one cell (beyond the paper).
     """
     size = scores.shape[-1]
@@ -31,8 +31,8 @@ def softmax_loss(scores: Tensor, points: Tensor, mask: Tensor, sigma: float = 0.
         cell = target_cells(points, size).long()
         x, y = (F.one_hot(cell[..., i], size).to(scores.dtype) for i in range(2))
     else:
-        centres = torch.arange(size, device=scores.device) + 0.5
-        x, y = (-((centres - points[..., None]) ** 2) / (2 * sigma**2)).softmax(dim=-1).to(scores.dtype).unbind(dim=2)
+        centers = torch.arange(size, device=scores.device) + 0.5
+        x, y = (-((centers - points[..., None]) ** 2) / (2 * sigma**2)).softmax(dim=-1).to(scores.dtype).unbind(dim=2)
     return _CrossEntropy.apply(scores, x, y, share)
 
 
@@ -71,8 +71,8 @@ def l2_loss(scores: Tensor, points: Tensor, mask: Tensor, sigma: float = 0.0) ->
     """Squared distance, in pixels, of the softmax's mean position from the true one (footnote 4)."""
     size = scores.shape[-1]
     p = scores.flatten(2).softmax(dim=2).unflatten(2, (size, size))
-    centres = torch.arange(size, device=scores.device) + 0.5
-    mean = torch.stack([(p.sum(dim=2) * centres).sum(-1), (p.sum(dim=3) * centres).sum(-1)], dim=-1)
+    centers = torch.arange(size, device=scores.device) + 0.5
+    mean = torch.stack([(p.sum(dim=2) * centers).sum(-1), (p.sum(dim=3) * centers).sum(-1)], dim=-1)
     return masked_sum(((mean - points) ** 2).sum(dim=-1), mask)
 
 

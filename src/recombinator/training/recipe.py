@@ -15,6 +15,7 @@ from recombinator.models import OPTIONS
 from recombinator.training.loss import LOSSES
 from recombinator.transforms.augment import Augment, check_ranges
 from recombinator.utils.errors import InputError
+from recombinator.utils.files import from_file_keys, to_file_keys
 
 # What a denoiser is given: `corrupt` of the points moved to uniform cells (the paper), or blanked; the answers of a
 # trained network on jittered and occluded training images; or for each face one of the first and the last.
@@ -36,7 +37,7 @@ class Recipe:
     name: str
     epochs: int
     batch: int
-    optimiser: str  # "adamw" | "adadelta"
+    optimizer: str  # "adamw" | "adadelta"
     augment: Augment
     learning_rate: float = 1.0
     weight_decay: float = 0.0
@@ -57,12 +58,12 @@ class Recipe:
     corruption: str = "uniform"  # denoiser: one of CORRUPTIONS
     auxiliary: float = 0.01  # tcdcn: weight of each attribute's loss
     judged: str = "corrupted"  # denoiser: the points whose answers count, "corrupted" (the paper) or "all"
-    regularise: dict[str, float] = field(default_factory=dict)  # L2 factors: trunk, branch, alpha
+    regularize: dict[str, float] = field(default_factory=dict)  # L2 factors: trunk, branch, alpha
 
     def __post_init__(self) -> None:
         for label, value, known in (
             ("loss", self.loss, tuple(LOSSES)), ("outside", self.outside, ("ignore", "clamp")),
-            ("optimiser", self.optimiser, ("adamw", "adadelta")),
+            ("optimiser", self.optimizer, ("adamw", "adadelta")),
             ("precision", self.precision, ("auto", "bfloat16", "float32")),
             ("corruption", self.corruption, CORRUPTIONS), ("judged", self.judged, ("corrupted", "all")),
         ):  # fmt: skip
@@ -73,10 +74,11 @@ class Recipe:
         check_ranges(self, RANGES)
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        return to_file_keys(asdict(self))
 
     @classmethod
     def from_dict(cls, value: dict[str, Any]) -> Recipe:
+        value = from_file_keys(value)
         augment = dict(value["augment"])
         return cls(**{**value, "augment": Augment(**{**augment, "occlude": tuple(augment["occlude"])})})
 
@@ -99,7 +101,7 @@ FAST = Recipe(
     name="fast",
     epochs=60,
     batch=32,
-    optimiser="adamw",
+    optimizer="adamw",
     learning_rate=2e-3,
     weight_decay=0.02,
     warmup_steps=300,
@@ -111,7 +113,7 @@ PAPER = Recipe(
     name="paper",
     epochs=300,
     batch=64,
-    optimiser="adadelta",
+    optimizer="adadelta",
     augment=Augment(),
     outside="clamp",
     precision="float32",
@@ -137,7 +139,7 @@ def get_recipe(name: str, model: str, **changes: Any) -> Recipe:
     recipe = RECIPES[name]
     if name == "paper":
         family = "-".join(part for part in model.split("-") if part == "68" or not part.isdigit())
-        recipe = replace(recipe, regularise=_PAPER_L2.get(family.removesuffix("-fast"), {}))
+        recipe = replace(recipe, regularize=_PAPER_L2.get(family.removesuffix("-fast"), {}))
     return changed(recipe, **changes)
 
 
@@ -191,7 +193,7 @@ def parse_settings(texts: list[str]) -> tuple[dict[str, Any], dict[str, Any]]:
     return changes, options
 
 
-def make_optimiser(recipe: Recipe, net: nn.Module) -> torch.optim.Optimizer:
+def make_optimizer(recipe: Recipe, net: nn.Module) -> torch.optim.Optimizer:
     """Decay on convolution weights only (and on alpha where the recipe says so), never on biases.
 
     The paper's penalty lambda * W^2 is a weight decay of 2 * lambda.
@@ -201,12 +203,12 @@ def make_optimiser(recipe: Recipe, net: nn.Module) -> torch.optim.Optimizer:
         part = name.split(".")[0] if name.endswith(".weight") or name == "alpha" else "bias"
         part = "branch" if part in ("large", "out", "place", "layers", "answer") else part  # of a denoiser
         groups[part if part in groups else "bias"].append(parameter)  # learned upsampling is not decayed either
-    if recipe.optimiser == "adadelta":
-        decays = {k: 2 * recipe.regularise.get(k, 0.0) for k in groups}
+    if recipe.optimizer == "adadelta":
+        decays = {k: 2 * recipe.regularize.get(k, 0.0) for k in groups}
     else:
         decays = {k: recipe.weight_decay if k in ("trunk", "branch") else 0.0 for k in groups}
     parameters = [{"params": ps, "weight_decay": decays[k]} for k, ps in groups.items() if ps]
-    if recipe.optimiser == "adadelta":
+    if recipe.optimizer == "adadelta":
         return torch.optim.Adadelta(parameters, lr=1.0, rho=0.95, eps=1e-8)
     return torch.optim.AdamW(parameters, lr=recipe.learning_rate, fused=True)
 

@@ -37,7 +37,7 @@ def silent_maps(net: ScoreMapNet, inputs: Tensor) -> dict[Any, Tensor]:
 
 
 @torch.no_grad()
-def revive(net: ScoreMapNet, inputs: Tensor, optimiser: torch.optim.Optimizer, generator: Generator) -> int:
+def revive(net: ScoreMapNet, inputs: Tensor, optimizer: torch.optim.Optimizer, generator: Generator) -> int:
     """Draws the incoming weights of silent maps anew, small and without bias; how many there were."""
     count = 0
     for conv, silent in silent_maps(net, inputs).items():
@@ -50,7 +50,7 @@ def revive(net: ScoreMapNet, inputs: Tensor, optimiser: torch.optim.Optimizer, g
         conv.weight[which] = fresh.to(conv.weight)
         conv.bias[which] = 0.0
         for parameter in (conv.weight, conv.bias):
-            for value in optimiser.state.get(parameter, {}).values():
+            for value in optimizer.state.get(parameter, {}).values():
                 if value.shape == parameter.shape and not silent.all():
                     value[which] = value[~silent].mean()  # nothing at all would make its first steps large ones
     return count

@@ -13,7 +13,7 @@ from recombinator.data.table import load_table
 from recombinator.training.loop import Trainer, read_state, record
 from recombinator.training.recipe import Recipe, changed, get_recipe
 from recombinator.utils.errors import InputError, remedy
-from recombinator.utils.files import held
+from recombinator.utils.files import lock_folder
 from recombinator.weights.files import resolve
 
 
@@ -50,7 +50,7 @@ def train(
     folder, target = Path(data), Path(out)
     if folder.is_file():
         raise InputError(f"{data}: a file; give the folder with train.parquet and valid.parquet")
-    with held(target):
+    with lock_folder(target):
         states = [p for p in (target / "last.safetensors", target / "stable.safetensors") if p.is_file()]
         if states and not resume:
             raise InputError(f"{out}: already holds a run; continue it with --resume or choose another --out")

@@ -172,7 +172,7 @@ class FromPoints(Task):
 
     @torch.no_grad()
     def _answers(self, teacher: ScoreMapNet, table: FaceTable) -> tuple[Tensor, Tensor]:
-        """(PASSES, N, K, 2) highest cells' centres and true points, in network pixels."""
+        """(PASSES, N, K, 2) highest cells' centers and true points, in network pixels."""
         if (teacher.keypoints, teacher.size) != (self.net.keypoints, self.size):
             raise InputError(
                 f"the network whose errors are learnt has {teacher.keypoints} keypoints at {teacher.size} pixels, "

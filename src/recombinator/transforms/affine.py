@@ -1,7 +1,7 @@
 """One affine for pixels and points, and the one coordinate convention of the whole package.
 
 Coordinates are floats, x right, y down; the image spans [0, width] x [0, height], so a pixel's (and a score
-cell's) centre lies at its integer + 0.5. An affine is a (B, 2, 3) tensor that maps (x, y) of one frame to
+cell's) center lies at its integer + 0.5. An affine is a (B, 2, 3) tensor that maps (x, y) of one frame to
 another: q = A[:, :, :2] p + A[:, :, 2].
 """
 
@@ -35,22 +35,22 @@ def box_affine(
 ) -> Tensor:  # fmt: skip
     """Maps the network's [0, size]^2 to the frame that `boxes` (B, 3: x, y, side) are in.
 
-    The box is moved by `shift` (B, 2; in sides), enlarged by `zoom` (B; > 1 shows more) about its centre and
-    turned by `degrees` (B; clockwise on screen) about its centre: SPEC 2.6. `stretch` (B; > 1 shows a face as
+    The box is moved by `shift` (B, 2; in sides), enlarged by `zoom` (B; > 1 shows more) about its center and
+    turned by `degrees` (B; clockwise on screen) about its center: SPEC 2.6. `stretch` (B; > 1 shows a face as
     that much narrower, and less high by its inverse) comes before the turn (not in the paper).
     """
     side = boxes[:, 2]
-    centre = boxes[:, :2] + side[:, None] / 2
+    center = boxes[:, :2] + side[:, None] / 2
     if shift is not None:
-        centre = centre + shift * side[:, None]
+        center = center + shift * side[:, None]
     scale = side / size if zoom is None else side * zoom / size
     angle = torch.zeros_like(side) if degrees is None else torch.deg2rad(degrees)
     cos, sin = scale * angle.cos(), scale * angle.sin()
     linear = torch.stack([torch.stack([cos, -sin], 1), torch.stack([sin, cos], 1)], 1)
     if stretch is not None:
         linear = torch.stack([stretch.sqrt(), stretch.rsqrt()], 1)[:, :, None] * linear
-    middle = torch.full_like(centre, size / 2)
-    return torch.cat([linear, (centre - (linear @ middle[..., None])[..., 0])[..., None]], dim=2)
+    middle = torch.full_like(center, size / 2)
+    return torch.cat([linear, (center - (linear @ middle[..., None])[..., 0])[..., None]], dim=2)
 
 
 def flip_affine(size: int, flipped: Tensor) -> Tensor:
@@ -62,12 +62,12 @@ def flip_affine(size: int, flipped: Tensor) -> Tensor:
 
 
 def warp(images: Tensor, to_source: Tensor, size: int) -> Tensor:
-    """(B, C, H, W) images -> (B, C, size, size) float: bilinear samples at `to_source` of each cell's centre,
+    """(B, C, H, W) images -> (B, C, size, size) float: bilinear samples at `to_source` of each cell's center,
     black outside (no antialiasing, as in SPEC 2.6)."""
     height, width = images.shape[-2:]
     scale = torch.tensor([[2 / width], [2 / height]], device=images.device)
     linear = to_source[:, :, :2] * scale
-    # the affine of grid_sample's [-1, 1] frames; both count a pixel's centre at + 0.5
+    # the affine of grid_sample's [-1, 1] frames; both count a pixel's center at + 0.5
     offset = to_source[:, :, 2:] * scale - 1 + linear.sum(dim=2, keepdim=True) * (size / 2)
     theta = torch.cat([linear * (size / 2), offset], dim=2)
     grid = F.affine_grid(theta, [len(images), 1, size, size], align_corners=False)

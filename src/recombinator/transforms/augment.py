@@ -38,7 +38,7 @@ class Augment:
     angle instead; stretch: largest ratio minus one between the
     enlargements of width and height, either way; flip: exchange left and right in half of the
     samples; occlude: (smallest, largest) side in pixels of one black rectangle, of 80; gamma: log2 range; blur: largest
-    Gaussian sigma in pixels; noise: largest standard deviation in grey levels (these two: half of the samples).
+    Gaussian sigma in pixels; noise: largest standard deviation in gray levels (these two: half of the samples).
     """
 
     shift: float = 0.1

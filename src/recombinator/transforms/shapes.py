@@ -25,7 +25,7 @@ def similarity(shape: np.ndarray, points: np.ndarray, weight: np.ndarray) -> tup
     return linear, np.stack([shift.real, shift.imag], 1)
 
 
-def moved(shape: np.ndarray, linear: np.ndarray, shift: np.ndarray) -> np.ndarray:
+def apply_similarity(shape: np.ndarray, linear: np.ndarray, shift: np.ndarray) -> np.ndarray:
     """(K, 2) or (N, K, 2) shape through each of the N similarities: (N, K, 2)."""
     return shape @ linear.transpose(0, 2, 1) + shift[:, None]
 
@@ -47,7 +47,9 @@ class ShapeModel:
         for _ in range(5):
             linear, shift = similarity(mean, points, weight)
             back = np.linalg.inv(linear)
-            aligned = np.where(mask[..., None], moved(points - shift[:, None], back, np.zeros_like(shift)), mean)
+            aligned = np.where(
+                mask[..., None], apply_similarity(points - shift[:, None], back, np.zeros_like(shift)), mean
+            )
             mean = aligned.mean(axis=0)
             mean = (mean - mean.mean(axis=0)) / np.sqrt(((mean - mean.mean(axis=0)) ** 2).sum(1).mean())
         flat = (aligned - aligned.mean(axis=0)).reshape(len(points), -1)
@@ -66,7 +68,7 @@ class ShapeModel:
         for _ in range(rounds if len(self.modes) else 1):
             linear, shift = similarity(shapes, points, weight)
             back = np.linalg.inv(linear)
-            rest = moved(points - shift[:, None], back, np.zeros_like(shift)) - self.mean
+            rest = apply_similarity(points - shift[:, None], back, np.zeros_like(shift)) - self.mean
             if len(self.modes):
                 modes = self.modes.reshape(len(self.modes), -1)
                 twice = np.repeat(weight, 2, axis=1)
@@ -74,4 +76,4 @@ class ShapeModel:
                 right = np.einsum("mi,ni->nm", modes, twice * rest.reshape(n, -1))
                 found = np.linalg.solve(normal, right[..., None])[..., 0]
                 shapes = self.mean + (found @ modes).reshape(n, k, 2)
-        return moved(shapes, *similarity(shapes, points, weight))
+        return apply_similarity(shapes, *similarity(shapes, points, weight))

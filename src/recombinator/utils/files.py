@@ -17,16 +17,34 @@ class Busy(InputError):
     """Another process is at work in the folder."""
 
 
+# identifiers are spelled as in PyTorch; files keep the keys that earlier versions wrote
+_FILE_KEYS = {
+    "normalizer": "normaliser", "normalizers": "normalisers", "optimizer": "optimiser", "regularize": "regularise",
+    "gray": "grey",
+}  # fmt: skip
+_FROM_FILE = {v: k for k, v in _FILE_KEYS.items()}
+
+
+def to_file_keys(values: dict[str, Any]) -> dict[str, Any]:
+    """The same values under the keys that files have."""
+    return {_FILE_KEYS.get(k, k): v for k, v in values.items()}
+
+
+def from_file_keys(values: dict[str, Any]) -> dict[str, Any]:
+    """The reverse of `to_file_keys`; keys in either spelling are accepted."""
+    return {_FROM_FILE.get(k, k): v for k, v in values.items()}
+
+
 _UMASK = os.umask(0)
 os.umask(_UMASK)
-_HELD: set[Path] = set()  # by this process
+_LOCKED: set[Path] = set()  # by this process
 
 
 @contextmanager
-def held(folder: Path) -> Iterator[None]:
+def lock_folder(folder: Path) -> Iterator[None]:
     """While it lasts, no other process can hold `folder`; a process that dies lets go. Raises Busy."""
     key = folder.resolve()
-    if key in _HELD:
+    if key in _LOCKED:
         yield
         return
     fresh = not folder.exists()
@@ -40,27 +58,27 @@ def held(folder: Path) -> Iterator[None]:
             raise Busy(f"{folder}: another process is training there; wait for it, or choose another --out") from None
         except (ImportError, OSError):  # a system, or a network's file system, without such locks
             pass
-        _HELD.add(key)
+        _LOCKED.add(key)
         try:
             yield
         finally:
-            _HELD.discard(key)
+            _LOCKED.discard(key)
             if fresh and [p.name for p in folder.iterdir()] == [".lock"]:  # nothing came of it
                 shutil.rmtree(folder)
 
 
-def is_held(folder: Path) -> bool:
+def is_locked(folder: Path) -> bool:
     """Whether another process holds `folder` now."""
     if not (folder / ".lock").is_file():
         return False
     try:
-        with held(folder):
+        with lock_folder(folder):
             return False
     except Busy:
         return True
 
 
-def to_file(path: Path, *endings: str) -> None:
+def check_output_file(path: Path, *endings: str) -> None:
     """Raises InputError for an output file whose name is a folder's, or does not end so."""
     if path.is_dir():
         raise InputError(f"{path}: is a folder; give a file's name that ends in {' or '.join(endings)}")
@@ -68,7 +86,7 @@ def to_file(path: Path, *endings: str) -> None:
         raise InputError(f"{path}: wants a name that ends in {' or '.join(endings)}")
 
 
-def to_folder(path: Path) -> None:
+def check_output_folder(path: Path) -> None:
     """Raises InputError for an output folder that is a file."""
     if path.exists() and not path.is_dir():
         raise InputError(f"{path}: is a file; give a folder's name")

@@ -54,7 +54,7 @@ def read_annotations(path: Path) -> list[tuple[str, int, np.ndarray]]:
 
 
 def prepare_afw(
-    source: Path, out: Path, *, size: int = GRID, grey: bool = False, quality: int = 95, strict: bool = False,
+    source: Path, out: Path, *, size: int = GRID, gray: bool = False, quality: int = 95, strict: bool = False,
     drop: Callable[[str], None] = print, advance: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, int]:  # fmt: skip
     """Writes out/test.parquet; arguments and result as `prepare_mtfl`. Faces with a point that is not a number are left
@@ -72,10 +72,10 @@ def prepare_afw(
         photo = next((p for p in (source / name, source / "testimages" / name) if p.is_file()), source / name)
         try:
             points = points[_KEPT] - FILE_ORIGIN
-            return crop_row(read_image(photo), points, name, rule, size=size, grey=grey, quality=quality)
+            return crop_row(read_image(photo), points, name, rule, size=size, gray=gray, quality=quality)
         except InputError as error:
             raise InputError(f"{where}: {error}") from None
 
-    info = TableInfo("afw", "test", FACE_5, rule.name, size, grey)
+    info = TableInfo("afw", "test", FACE_5, rule.name, size, gray)
     jobs = {"test": read_annotations(path)}
     return write_splits(out, jobs, make, lambda split: info, strict=strict, drop=drop, advance=advance)

@@ -23,7 +23,7 @@ ATTRIBUTES = ("gender", "smile", "glasses", "pose")
 
 @dataclass(frozen=True)
 class Line:
-    """One annotated face: `where` is "file:line" for messages; points: (5, 2), a pixel's centre at + 0.5."""
+    """One annotated face: `where` is "file:line" for messages; points: (5, 2), a pixel's center at + 0.5."""
 
     where: str
     file: str
@@ -75,7 +75,7 @@ def _lines(path: Path) -> list[tuple[str, int, str]]:
 
 
 def prepare_mtfl(
-    source: Path, out: Path, *, size: int = GRID, grey: bool = False, quality: int = 95, strict: bool = False,
+    source: Path, out: Path, *, size: int = GRID, gray: bool = False, quality: int = 95, strict: bool = False,
     drop: Callable[[str], None] = print, advance: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, int]:  # fmt: skip
     """Writes out/{train,valid,test}.parquet; returns rows written a split and "dropped".
@@ -102,13 +102,13 @@ def prepare_mtfl(
         line = parse_line(text, where)
         try:
             return crop_row(
-                read_image(source / line.file), line.points, line.file, rule, size=size, grey=grey, quality=quality,
+                read_image(source / line.file), line.points, line.file, rule, size=size, gray=gray, quality=quality,
                 attributes=line.attributes,
             )  # fmt: skip
         except InputError as error:
             raise InputError(f"{where}: {error}") from None
 
     return write_splits(
-        out, jobs, make, lambda split: TableInfo("mtfl", split, FACE_5, rule.name, size, grey),
+        out, jobs, make, lambda split: TableInfo("mtfl", split, FACE_5, rule.name, size, gray),
         attributes=ATTRIBUTES, strict=strict, drop=drop, advance=advance,
     )  # fmt: skip

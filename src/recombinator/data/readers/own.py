@@ -35,10 +35,10 @@ def mirror_pairs(names: tuple[str, ...]) -> tuple[tuple[int, int], ...]:
     return tuple(pairs)
 
 
-def infer_keypoints(path: Path, normaliser: str | None = None) -> KeypointSet:
+def infer_keypoints(path: Path, normalizer: str | None = None) -> KeypointSet:
     """The keypoint set of a points file, from its first face: names where it has them, else numbers.
 
-    normaliser: two names, "a,b", whose distance errors are divided by; without it the points' bounding box is. Raises
+    normalizer: two names, "a,b", whose distance errors are divided by; without it the points' bounding box is. Raises
     InputError for a file without a face, and for names that it does not have.
     """
     names: list[str] = []
@@ -81,17 +81,17 @@ def infer_keypoints(path: Path, normaliser: str | None = None) -> KeypointSet:
     if known:
         return known
     pair: tuple[tuple[int, ...], tuple[int, ...]] = ((), ())
-    if normaliser:
-        wanted = [n.strip() for n in normaliser.split(",")]
+    if normalizer:
+        wanted = [n.strip() for n in normalizer.split(",")]
         if len(set(wanted)) != 2 or len(wanted) != 2 or not set(wanted) <= set(names):
-            raise InputError(f"--normaliser {normaliser}: wants two different of {', '.join(names[:12])}")
+            raise InputError(f"--normalizer {normalizer}: wants two different of {', '.join(names[:12])}")
         pair = ((names.index(wanted[0]),), (names.index(wanted[1]),))
     return KeypointSet(f"own-{len(names)}", tuple(names), mirror_pairs(tuple(names)), pair)
 
 
 def prepare_points(
-    source: Path, out: Path, *, images: Path | None = None, normaliser: str | None = None, size: int = GRID,
-    grey: bool = False, quality: int = 95, strict: bool = False, drop: Callable[[str], None] = print,
+    source: Path, out: Path, *, images: Path | None = None, normalizer: str | None = None, size: int = GRID,
+    gray: bool = False, quality: int = 95, strict: bool = False, drop: Callable[[str], None] = print,
     advance: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, int]:  # fmt: skip
     """Writes out/{train,valid,test}.parquet from a .csv, .json or .jsonl file of points and the images it names (in
@@ -99,7 +99,7 @@ def prepare_points(
 
     Crops are the points' bounding box enlarged (300-W's rule). Otherwise as `prepare_mtfl`.
     """
-    keypoints, folder, rule = infer_keypoints(source, normaliser), images or source.parent, RULES["300w"]
+    keypoints, folder, rule = infer_keypoints(source, normalizer), images or source.parent, RULES["300w"]
     dropped: list[str] = []
 
     def refuse(error: InputError) -> None:
@@ -125,19 +125,19 @@ def prepare_points(
         try:
             if known.sum() < 2:
                 raise InputError(f"{known.sum()} known points; at least 2 are needed")
-            lacking = [keypoints.names[i] for group in keypoints.normaliser for i in group if not known[i]]
+            lacking = [keypoints.names[i] for group in keypoints.normalizer for i in group if not known[i]]
             if lacking:
-                raise InputError(f"without {lacking[0]} its errors have no normaliser")
+                raise InputError(f"without {lacking[0]} its errors have no normalizer")
             points = np.where(known[:, None], face.points, face.points[known].mean(axis=0))
             if keypoints.scale(points) < 1:
-                raise InputError("its normaliser is below a pixel; --normaliser a,b names two points that lie apart")
+                raise InputError("its normalizer is below a pixel; --normalizer a,b names two points that lie apart")
             image = read_image(folder / face.file)
-            return crop_row(image, points, face.file, rule, size=size, grey=grey, quality=quality, mask=known)
+            return crop_row(image, points, face.file, rule, size=size, gray=gray, quality=quality, mask=known)
         except InputError as error:
             raise InputError(f"{face.where}: {error}") from None
 
     counts = write_splits(
-        out, jobs, make, lambda split: TableInfo("own", split, keypoints, rule.name, size, grey),
+        out, jobs, make, lambda split: TableInfo("own", split, keypoints, rule.name, size, gray),
         strict=strict, drop=drop, advance=advance,
     )  # fmt: skip
     counts["dropped"] += len(dropped)

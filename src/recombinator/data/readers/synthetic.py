@@ -21,9 +21,9 @@ CANVAS = 240
 _SETS: dict[int, tuple[KeypointSet, str]] = {5: (FACE_5, "mtfl"), 68: (FACE_68, "300w")}
 
 
-def _ellipse(centre: tuple[float, float], radii: tuple[float, float], degrees: list[float]) -> np.ndarray:
+def _ellipse(center: tuple[float, float], radii: tuple[float, float], degrees: list[float]) -> np.ndarray:
     a = np.deg2rad(degrees)
-    return np.stack([centre[0] + radii[0] * np.cos(a), centre[1] - radii[1] * np.sin(a)], axis=1)
+    return np.stack([center[0] + radii[0] * np.cos(a), center[1] - radii[1] * np.sin(a)], axis=1)
 
 
 def _mesh(rng: np.random.Generator) -> np.ndarray:
@@ -64,7 +64,7 @@ def _project(mesh: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def draw_face(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """A (240, 240, 3) RGB uint8 picture and its (68, 2) points, a pixel's centre at its integer + 0.5."""
+    """A (240, 240, 3) RGB uint8 picture and its (68, 2) points, a pixel's center at its integer + 0.5."""
     import cv2
 
     mesh = _mesh(rng)
@@ -77,14 +77,14 @@ def draw_face(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     image[:] = cv2.resize(rng.uniform(20, 235, (5, 5, 3)).astype(np.float32), (CANVAS, CANVAS), interpolation=3)
     skin = rng.uniform(90, 225) * np.array([1.0, 0.82, 0.7])
 
-    def shape(p: np.ndarray) -> np.ndarray:  # OpenCV counts a pixel's centre at its integer, in 1/16 pixel
+    def shape(p: np.ndarray) -> np.ndarray:  # OpenCV counts a pixel's center at its integer, in 1/16 pixel
         return np.round((p - 0.5) * 16).astype(np.int32)
 
-    def fill(p: np.ndarray, colour: np.ndarray) -> None:
-        cv2.fillPoly(image, [shape(p)], tuple(map(float, colour)), cv2.LINE_AA, 4)
+    def fill(p: np.ndarray, color: np.ndarray) -> None:
+        cv2.fillPoly(image, [shape(p)], tuple(map(float, color)), cv2.LINE_AA, 4)
 
-    def line(p: np.ndarray, colour: np.ndarray, thickness: int) -> None:
-        cv2.polylines(image, [shape(p)], False, tuple(map(float, colour)), thickness, cv2.LINE_AA, 4)
+    def line(p: np.ndarray, color: np.ndarray, thickness: int) -> None:
+        cv2.polylines(image, [shape(p)], False, tuple(map(float, color)), thickness, cv2.LINE_AA, 4)
 
     fill(head, skin)
     hair = rng.uniform(10, 120) * np.array([1.0, 0.9, 0.8])
@@ -118,20 +118,20 @@ def draw_face(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
 
 
 def five_of(points: np.ndarray) -> np.ndarray:
-    """(68, 2) -> (5, 2): eye centres, nose tip, mouth corners."""
+    """(68, 2) -> (5, 2): eye centers, nose tip, mouth corners."""
     return np.stack([points[36:42].mean(axis=0), points[42:48].mean(axis=0), points[30], points[48], points[54]])
 
 
-def synthetic_row(index: int, seed: int, keypoints: int, size: int, grey: bool, quality: int) -> Row:
+def synthetic_row(index: int, seed: int, keypoints: int, size: int, gray: bool, quality: int) -> Row:
     """Face number `index` of the set that `seed` names: the same picture for 5 and for 68 points."""
     image, points = draw_face(np.random.default_rng([seed, index]))
     points = five_of(points) if keypoints == 5 else points
     rule = RULES[_SETS[keypoints][1]]
-    return crop_row(image, points, f"synthetic/{index:06d}", rule, size=size, grey=grey, quality=quality)
+    return crop_row(image, points, f"synthetic/{index:06d}", rule, size=size, gray=gray, quality=quality)
 
 
 def prepare_synthetic(
-    out: Path, *, faces: int = 1000, keypoints: int = 5, seed: int = 0, size: int = GRID, grey: bool = True,
+    out: Path, *, faces: int = 1000, keypoints: int = 5, seed: int = 0, size: int = GRID, gray: bool = True,
     quality: int = 95, advance: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, int]:  # fmt: skip
     """Writes out/{train,valid,test}.parquet: eight, one and one tenth of `faces`."""
@@ -149,8 +149,8 @@ def prepare_synthetic(
 
     counts = write_splits(
         out, {split: range(*bound) for split, bound in bounds.items()},
-        lambda i: synthetic_row(i, seed, keypoints, size, grey, quality),
-        lambda split: TableInfo("synthetic", split, keypoint_set, rule, size, grey), strict=True, advance=advance,
+        lambda i: synthetic_row(i, seed, keypoints, size, gray, quality),
+        lambda split: TableInfo("synthetic", split, keypoint_set, rule, size, gray), strict=True, advance=advance,
     )  # fmt: skip
     counts.pop("dropped")
     return counts

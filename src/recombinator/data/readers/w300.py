@@ -43,7 +43,7 @@ def _subset(source: Path, file: Path) -> str:
 
 
 def prepare_300w(
-    source: Path, out: Path, *, size: int = GRID, grey: bool = False, quality: int = 95, strict: bool = False,
+    source: Path, out: Path, *, size: int = GRID, gray: bool = False, quality: int = 95, strict: bool = False,
     drop: Callable[[str], None] = print, advance: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, int]:  # fmt: skip
     """Writes out/{train,valid,test}.parquet from every .pts file below `source` (AFW, HELEN, LFPW, iBUG, whichever
@@ -63,11 +63,11 @@ def prepare_300w(
         name, subset = beside[0].relative_to(source).as_posix(), _subset(source, file)
         image = read_image(beside[0])
         try:
-            return crop_row(image, points, name, rule, size=size, grey=grey, quality=quality, subset=subset)
+            return crop_row(image, points, name, rule, size=size, gray=gray, quality=quality, subset=subset)
         except InputError as error:
             raise InputError(f"{file}: {error}") from None
 
     return write_splits(
-        out, jobs, make, lambda split: TableInfo("300w", split, FACE_68, rule.name, size, grey),
+        out, jobs, make, lambda split: TableInfo("300w", split, FACE_68, rule.name, size, gray),
         strict=strict, drop=drop, advance=advance,
     )  # fmt: skip
