@@ -17,9 +17,9 @@ from recombinator.models.layers import Conv
 from recombinator.training.loop import Trainer, balanced_order, copy_matching
 from recombinator.training.loss import distillation_loss, softmax_loss
 from recombinator.training.recipe import FAST, PAPER, Recipe, get_recipe, make_optimizer, parse_settings
-from recombinator.training.revive import revive, silent_maps
+from recombinator.training.revive import dead_channels, revive
 from recombinator.training.run import train
-from recombinator.transforms.samples import BLANK, corrupted
+from recombinator.transforms.samples import corrupted
 from recombinator.utils.errors import InputError
 from recombinator.weights.files import load_weights, read_tensors
 
@@ -63,11 +63,9 @@ def test_a_small_network_learns_from_a_larger_one(faces5, tmp_path):
     for wrong, words in (({"options": {"size": 48}}, "of 40 pixels"), ({"distil": 2.0}, "between 0 and 1")):
         with pytest.raises(InputError, match=words):
             train("rcn-4", faces5, tmp_path / "no", epochs=1, **dict(kind, **wrong))
-    # what a denoiser learns from is no teacher of maps
-    for name, more in (("with", {"errors_of": tmp_path / "large"}), ("without", {})):
-        train("rcn-4", faces5, tmp_path / name, epochs=1, **SMALL, **more)
-    assert same(weights_of(tmp_path / "with"), weights_of(tmp_path / "without"))
-    with pytest.raises(InputError, match="a teacher is for an RCN"):
+    with pytest.raises(InputError, match="errors_of is for a denoiser"):
+        train("rcn-4", faces5, tmp_path / "no", epochs=1, **SMALL, errors_of=tmp_path / "large")
+    with pytest.raises(InputError, match="a teacher needs a network with score maps"):
         train("tcdcn-alone", faces5, tmp_path / "no", epochs=1, **dict(kind, options={}))
 
 
@@ -129,7 +127,7 @@ def test_balancing_by_an_attribute(faces5, tmp_path):
 
 
 @pytest.mark.parametrize("model", ["rcn-5", "sumnet-5", "rcn-5-skip"])
-def test_silent_maps_begin_anew(model):
+def test_dead_channels_begin_anew(model):
     net = create_model(model, size=40, width=0.25)
     inputs = torch.rand(8, 1, 40, 40, generator=torch.Generator().manual_seed(0)) * 255
     optimizer = make_optimizer(FAST, net)
@@ -143,12 +141,12 @@ def test_silent_maps_begin_anew(model):
             conv.weight[1:] = 0
             conv.bias[1:] = -1
     before = {k: v.clone() for k, v in net.state_dict().items()}
-    silent = {conv: mask.clone() for conv, mask in silent_maps(net, inputs).items()}
+    silent = {conv: mask.clone() for conv, mask in dead_channels(net, inputs).items()}
     assert silent.keys() == set(rectified) and silent[net.trunk[1]][1:].all() and silent[rectified[-1]][1:].all()
     assert net.fused
     count = revive(net, inputs, optimizer, torch.Generator().manual_seed(0))
     assert count == sum(int(mask.sum()) for mask in silent.values())
-    again = silent_maps(net, inputs)
+    again = dead_channels(net, inputs)
     assert sum(int(mask.sum()) for mask in again.values()) < count / 2
     names = {p: n for n, p in net.named_parameters()}
     for conv, mask in silent.items():  # nothing else was touched, and the new weights are small
@@ -268,22 +266,16 @@ def test_a_denoiser_trains_and_resumes(faces68, tmp_path):
     assert same(weights_of(tmp_path / "whole"), weights_of(tmp_path / "cut"))
     lines = [json.loads(x) for x in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
     assert lines[-1]["loss"] < lines[0]["loss"]
-    train("denoiser", faces68, tmp_path / "dense", epochs=1, corruption="blank", **kind)
-    with pytest.raises(InputError, match="denoiser"):
-        evaluate(tmp_path / "dense", faces68 / "test.parquet")
+    with pytest.raises(InputError, match="a denoiser takes keypoints, not images"):
+        evaluate(tmp_path / "whole", faces68 / "test.parquet")
 
 
 def test_corruption_changes_so_many_points_and_says_which():
     cells = torch.randint(0, 80, (50, 68, 2))
-    for blank in (False, True):
-        given, changed = corrupted(cells, 35, 80, blank, torch.Generator().manual_seed(0))
-        assert (changed.sum(1) == 35).all() and torch.equal(given[~changed], cells[~changed])
-        assert (
-            (given[changed] == BLANK).all()
-            if blank
-            else (given[changed] != cells[changed]).any(1).float().mean() > 0.99
-        )
-        assert changed.float().mean(0).min() > 0.2  # every point gets its turn
+    given, changed = corrupted(cells, 35, 80, torch.Generator().manual_seed(0))
+    assert (changed.sum(1) == 35).all() and torch.equal(given[~changed], cells[~changed])
+    assert (given[changed] != cells[changed]).any(1).float().mean() > 0.99
+    assert changed.float().mean(0).min() > 0.2  # every point gets its turn
 
 
 def test_start_from_other_weights(faces5, tmp_path):

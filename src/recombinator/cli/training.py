@@ -172,7 +172,7 @@ def evaluate(
         print(f"wrote {per_image}")
         write_report(json_out, "evaluation", report)
     names = report["keypoints"]
-    print(f"{weights} on {data}: {report['images']} images, errors in % of the {report['normalizer']}")
+    print(f"{weights} on {data}: {report['images']} images, errors in % of the {report['normaliser']}")
     for protocol, key in (("paper", "nme_paper"), ("continuous", "nme")):
         low, high = report[f"{key}_ci95"]
         print(f"  {key:10} {report[key]:6.3f}  [{low:.3f}, {high:.3f}]  {protocol}: {report['protocols'][protocol]}")
@@ -228,7 +228,7 @@ def compare(
 
     check_not_overwriting(data, json_out)
     report = evaluation.compare(weights, data, limit=limit, occlude=occlude)
-    print(f"{data}{', occluded' if occlude else ''}: {report['images']} images, % of the {report['normalizer']}")
+    print(f"{data}{', occluded' if occlude else ''}: {report['images']} images, % of the {report['normaliser']}")
     for part, text in (("all", "all images"), ("worst_tenth", f"the tenth where {weights[0]} is worst")):
         print(text)
         for row in report["rows"]:

@@ -16,7 +16,7 @@ from torch import Generator, Tensor
 from recombinator.data.table import FaceTable, load_table
 from recombinator.evaluation import metrics
 from recombinator.evaluation.plots import COLORS, new_figure, save
-from recombinator.models import Denoiser
+from recombinator.models.base import check_takes_images
 from recombinator.models.decode import answers
 from recombinator.transforms.affine import apply, box_affine, invert, warp
 from recombinator.transforms.augment import blurred, occluded
@@ -90,8 +90,7 @@ def measure(
     loaded = [load_weights(w) for w in weights]
     tables: dict[int, FaceTable] = {}
     for w, one in zip(weights, loaded, strict=True):
-        if isinstance(one.net, Denoiser):
-            raise InputError(f"{w}: a denoiser, which sees no image")
+        check_takes_images(one.net, str(w))
         if one.net.channels not in tables:
             tables[one.net.channels] = load_table(data, one.net.channels, limit, spread=True)
         if tables[one.net.channels].info.keypoints.names != one.keypoints.names:

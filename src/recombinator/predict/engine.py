@@ -88,10 +88,9 @@ class TorchEngine:
     def __init__(self, weights: Any, threads: int = 0) -> None:
         import torch
 
-        from recombinator.models import Denoiser
+        from recombinator.models.base import check_takes_images
 
-        if isinstance(weights.net, Denoiser):
-            raise InputError("these weights are a denoiser's, which sees no image; give a network for images")
+        check_takes_images(weights.net, "these weights")
         if threads:
             torch.set_num_threads(threads)
         self.net = weights.net.eval().to(memory_format=torch.channels_last)

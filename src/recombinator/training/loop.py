@@ -22,12 +22,11 @@ import torch
 from torch import Tensor, nn
 
 from recombinator.data.table import FaceTable
-from recombinator.models import TCDCN, Denoiser, ScoreMapNet, create_model
-from recombinator.models.denoiser import MapDenoiser, PointDenoiser
+from recombinator.models import create_model
+from recombinator.models.base import KeypointNet
 from recombinator.training.recipe import Recipe, make_optimizer
 from recombinator.training.revive import revive
-from recombinator.training.tasks import FromPixels, FromPoints, Regression
-from recombinator.transforms.shapes import ShapeModel
+from recombinator.training.tasks import TASKS, FromPixels
 from recombinator.utils.errors import InputError
 from recombinator.utils.files import copy_file, write_json, write_text
 from recombinator.utils.provenance import provenance
@@ -69,23 +68,21 @@ class Trainer:
         self.device = torch.device(device)
         torch.manual_seed(seed)
         self.net = create_model(model, len(train.info.keypoints), **(options or {}))
-        if isinstance(self.net, PointDenoiser):
-            self.net.start_from(ShapeModel.fit(train.points.astype(float), train.mask, len(self.net.modes)))
+        self.net.initialize(train.points, train.mask)
         if start and not copy_matching(load_weights(start).net.state_dict(), self.net):
             raise InputError(f"{start}: none of its tensors fits {model}; start from a network of its kind")
-        self.net.to(self.device, memory_format=torch.channels_last)
+        self.net.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.optimizer = make_optimizer(recipe, self.net)
-        self.task: FromPixels | FromPoints
-        if teacher and not isinstance(self.net, ScoreMapNet):
-            raise InputError(f"{teacher}: a teacher is for an RCN or a SumNet; {model} is neither")
-        if isinstance(self.net, Denoiser):
-            self.task = FromPoints(self.net, train, valid, recipe, self.device, _score_map_net(errors_of, train))
-        elif isinstance(self.net, TCDCN):
-            self.task = Regression(self.net, train, valid, recipe, self.device)
-        else:
-            self.task = FromPixels(self.net, train, valid, recipe, self.device, _score_map_net(teacher, train))
-        if recipe.revive and not isinstance(self.net, ScoreMapNet):
-            raise InputError(f"revive=true is for an RCN or a SumNet; {model} is neither")
+        if self.net.task not in TASKS:
+            raise InputError(f"{model}: cannot be trained as a whole; train its parts, then `recombinator join` them")
+        if teacher and self.net.task != "score_maps":
+            raise InputError(f"{teacher}: a teacher needs a network with score maps of images; {model} has none")
+        if recipe.revive and not self.net.rectified():
+            raise InputError(f"revive=true: {model} does not list its rectified convolutions")
+        if errors_of and self.net.task != "denoising":
+            raise InputError(f"{errors_of}: errors_of is for a denoiser; {model} learns from images")
+        helper = _score_map_net(errors_of or teacher, train)
+        self.task = TASKS[self.net.task](self.net, train, valid, recipe, self.device, helper)
         self.steps = math.ceil(len(train) / recipe.batch)
         self.at = Position()
         self.revived = 0  # maps, before the running epoch
@@ -128,8 +125,7 @@ class Trainer:
         return total / n
 
     def _revive(self, index: Tensor, generator: torch.Generator) -> int:
-        assert isinstance(self.task, FromPixels) and isinstance(self.net, ScoreMapNet)
-        inputs = torch.cat([self.task.samples(part, generator)[0] for part in index.split(64)])
+        inputs = torch.cat([cast(FromPixels, self.task).samples(part, generator)[0] for part in index.split(64)])
         return revive(self.net, inputs, self.optimizer, generator)
 
     def _order(self, generator: torch.Generator) -> torch.Tensor:
@@ -291,14 +287,14 @@ def balanced_order(classes: torch.Tensor, generator: torch.Generator) -> torch.T
     return drawn[torch.randperm(n, generator=generator)]
 
 
-def _score_map_net(weights: Path | None, table: FaceTable) -> ScoreMapNet | None:
+def _score_map_net(weights: Path | None, table: FaceTable) -> KeypointNet | None:
     """The network whose answers on the table another one learns from."""
     if weights is None:
         return None
     loaded = score_map_weights(weights)
     if loaded.keypoints.names != table.info.keypoints.names:
         raise InputError(f"{weights}: its keypoints ({loaded.keypoints.name}) are not the table's")
-    return cast(ScoreMapNet, loaded.net)
+    return loaded.net
 
 
 def read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -330,8 +326,8 @@ def record(out: Path) -> dict[str, Any]:
 def copy_matching(tensors: dict[str, Tensor], net: nn.Module) -> list[str]:
     """Starts `net` from another network's weights where name and shape agree; returns the names copied."""
     own = net.state_dict()
-    if isinstance(net, MapDenoiser):
-        tensors = net.resized(tensors)
+    if isinstance(net, KeypointNet):
+        tensors = net.adapt(tensors)
     same = {k: v for k, v in tensors.items() if k in own and own[k].shape == v.shape}
     net.load_state_dict(same, strict=False)
     return list(same)

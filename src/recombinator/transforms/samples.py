@@ -36,14 +36,14 @@ def network_inputs(data: str | os.PathLike[str], size: int, channels: int = 1, l
     return torch.cat([inputs for inputs, _ in batches]).numpy()
 
 
-def corrupted(cells: Tensor, count: int, size: int, blank: bool, generator: Generator) -> tuple[Tensor, Tensor]:
-    """`count` random points of each set moved to uniform cells, or blanked: (B, K, 2) cells and the (B, K) mask of
-    what was changed (section 4; SPEC 5)."""
+def corrupted(cells: Tensor, count: int, size: int, generator: Generator) -> tuple[Tensor, Tensor]:
+    """`count` random points of each set moved to uniform cells: (B, K, 2) cells and the (B, K) mask of what was
+    changed (section 4)."""
     b, k, _ = cells.shape
     rank = torch.rand(b, k, generator=generator).argsort(dim=1).argsort(dim=1)
     changed = (rank < count).to(cells.device)
     anywhere = torch.randint(0, size, (b, k, 2), generator=generator).to(cells.device)
-    return torch.where(changed[..., None], torch.full_like(cells, BLANK) if blank else anywhere, cells), changed
+    return torch.where(changed[..., None], anywhere, cells), changed
 
 
 def corrupted_table(
@@ -58,5 +58,5 @@ def corrupted_table(
     )  # fmt: skip
     cells = points.floor().clamp(0, size - 1).long()
     known = torch.from_numpy(table.mask)[..., None]
-    given, changed = corrupted(torch.where(known, cells, BLANK), count, size, False, generator)
+    given, changed = corrupted(torch.where(known, cells, BLANK), count, size, generator)
     return points.double().numpy(), cells.numpy(), given.numpy(), changed.numpy()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,18 +17,26 @@ from recombinator.weights.shipped import is_graph, shipped_graphs, shipped_weigh
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from recombinator.models import TCDCN, Denoiser, Joint, ScoreMapNet
+    from recombinator.models import KeypointNet
 
 FORMAT = "recombinator-1"
 
 
 @dataclass
 class Weights:
-    """A network in memory with what its file says of it: keypoint set, crop rule by name, template (K mean
-    positions in the crop, as shares of its side), how it was trained, and what `calibrate` found: `temperature`,
-    `covered_below` (K confidences), on which data."""
+    """A network in memory with what its file says about it.
 
-    net: ScoreMapNet | TCDCN | Denoiser | Joint
+    Attributes:
+        net: The network.
+        keypoints: What it locates.
+        crop_rule: Name of the rule that places its crop (data.crops.RULES).
+        template: (K, 2) mean positions in the crop, as shares of its side.
+        training: How it was trained.
+        calibration: What `calibrate` found: `temperature`, `least`, `covered_below` (K confidences), on which data;
+            empty if not calibrated. `net.temperature` is set where weights are loaded or calibrated, not here.
+    """
+
+    net: KeypointNet
     keypoints: KeypointSet
     crop_rule: str
     template: list[list[float]]
@@ -35,20 +44,31 @@ class Weights:
     calibration: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        self.temperature  # noqa: B018  raises for a damaged calibration
+
+    @property
+    def temperature(self) -> float:
+        """The calibrated temperature; 1 without calibration. Raises InputError if the calibration is damaged."""
         if not self.calibration:
-            self.net.temperature = 1.0
-            return
+            return 1.0
+        remedy = "`recombinator calibrate` makes a new one"
         try:
             temperature = float(self.calibration["temperature"])
             below = [float(v) for v in self.calibration["covered_below"]]
         except (KeyError, TypeError, ValueError) as error:
-            raise InputError(f"a damaged calibration ({error!r}); `recombinator calibrate` makes a new one") from None
+            raise InputError(f"a damaged calibration ({error!r}); {remedy}") from None
         if not 0 < temperature < float("inf") or len(below) != len(self.keypoints):
             raise InputError(
                 f"a damaged calibration (temperature {temperature}, {len(below)} thresholds for {len(self.keypoints)} "
-                "keypoints); `recombinator calibrate` makes a new one"
+                f"keypoints); {remedy}"
             )
-        self.net.temperature = temperature
+        return temperature
+
+    def calibrated(self, calibration: dict[str, Any]) -> Weights:
+        """Return a copy with this calibration; the network is copied, so that this one keeps its temperature."""
+        made = replace(self, net=copy.deepcopy(self.net), calibration=calibration)
+        made.net.temperature = made.temperature
+        return made
 
 
 def resolve(name_or_path: str | os.PathLike[str]) -> Path:
@@ -115,7 +135,9 @@ def join(
         raise InputError(f"{image} and {denoiser}: have different keypoints or crop rules")
     net = Joint(first.net, second.net, weight, iterations).eval()
     training = {"image": first.training, "denoiser": second.training}
-    return Weights(net, first.keypoints, first.crop_rule, first.template, training, calibration or {})
+    made = Weights(net, first.keypoints, first.crop_rule, first.template, training, calibration or {})
+    made.net.temperature = made.temperature
+    return made
 
 
 def score_map_weights(weights: str | os.PathLike[str]) -> Weights:
@@ -167,6 +189,8 @@ def load_weights(name_or_path: str | os.PathLike[str]) -> Weights:
     except RuntimeError as error:
         raise InputError(f"{path}: the tensors do not fit the model it names ({error})") from None
     keypoints = KeypointSet.from_dict(meta["keypoints"])
-    return Weights(
+    made = Weights(
         net.eval(), keypoints, meta["crop_rule"], meta["template"], meta["training"], meta.get("calibration", {})
     )
+    made.net.temperature = made.temperature
+    return made
