@@ -14,6 +14,7 @@ import torch
 
 from recombinator.data.table import load_table, read_info
 from recombinator.evaluation.tables import evaluate, write_per_image
+from recombinator.study.archive import archive_weights
 from recombinator.study.plan import STUDIES, Run, Study, run_at
 from recombinator.training.loop import Trainer
 from recombinator.training.recipe import Recipe, get_recipe
@@ -91,6 +92,7 @@ def run_study(
         place = f"{i} of {len(wanted)}, {run.name}"
         if finished(path, run, recipe, seed):
             report(f"{place}: done before")
+            _archive_finished(root, name, run, runs, data, path)
             continue
         if run.same:
             other, twin = run_at(run.same)
@@ -141,11 +143,24 @@ def _one(
     write_per_image(path.with_suffix(".images.parquet"), result)
     study_name = path.parent.name
     told |= {"kind": "study", "study": study_name, "run": run.name, "curve": curve, "provenance": provenance()}
+    root = path.parent.parent.parent
+    told["archived"] = archive_weights(root, f"{study_name}/{run.name}", out, test, told["nme_paper"])
     write_json(path, told)
     return (
         f"{told['nme_paper']:.2f} % on {told['data']['images']} images, epoch {summary['best_epoch']} of "
         f"{summary['epochs']}, {summary['seconds'] / 60:.1f} min; {path}"
     )
+
+
+def _archive_finished(root: Path, study: str, run: Run, runs: Path, data: Path, path: Path) -> None:
+    """Archive the weights of a run that an earlier version finished without, where its folder is still there."""
+    told = json.loads(path.read_text(encoding="utf-8"))
+    out = runs / (run.same or f"{study}/{run.name}")
+    if "archived" in told or not (out / "best.safetensors").is_file():
+        return
+    place = run.same or f"{study}/{run.name}"
+    told["archived"] = archive_weights(root, place, out, data / "test.parquet", told["nme_paper"])
+    write_json(path, told)
 
 
 def cost(study: Study, run: Run, data: Path, epochs: int | None) -> float:

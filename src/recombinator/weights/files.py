@@ -112,13 +112,15 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise InputError(f"{path}: not a readable safetensors file ({error})") from None
 
 
-def save_weights(path: Path, weights: Weights) -> None:
+def save_weights(path: Path, weights: Weights, half: bool = False) -> None:
+    """Write a weights file. half: floating-point tensors in half precision, for an archive."""
     meta = {
         "format": FORMAT, "model": weights.net.config, "keypoints": weights.keypoints.to_dict(),
         "crop_rule": weights.crop_rule, "template": weights.template, "training": weights.training,
         "calibration": weights.calibration,
     }  # fmt: skip
-    write_tensors(path, dict(weights.net.state_dict()), meta)
+    tensors = {k: v.half() if half and v.is_floating_point() else v for k, v in weights.net.state_dict().items()}
+    write_tensors(path, tensors, meta)
 
 
 def join(
