@@ -15,7 +15,7 @@ from recombinator.utils.errors import InputError
 prepare = typer.Typer(help="Turn a dataset into Parquet tables of crops and points.", no_args_is_help=True)
 
 Folder = Annotated[
-    Path | None, typer.Argument(metavar="[OUT]", show_default=False, help="folder for the tables; the same as --out")
+    Path | None, typer.Argument(metavar="OUT", show_default=False, help="folder for the tables; the same as --out")
 ]
 Out = Annotated[Path | None, typer.Option("--out", metavar="FOLDER", help="folder for train, valid and test.parquet")]
 Size = Annotated[int, typer.Option(min=16, max=1024, metavar="PIXELS", help="side of the stored crops")]

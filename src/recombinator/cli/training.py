@@ -33,7 +33,7 @@ class TrainCommand(Command):
                 old.append(argument if equals else f"{name} {value}")
                 new.append(f"--set {NOW_SET[name]}={value}")
         if old:
-            raise InputError(f"{' '.join(old)} is now {' '.join(new)}")
+            raise InputError(f"{' '.join(old)} {'are' if len(old) > 1 else 'is'} now {' '.join(new)}")
         return super().parse_args(ctx, args)
 
 

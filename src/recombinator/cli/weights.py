@@ -83,7 +83,10 @@ def join(
         Path | None, typer.Option(metavar="TABLE", help="validation table that chooses --weight and --iterations")
     ] = None,
 ) -> None:
-    """Join an RCN and a denoiser into one model (Sect. 4)."""
+    """Join an RCN and a denoiser into one model.
+
+    Its scores are the sum of theirs (the paper's Section 4).
+    """
     from recombinator.evaluation.tables import choose_joint
     from recombinator.weights import files as weights_files
 
