@@ -70,7 +70,7 @@ def folder(tmp_path_factory, hopper):
         lines += [f"{name},1,{n},{x:.3f},{y:.3f}" for n, (x, y) in zip(NAMES, face.points, strict=True)]
     cv2.imwrite(str(root / "c.png"), np.full(hopper.shape, 128, np.uint8))
     (root / "points.csv").write_text("\n".join(lines))
-    prepare_points(root / "points.csv", root / "table", drop=lambda text: None)
+    prepare_points(root / "points.csv", root / "table")
     return root
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,8 +21,10 @@ import numpy as np
 
 from recombinator.data.images import decode_image
 from recombinator.keypoints import KeypointSet
-from recombinator.utils.errors import InputError
+from recombinator.utils.errors import InputError, import_optional
 from recombinator.utils.files import from_file_keys, to_file_keys, write_atomically
+
+logger = logging.getLogger(__name__)
 
 FORMAT = 3
 SPLIT_SEED = 7345  # of the authors' split, and of ours
@@ -135,15 +138,16 @@ T = TypeVar("T")
 
 def write_splits(
     out: Path, jobs: Mapping[str, Sequence[T]], make: Callable[[T], Row], info: Callable[[str], TableInfo], *,
-    attributes: tuple[str, ...] = (), strict: bool = False, drop: Callable[[str], None] = print,
-    advance: Callable[[int, int], None] = lambda done, total: None,
+    attributes: tuple[str, ...] = (), strict: bool = False,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, int]:  # fmt: skip
     """Makes the rows of every split, in threads, and writes out/SPLIT.parquet; memory holds one group of rows.
 
-    `make` raises InputError, naming file and line, for an item that cannot be used: `drop` is called with the
-    sentence and the item left out (`strict`: the error is raised). A split without a usable row is not written.
+    `make` raises InputError, naming file and line, for an item that cannot be used: the sentence is logged as a
+    warning and the item left out (`strict`: the error is raised). A split without a usable row is not written.
     Returns rows written a split, and "dropped".
     """
+    import_optional("pyarrow", "writing tables")  # before the work
     total, done, counts = sum(map(len, jobs.values())), 0, {"dropped": 0}
 
     def attempt(item: T) -> Row | InputError:
@@ -162,9 +166,9 @@ def write_splits(
                     raise made
                 else:
                     counts["dropped"] += 1
-                    drop(str(made))
+                    logger.warning("%s", made)
             done += len(group)
-            advance(done, total)
+            progress(done, total)
 
     with ThreadPoolExecutor() as pool:
         for split, items in jobs.items():
@@ -175,7 +179,9 @@ def write_splits(
                 counts[split] = write_table(out / f"{split}.parquet", info(split), chain([first], made), attributes)
     for other in sorted({"train", "valid", "test"} - {s for s in jobs if counts[s]}):
         if (out / f"{other}.parquet").exists():
-            drop(f"{out / other}.parquet: stays as an earlier run left it; this one wrote no {other} table")
+            logger.warning(
+                "%s.parquet: stays as an earlier run left it; this one wrote no %s table", out / other, other
+            )
     if not sum(counts[s] for s in jobs):
         raise InputError(f"nothing could be used: all {counts['dropped']} faces were dropped, each for a reason above")
     return counts

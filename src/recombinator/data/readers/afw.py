@@ -55,7 +55,7 @@ def read_annotations(path: Path) -> list[tuple[str, int, np.ndarray]]:
 
 def prepare_afw(
     source: Path, out: Path, *, size: int = GRID, gray: bool = False, quality: int = 95, strict: bool = False,
-    drop: Callable[[str], None] = print, advance: Callable[[int, int], None] = lambda done, total: None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, int]:  # fmt: skip
     """Writes out/test.parquet; arguments and result as `prepare_mtfl`. Faces with a point that is not a number are left
     out, as by the authors."""
@@ -78,4 +78,4 @@ def prepare_afw(
 
     info = TableInfo("afw", "test", FACE_5, rule.name, size, gray)
     jobs = {"test": read_annotations(path)}
-    return write_splits(out, jobs, make, lambda split: info, strict=strict, drop=drop, advance=advance)
+    return write_splits(out, jobs, make, lambda split: info, strict=strict, progress=progress)

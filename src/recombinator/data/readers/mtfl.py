@@ -76,12 +76,12 @@ def _lines(path: Path) -> list[tuple[str, int, str]]:
 
 def prepare_mtfl(
     source: Path, out: Path, *, size: int = GRID, gray: bool = False, quality: int = 95, strict: bool = False,
-    drop: Callable[[str], None] = print, advance: Callable[[int, int], None] = lambda done, total: None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, int]:  # fmt: skip
     """Writes out/{train,valid,test}.parquet; returns rows written a split and "dropped".
 
-    size: crop side in pixels; quality: JPEG quality, 0 for PNG. `drop` is called with a sentence for each line
-    left out (`strict`: the first raises InputError instead), `advance` with lines done and lines in all.
+    size: crop side in pixels; quality: JPEG quality, 0 for PNG. A line left out is logged as a
+    warning (`strict`: the first raises InputError instead). progress: called with lines done and lines in all.
     """
     if not source.is_dir():
         raise InputError(f"{source}: no such folder; give the one that holds training.txt and testing.txt")
@@ -110,5 +110,5 @@ def prepare_mtfl(
 
     return write_splits(
         out, jobs, make, lambda split: TableInfo("mtfl", split, FACE_5, rule.name, size, gray),
-        attributes=ATTRIBUTES, strict=strict, drop=drop, advance=advance,
+        attributes=ATTRIBUTES, strict=strict, progress=progress,
     )  # fmt: skip

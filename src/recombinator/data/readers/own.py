@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import logging
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,8 @@ from recombinator.data.rows import crop_row
 from recombinator.data.table import SPLIT_SEED, Row, TableInfo, write_splits
 from recombinator.keypoints import KEYPOINT_SETS, KeypointSet
 from recombinator.utils.errors import InputError
+
+logger = logging.getLogger(__name__)
 
 _SIDES = (("left", "right"), ("Left", "Right"), ("l_", "r_"), ("L_", "R_"), ("_l", "_r"), ("_L", "_R"))
 
@@ -91,8 +94,8 @@ def infer_keypoints(path: Path, normalizer: str | None = None) -> KeypointSet:
 
 def prepare_points(
     source: Path, out: Path, *, images: Path | None = None, normalizer: str | None = None, size: int = GRID,
-    gray: bool = False, quality: int = 95, strict: bool = False, drop: Callable[[str], None] = print,
-    advance: Callable[[int, int], None] = lambda done, total: None,
+    gray: bool = False, quality: int = 95, strict: bool = False,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, int]:  # fmt: skip
     """Writes out/{train,valid,test}.parquet from a .csv, .json or .jsonl file of points and the images it names (in
     `images`, else beside it): eight, one and one tenth of the photographs. A point left empty is not learnt.
@@ -106,7 +109,7 @@ def prepare_points(
         if strict:
             raise error
         dropped.append(str(error))
-        drop(str(error))
+        logger.warning("%s", error)
 
     sets = read_points(source, keypoints, refuse)
     photographs: dict[str, list[PointSet]] = {}
@@ -138,7 +141,7 @@ def prepare_points(
 
     counts = write_splits(
         out, jobs, make, lambda split: TableInfo("own", split, keypoints, rule.name, size, gray),
-        strict=strict, drop=drop, advance=advance,
+        strict=strict, progress=progress,
     )  # fmt: skip
     counts["dropped"] += len(dropped)
     for split in (s for s in jobs if not counts[s]):

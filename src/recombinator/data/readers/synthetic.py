@@ -132,7 +132,7 @@ def synthetic_row(index: int, seed: int, keypoints: int, size: int, gray: bool, 
 
 def prepare_synthetic(
     out: Path, *, faces: int = 1000, keypoints: int = 5, seed: int = 0, size: int = GRID, gray: bool = True,
-    quality: int = 95, advance: Callable[[int, int], None] = lambda done, total: None,
+    quality: int = 95, progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, int]:  # fmt: skip
     """Writes out/{train,valid,test}.parquet: eight, one and one tenth of `faces`."""
     if keypoints not in _SETS:
@@ -150,7 +150,7 @@ def prepare_synthetic(
     counts = write_splits(
         out, {split: range(*bound) for split, bound in bounds.items()},
         lambda i: synthetic_row(i, seed, keypoints, size, gray, quality),
-        lambda split: TableInfo("synthetic", split, keypoint_set, rule, size, gray), strict=True, advance=advance,
+        lambda split: TableInfo("synthetic", split, keypoint_set, rule, size, gray), strict=True, progress=progress,
     )  # fmt: skip
     counts.pop("dropped")
     return counts

@@ -44,7 +44,7 @@ def _subset(source: Path, file: Path) -> str:
 
 def prepare_300w(
     source: Path, out: Path, *, size: int = GRID, gray: bool = False, quality: int = 95, strict: bool = False,
-    drop: Callable[[str], None] = print, advance: Callable[[int, int], None] = lambda done, total: None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, int]:  # fmt: skip
     """Writes out/{train,valid,test}.parquet from every .pts file below `source` (AFW, HELEN, LFPW, iBUG, whichever
     are there); arguments and result as `prepare_mtfl`."""
@@ -69,5 +69,5 @@ def prepare_300w(
 
     return write_splits(
         out, jobs, make, lambda split: TableInfo("300w", split, FACE_68, rule.name, size, gray),
-        strict=strict, drop=drop, advance=advance,
+        strict=strict, progress=progress,
     )  # fmt: skip
