@@ -41,7 +41,7 @@ def test_boxes_come_back_from_a_turned_photograph(look, hopper):
     height, width = hopper.shape[:2]
     turn = cv2.getRotationMatrix2D((width / 2, height / 2), -look.degrees, 1.0)
     image, wanted = cv2.warpAffine(hopper, turn, (width, height)), turn[:, :2] @ center + turn[:, 2]
-    boxes = HaarDetector()._look(image, look)
+    boxes = HaarDetector()._run(image, look)
     gaps = np.linalg.norm(boxes[:, :2] + boxes[:, 2:] / 2 - wanted, axis=1)
     assert len(boxes) and gaps.min() < 0.15 * upright[2]
 

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from recombinator.data.crops import GRID, RULES
-from recombinator.data.images import read_image
+from recombinator.data.images import SAMPLE_PHOTOGRAPH, read_image
 from recombinator.data.table import FaceTable, TableInfo
 from recombinator.keypoints import FACE_5
 from recombinator.models import ScoreMapNet, create_model
@@ -125,10 +125,8 @@ def _denoiser_jobs(name: str) -> dict[str, tuple[Timed, float, str]]:
 
 
 def _shipped_jobs(name: str, threads: int) -> dict[str, tuple[Timed, float, str]]:
-    """A network that ships: both engines on crops, and the way of a photograph (matplotlib's, 512x600) in its parts."""
-    import matplotlib
-
-    photo = Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg"
+    """A network that ships: both engines on crops, and the way of a photograph (the sample, 512x600) in its parts."""
+    photo = SAMPLE_PHOTOGRAPH
     jobs: dict[str, tuple[Timed, float, str]] = {}
     for engine in ENGINES if name in shipped_weights() else ENGINES[:1]:  # an 8-bit graph has no weights of its own
         for n in sorted({1, threads}) if engine == "onnx" else (threads,):
