@@ -53,6 +53,9 @@ def prepare_own(
     out: Annotated[Path, typer.Argument(help="folder to write train, valid and test.parquet to")],
     images: Annotated[Path | None, typer.Option(help="folder of the images; else beside the points")] = None,
     normalizer: Annotated[str | None, typer.Option(help="two keypoints, a,b: errors are shares of their gap")] = None,
+    missing: Annotated[
+        str, typer.Option(help="what stands for a missing point: auto (0,0 or -1,-1 if repeated), 0,0, or none")
+    ] = "auto",
     size: Size = 160,
     gray: Annotated[bool, typer.Option("--gray", help="store gray crops")] = False,
     quality: Quality = 95,
@@ -68,7 +71,7 @@ def prepare_own(
     with progress("preparing") as advance:
         counts = prepare_points(
             source, out, images=images, normalizer=normalizer, size=size, gray=gray, quality=quality, strict=strict,
-            drop=warn, advance=advance,
+            missing=missing, drop=warn, advance=advance,
         )  # fmt: skip
     _counts(counts, out)
 
