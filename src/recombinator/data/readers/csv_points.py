@@ -17,7 +17,7 @@ from recombinator.data.annotations import (
 )  # fmt: skip
 from recombinator.utils.errors import InputError
 
-_IGNORED = ("seconds", "confidence")  # columns that `track` and `predict` write beside the points
+_IGNORED = ("seconds", "confidence")  # columns that `track` and `predict` write next to the points
 _FORMS = (
     "file, keypoint, x, y (one row per keypoint), or file, x1, y1, x2, y2, ... or file, NAME_x, NAME_y, ... "
     "(one row per object)"
