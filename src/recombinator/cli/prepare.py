@@ -83,6 +83,12 @@ def prepare_own(
             metavar="A,B", show_default="the points' box", help="two keypoints whose distance normalizes errors"
         ),
     ] = None,
+    missing: Annotated[
+        str,
+        typer.Option(
+            metavar="X,Y", help="coordinates of a missing point: auto (0,0 or -1,-1 if repeated), X,Y, or none"
+        ),
+    ] = "auto",
     size: Size = 160,
     gray: Gray = False,
     quality: Quality = 95,
@@ -99,7 +105,7 @@ def prepare_own(
     with progress("preparing") as advance:
         counts = prepare_points(
             source, out, images=images, normalizer=normalizer, size=size, gray=gray, quality=quality, strict=strict,
-            progress=advance,
+            missing=missing, progress=advance,
         )  # fmt: skip
     _print_counts(counts, out)
 
