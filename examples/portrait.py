@@ -1,6 +1,6 @@
 """Draw the picture of the README: 5 and 68 keypoints on a portrait, colored by confidence.
 
-    python examples/portrait.py docs/images/grace_hopper.png [PHOTO]
+python examples/portrait.py docs/images/grace_hopper.png [PHOTO]
 """
 
 import sys
