@@ -46,7 +46,7 @@ def test_every_cell_of_the_notebook(tmp_path):
         timeout=120,
     )
     assert done.returncode == 0, done.stderr
-    assert "left_eye" in done.stdout and "% of the eye distance, on 6 images" in done.stdout
+    assert "left_eye" in done.stdout and "% of the eye distance, on 4 images" in done.stdout
 
 
 def test_the_portrait_of_the_readme(tmp_path):
