@@ -125,7 +125,8 @@ def _disturbed(r: Result, kind: str) -> tuple[list[float], str, dict[str, list[f
     errors: dict[str, list[float]] = {}
     for row in rows:
         errors.setdefault(Path(row["weights"]).name, []).append(row["nme"])
-    return list(dict.fromkeys(row["value"] for row in rows)), rows[0]["unit"], errors
+    unit = rows[0]["unit"].replace("grey", "gray")  # earlier files have the other spelling
+    return list(dict.fromkeys(row["value"] for row in rows)), unit, errors
 
 
 def robustness_table(results: Results) -> str:

@@ -80,9 +80,9 @@ def summary_table(results: Results) -> str:
         if name in results:
             r = results[name]
             training = r["training"].get("image", r["training"])
-            rows.append([method, where, f"{paper:.2f}", interval(r, "nme_paper", bold=True), link(name),
-                         f"{training['images']:,}"])  # fmt: skip
-    return markdown(["method", "test set", "paper", "here", "result file", "training images here"], rows)
+            rows.append([link(name, method), where, f"{paper:.2f}", interval(r, "nme_paper", bold=True),
+                         f"{training['images']:,}", _budget(training)])  # fmt: skip
+    return markdown(["network", "test set", "paper", "here", "training images", "best epoch, time"], rows)
 
 
 FASTEST = "rcn-6-fast-mtfl-int8"
