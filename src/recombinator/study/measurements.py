@@ -33,9 +33,14 @@ def denoiser_table(results: Results) -> str:
             for who, row in r["rows"].items():
                 label = link(name) if who == "denoiser" else who
                 error = interval(row, "nme_paper")
+                t = r["training"]
+                budget = (f"{t['images']:,}", f"{t['epoch']} of {t['recipe']['epochs']}, {t['seconds'] / 60:.0f} min")
                 cells = [label, f"{r['corrupted']}", error, f"{row['nme']:.2f}"]
+                cells += budget if who == "denoiser" else ("-", "-")
                 rows += [cells] if cells not in rows else []  # every denoiser's file repeats the baselines
-    return markdown(["model", "corrupted of 68", "paper's protocol", "continuous"], rows)
+    return markdown(
+        ["model", "corrupted of 68", "paper's protocol", "continuous", "training images", "best epoch, time"], rows
+    )
 
 
 def speed_table(results: Results) -> str:
