@@ -13,8 +13,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from recombinator.data.annotations import (
-    FIELDS, LABELED, Entry, Numbering, Point, coordinate, image_name, plain_name, read_text, visibility,
-)  # fmt: skip
+    FIELDS,
+    LABELED,
+    Entry,
+    Numbering,
+    Point,
+    coordinate,
+    image_name,
+    plain_name,
+    read_text,
+    visibility,
+)
 from recombinator.utils.errors import InputError
 
 _IGNORED = ("seconds", "confidence")  # columns that `track` and `predict` write next to the points

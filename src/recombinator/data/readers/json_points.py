@@ -8,8 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from recombinator.data.annotations import (
-    FIELDS, Entry, Numbering, Point, coordinate, image_name, plain_name, read_text, visibility,
-)  # fmt: skip
+    FIELDS,
+    Entry,
+    Numbering,
+    Point,
+    coordinate,
+    image_name,
+    plain_name,
+    read_text,
+    visibility,
+)
 from recombinator.utils.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -181,6 +189,7 @@ def _category_names(categories: Any) -> dict[str, list[str]]:
     return {
         str(c.get("id")): [str(name) for name in c["keypoints"]]
         for c in (categories if isinstance(categories, list) else [])
-        if isinstance(c, dict) and isinstance(c.get("keypoints"), list)
+        if isinstance(c, dict)
+        and isinstance(c.get("keypoints"), list)
         and 0 < len(c["keypoints"]) == len({str(name) for name in c["keypoints"]})
     }
