@@ -1,7 +1,7 @@
 """Annotated points as a file has them: one structure, whatever the format.
 
-Every reader in `recombinator.data.readers` that parses a points file returns a list of `Entry`. Inferring a keypoint set
-and making arrays start from that list (`recombinator.data.points`), so no format is parsed twice.
+Every reader of points files in `recombinator.data.readers` returns a list of `Entry`. Inferring a keypoint set and
+making arrays (`recombinator.data.points`) start from that list, so no file is parsed twice.
 """
 
 from __future__ import annotations

@@ -122,9 +122,7 @@ def read_entries(path: Path, missing: str = "none") -> list[Entry]:
     if missing == "auto":
         for (x, y), n in found.items():
             if n == 1:
-                logger.warning(
-                    "%s: one point is at exactly %g,%g and is used; --missing %g,%g drops it", path, x, y, x, y
-                )
+                logger.warning("%s: a point at exactly %g,%g is used; --missing %g,%g drops it", path, x, y, x, y)
         found = {p: n for p, n in found.items() if n > 1}
         if found:
             text = " and ".join(f"{n} points at exactly {x:g},{y:g}" for (x, y), n in found.items())
@@ -171,7 +169,7 @@ def infer_names(entries: list[Entry]) -> tuple[str, ...]:
 def point_sets(entries: list[Entry], keypoints: KeypointSet, drop: Callable[[InputError], None]) -> list[PointSet]:
     """Bring the entries' points into the order of a keypoint set, by name where they have names.
 
-    A point that an entry lacks, or that has no coordinates there, is missing (NaN). Numbers stand for the keypoint set's
+    A point that an entry lacks, or that has no coordinates there, is missing (NaN). Numbers refer to the keypoint set's
     order; a list of points without names must have one for each keypoint.
 
     Args:

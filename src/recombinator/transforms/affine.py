@@ -1,12 +1,12 @@
 """Affine transforms of points and pixels.
 
-The coordinate convention of the package, stated here for all of it: coordinates are floats (x, y), x to the right, y
-down, in pixels. A pixel's center lies at its integer + 0.5. An image of W x H pixels spans [0, W] x [0, H], and its first
-pixel spans [0, 1] x [0, 1] with the center at (0.5, 0.5). The same holds for the cells of a score map. Files and libraries
-with another convention are converted where they are read or called.
+The coordinate convention of the whole package is stated here. Coordinates are floats (x, y) in pixels, x to the
+right, y down. A pixel's center is at its integer + 0.5: an image of W x H pixels spans [0, W] x [0, H], and its first
+pixel spans [0, 1] x [0, 1], with the center at (0.5, 0.5). The cells of a score map follow the same convention. Files
+and libraries with another one are converted where they are read or called.
 
-An affine is a (B, 2, 3) tensor A that maps a point p of one frame to q = A[:, :, :2] p + A[:, :, 2] of another. It applies
-to points and pixels alike.
+An affine is a (B, 2, 3) tensor A that maps a point p of one frame to q = A[:, :, :2] p + A[:, :, 2] of another.
+Points and pixels are transformed by the same affine.
 """
 
 from __future__ import annotations

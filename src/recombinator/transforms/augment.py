@@ -1,7 +1,7 @@
 """Augmentation: training samples from stage-1 crops by jitter, flip, photometric changes and occlusion.
 
-All of it works on batches, on the device of its input. Random numbers are drawn on the CPU from the caller's generator, so
-that they are the same on every device.
+Everything works on batches, on the device of its input. Random numbers are drawn on the CPU from the caller's
+generator, so that they are the same on every device.
 """
 
 from __future__ import annotations

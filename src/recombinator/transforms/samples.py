@@ -89,8 +89,8 @@ def corrupted_table(
         augment: ranges of the jitter before; None for none.
 
     Returns:
-        (N, K, 2) true points in pixels of the network's input, (N, K, 2) their cells, (N, K, 2) the corrupted cells, and
-        the (N, K) mask of those that were corrupted.
+        True points (N, K, 2) in pixels of the network's input, their cells (N, K, 2), the corrupted cells (N, K, 2),
+        and the mask (N, K) of those that were corrupted.
     """
     generator = Generator().manual_seed(0)
     points, _ = draw_points(

@@ -23,7 +23,7 @@ from recombinator.data.annotations import (
     plain_name,
     read_text,
     visibility,
-)  # fmt: skip
+)
 from recombinator.utils.errors import InputError
 
 _IGNORED = ("seconds", "confidence")  # columns that `track` and `predict` write next to the points

@@ -17,7 +17,7 @@ from recombinator.data.annotations import (
     plain_name,
     read_text,
     visibility,
-)  # fmt: skip
+)
 from recombinator.utils.errors import InputError
 
 logger = logging.getLogger(__name__)

@@ -148,9 +148,7 @@ def prepare_points(
                 raise InputError(f"{lacking[0]} is missing, which its errors are normalized by")
             points = np.where(known[:, None], face.points, face.points[known].mean(axis=0))
             if keypoints.scale(points) < 1:
-                raise InputError(
-                    "its normalizer is below one pixel; name two points that are apart with --normalizer a,b"
-                )
+                raise InputError("its normalizer is below one pixel; choose two points with --normalizer a,b")
             image = read_image(paths[face.file])
             return crop_row(image, points, face.file, rule, size=size, gray=gray, quality=quality, mask=known)
         except InputError as error:

@@ -23,9 +23,9 @@ TEST_FOLDERS = {"testset": "common", "ibug": "challenging"}
 def split_files(source: Path, files: list[Path]) -> dict[str, list[Path]]:
     """Split the .pts files into train, valid and test.
 
-    The test files are those in the folders of TEST_FOLDERS. A seeded tenth of the others is for validation. Faces of one
-    photograph (NAME_1, NAME_2, but not LFPW's running numbers such as image_0001) stay together. The split depends on
-    names alone, not on the order of `files` or the file system's.
+    The test files are those in the folders of TEST_FOLDERS. A seeded tenth of the others is for validation. Faces of
+    one photograph (NAME_1, NAME_2, but not LFPW's running numbers such as image_0001) stay together. The split depends
+    on names alone, not on the order of `files` or the file system's.
 
     Args:
         source: 300-W's folder.
