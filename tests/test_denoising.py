@@ -220,19 +220,18 @@ def test_every_form_of_points_is_read(tmp_path, faces68):
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("a.csv", "keypoint,x,y\nleft_eye,1,2\n", "a.csv:2: this face has 1 keypoints, wants 5"),
-        ("a.csv", "keypoint,x,y\near,1,2\n", "a.csv:2: no keypoint is called 'ear'"),
-        ("a.csv", "keypoint,x,y\nnose,1,2\nnose,1,2\n", "a.csv:3: the keypoint nose comes twice"),
-        ("a.csv", "x1,x2,y1,y2\n1,2,3,4\n", "a.csv:1: wants the columns"),
-        ("a.csv", "x1,x2,x3,x4,x5,y1,y2,y3,y4,y5,yaw\n", "and yaw"),
+        ("a.csv", "keypoint,x,y\near,1,2\n", "a.csv:2: unknown keypoint 'ear'"),
+        ("a.csv", "keypoint,x,y\nnose,1,2\nnose,1,2\n", "a.csv:3: keypoint nose occurs twice"),
+        ("a.csv", "x1,x2,y1,y2\n1,2,3,4\n", "a.csv:2: expected 5 keypoints (face-5), got 2"),
+        ("a.csv", "x1,x2,x3,x4,x5,y1,y2,y3,y4,y5,yaw\n", "got yaw"),
         ("a.csv", "x1,x2,x3,x4,x5,y1,y2,y3,y4,y5\n1,2,3,4,5,6,7,8,b,0\n", "a.csv:2: 'b' is not a number"),
-        ("a.json", '[{"points": [[1, 2]]}]', "entry 1: has 1 points, wants 5"),
-        ("a.json", '[{"where": 1}]', "wants `points`"),
+        ("a.json", '[{"points": [[1, 2]]}]', "entry 1: expected 5 keypoints (face-5), got 1"),
+        ("a.json", '[{"where": 1}]', "expected `points`"),
         ("a.json", '[{\n"where": }]', "a.json:2: not JSON"),
-        ("a.jsonl", '{"points": []}\n\n{"points": \n', "a.jsonl:3: not JSON"),
-        ("a.csv", "keypoint,x,y\n\u00b2,1,2\n", "no keypoint is called"),
-        ("a.pts", "1 2\n", "has 1 points"),
-        ("a.txt", "", "wants a name that ends in"),
+        ("a.jsonl", '\n\n{"points": \n', "a.jsonl:3: not JSON"),
+        ("a.csv", "keypoint,x,y\n\u00b2,1,2\n", "unknown keypoint"),
+        ("a.pts", "1 2\n", "expected 68 points, got 1"),
+        ("a.txt", "", "must end in .csv"),
     ],
 )
 def test_points_that_cannot_be_read_name_file_and_line(tmp_path, name, text, message):
@@ -261,8 +260,8 @@ def test_denoise_command(trained, faces68, tmp_path):
     assert CliRunner().invoke(app, [*command, str(tmp_path / "out.csv")]).exit_code == 0
     assert (tmp_path / "out.csv").read_text().startswith("file,face,keypoint,x,y,moved,implausible,kept\na,1,jaw_1,")
     for extra, message in (
-        ([str(tmp_path / "in.json")], "overwrite"), ([str(tmp_path / "o.xml")], "ends in .csv or .json"),
-        ([str(tmp_path / "s.csv"), "--strict"], "has 60 points"),
+        ([str(tmp_path / "in.json")], "overwrite"), ([str(tmp_path / "o.xml")], "must end in .csv or .json"),
+        ([str(tmp_path / "s.csv"), "--strict"], "expected 68 keypoints (face-68), got 60"),
     ):  # fmt: skip
         run = CliRunner().invoke(app, [*command, *extra])
         assert isinstance(run.exception, InputError) and message in str(run.exception)
