@@ -81,7 +81,7 @@ def samples(table: FaceTable, size: int, name: str, value: float) -> tuple[Tenso
 @torch.no_grad()
 def measure(
     weights: Sequence[str | os.PathLike[str]], data: str | os.PathLike[str], *, limit: int | None = None,
-    advance: Callable[[int, int], None] = lambda done, total: None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Any]:  # fmt: skip
     """Mean errors in percent (continuous) of the points that lie in the crop, for each disturbance, value and network.
 
@@ -109,7 +109,7 @@ def measure(
             errors = metrics.image_errors(metrics.point_errors(found.numpy(), points.numpy(), scale), inside)
             told = {"disturbance": name, "unit": unit, "value": value, "weights": str(w)}
             rows.append({**told, "nme": 100 * float(np.nanmean(errors))})
-        advance(done, len(asked))
+        progress(done, len(asked))
     table = next(iter(tables.values()))
     return {
         "images": len(table), "rows": rows,

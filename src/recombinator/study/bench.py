@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from recombinator.data.crops import GRID, RULES
-from recombinator.data.images import read_image
+from recombinator.data.images import SAMPLE_PHOTOGRAPH, read_image
 from recombinator.data.table import FaceTable, TableInfo
 from recombinator.keypoints import FACE_5
 from recombinator.models import ScoreMapNet, create_model
@@ -126,10 +126,8 @@ def _denoiser_jobs(name: str) -> dict[str, tuple[Timed, float, str]]:
 
 
 def _shipped_jobs(name: str, threads: int) -> dict[str, tuple[Timed, float, str]]:
-    """A network that ships: both engines on crops, and the way of a photograph (matplotlib's, 512x600) in its parts."""
-    import matplotlib
-
-    photo = Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg"
+    """A network that ships: both engines on crops, and the way of a photograph (the sample, 512x600) in its parts."""
+    photo = SAMPLE_PHOTOGRAPH
     jobs: dict[str, tuple[Timed, float, str]] = {}
     for engine in ENGINES if name in shipped_weights() else ENGINES[:1]:  # an 8-bit graph has no weights of its own
         for n in sorted({1, threads}) if engine == "onnx" else (threads,):
@@ -151,10 +149,10 @@ def _shipped_jobs(name: str, threads: int) -> dict[str, tuple[Timed, float, str]
     }
 
 
-def run(models: list[str], rounds: int, threads: int | None, advance: Callable[[int, int], None]) -> dict[str, Any]:
+def run(
+    models: list[str], rounds: int, progress: Callable[[int, int], None] = lambda done, total: None
+) -> dict[str, Any]:
     """Times every job once a round for `rounds` rounds; returns medians with lowest and highest, and ratios."""
-    if threads:
-        torch.set_num_threads(threads)
     a = torch.randn(2048, 2048)
     x = torch.randn(BATCH, 64, 80, 80).contiguous(memory_format=torch.channels_last)
     w = torch.randn(64, 64, 3, 3).contiguous(memory_format=torch.channels_last)
@@ -178,7 +176,7 @@ def run(models: list[str], rounds: int, threads: int | None, advance: Callable[[
                 continue
             for variant in variants:
                 trainer = _trainer(model, table, variant, Path(folder))
-                epoch: Timed = lambda t=trainer: t.run_epoch(lambda i, n: None)  # type: ignore[misc]  # noqa: E731
+                epoch: Timed = lambda t=trainer: t.run_epoch()  # type: ignore[misc]  # noqa: E731
                 jobs[f"{model} training, {variant}"] = (epoch, len(table), "images/s")
             net = cast(ScoreMapNet, create_model(model)).eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
             for batch in (1, 64):
@@ -200,7 +198,7 @@ def run(models: list[str], rounds: int, threads: int | None, advance: Callable[[
                     call()
                 if i:
                     times[name].append((time.perf_counter() - began) / repeats)
-            advance(i + 1, rounds + 1)
+            progress(i + 1, rounds + 1)
     rows: dict[str, dict[str, Any]] = {}
     for name, (_, work, unit) in jobs.items():
         rates = [1000 * t / work if unit == "ms" else work / t for t in times[name]]

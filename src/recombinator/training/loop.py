@@ -10,6 +10,7 @@ Random numbers of epoch e come from (seed, e) alone, so no generator state has t
 from __future__ import annotations
 
 import json
+import logging
 import math
 import time
 from collections.abc import Callable
@@ -38,6 +39,8 @@ from recombinator.weights.files import (
     score_map_weights,
     write_tensors,
 )
+
+logger = logging.getLogger(__name__)
 
 STATE = "recombinator-state-1"
 REVIVE_SAMPLES = 512  # training samples that tell which maps are silent
@@ -96,8 +99,11 @@ class Trainer:
 
     # ---- one epoch -------------------------------------------------------------------------------------------
 
-    def run_epoch(self, step_done: Callable[[int, int], None]) -> float:
-        """Trains on every sample once; returns the mean loss. Raises InputError where the loss is not finite."""
+    def run_epoch(self, progress: Callable[[int, int], None] = lambda done, total: None) -> float:
+        """Trains on every sample once; returns the mean loss. Raises InputError where the loss is not finite.
+
+        progress: called with optimizer steps done and steps of the whole run.
+        """
         self.net.train()
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.at.epoch)
         n = len(self.train_table)
@@ -121,7 +127,7 @@ class Trainer:
             loss.backward()
             self.optimizer.step()
             total += value * len(index)
-            step_done(self.at.epoch * self.steps + i + 1, self.recipe.epochs * self.steps)
+            progress(self.at.epoch * self.steps + i + 1, self.recipe.epochs * self.steps)
         return total / n
 
     def _revive(self, index: Tensor, generator: torch.Generator) -> int:
@@ -160,10 +166,10 @@ class Trainer:
             tensors |= {f"optimiser.{i}.{k}": v for k, v in state.items()}
         write_tensors(self.out / name, tensors, {"format": STATE, **self.settings, "position": self.at.__dict__})
 
-    def restore(self, notice: Callable[[str], None] = lambda sentence: None) -> None:
+    def restore(self) -> None:
         """Continues the run in `out`, from the latest state that this recipe would also have passed through: the
-        last one; for another number of epochs, one before either learning rate fell, or the very start. `notice`
-        is told what is run anew. Raises InputError where there is nothing to continue, or other settings."""
+        last one; for another number of epochs, one before either learning rate fell, or the very start. A warning
+        names epochs that are run again. Raises InputError where there is nothing to continue, or other settings."""
         reached = -1
         for name in ("last.safetensors", "stable.safetensors"):
             if not (self.out / name).is_file():
@@ -181,9 +187,9 @@ class Trainer:
         if reached < 0:
             raise InputError(f"{self.out}: nothing to resume (no last.safetensors); leave --resume out")
         if self.at.epoch < reached:
-            notice(
+            logger.warning(
                 f"{self.out}: with {self.recipe.epochs} epochs the learning rate falls later than it did; "
-                f"epochs {self.at.epoch + 1} to {reached} are run anew; best-{reached}.safetensors keeps the old best"
+                f"epochs {self.at.epoch + 1} to {reached} are run again; best-{reached}.safetensors keeps the old best"
             )
             old_best = self.out / f"best-{reached}.safetensors"
             if not old_best.is_file():  # a stop in the first epoch that is run anew comes here again
@@ -230,9 +236,13 @@ class Trainer:
     # ---- the run ---------------------------------------------------------------------------------------------
 
     def fit(
-        self, report: Callable[[dict[str, Any]], None], step_done: Callable[[int, int], None] = lambda i, n: None
-    ) -> dict[str, Any]:
-        """Trains to the end; `report` gets each epoch's metrics. Returns the summary, also in summary.json."""
+        self, on_epoch: Callable[[dict[str, Any]], None] = lambda metrics: None,
+        progress: Callable[[int, int], None] = lambda done, total: None,
+    ) -> dict[str, Any]:  # fmt: skip
+        """Trains to the end; returns the summary, also in summary.json.
+
+        on_epoch: called with each epoch's metrics, after its state is written. progress: as in `run_epoch`.
+        """
         self.out.mkdir(parents=True, exist_ok=True)
         made_by = provenance() | {"bfloat16": self.task.bfloat16}
         sittings = record(self.out).get("sittings", []) if self.at.epoch else []
@@ -241,7 +251,7 @@ class Trainer:
         )
         while self.at.epoch < self.recipe.epochs and not self.out_of_patience:
             began = time.perf_counter()
-            loss = self.run_epoch(step_done)
+            loss = self.run_epoch(progress)
             trained = time.perf_counter() - began
             errors = self.task.validate()
             if not all(math.isfinite(v) for v in errors.values()):
@@ -266,7 +276,11 @@ class Trainer:
                 copy_file(self.out / "best.safetensors", self.out / "stable-best.safetensors")
                 self.save("stable.safetensors")
             self.save("last.safetensors")
-            report(line)
+            logger.info(
+                f"epoch {line['epoch']:4d}  loss {line['loss']:8.3f}  valid {line['valid']:6.2f} %  "
+                f"plain {line['clean']:6.2f} %  {line['images_per_second']:4.0f} img/s {line['seconds']:6.0f} s"
+            )
+            on_epoch(line)
         summary = {
             "epochs": self.at.epoch, "best_epoch": self.at.best_epoch, "best_valid": self.at.best,
             "seconds": self.at.seconds,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from recombinator.keypoints import KeypointSet
 from recombinator.utils.errors import InputError
 from recombinator.utils.files import write_atomically, write_json
-from recombinator.weights.shipped import is_graph, shipped_graphs, shipped_weights
+from recombinator.weights.shipped import is_graph, shipped_weights, unknown_model
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -86,8 +86,7 @@ def resolve(name_or_path: str | os.PathLike[str]) -> Path:
         return known[text]
     if is_graph(text):
         raise InputError(f"{text}: an exported graph; this wants the weights it was exported from")
-    names = ", ".join(sorted(known | shipped_graphs())) or "none"
-    raise InputError(f"{text}: neither a weights file, nor a run's folder, nor a name that ships ({names})")
+    raise unknown_model(text)
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
@@ -112,13 +111,15 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise InputError(f"{path}: not a readable safetensors file ({error})") from None
 
 
-def save_weights(path: Path, weights: Weights) -> None:
+def save_weights(path: Path, weights: Weights, half: bool = False) -> None:
+    """Write a weights file. half: floating-point tensors in half precision, for an archive."""
     meta = {
         "format": FORMAT, "model": weights.net.config, "keypoints": weights.keypoints.to_dict(),
         "crop_rule": weights.crop_rule, "template": weights.template, "training": weights.training,
         "calibration": weights.calibration,
     }  # fmt: skip
-    write_tensors(path, dict(weights.net.state_dict()), meta)
+    tensors = {k: v.half() if half and v.is_floating_point() else v for k, v in weights.net.state_dict().items()}
+    write_tensors(path, tensors, meta)
 
 
 def join(
