@@ -8,7 +8,8 @@ from recombinator.evaluation.tables import choose_joint, compare, evaluate
 from recombinator.keypoints import FACE_5, FACE_68
 from recombinator.models import Joint, create_model
 from recombinator.models.decode import maximum
-from recombinator.models.denoiser import MapDenoiser, SpectralConv
+from recombinator.models.denoiser import MapDenoiser
+from recombinator.models.spectral import SpectralConv
 from recombinator.training.loop import copy_matching
 from recombinator.transforms.samples import BLANK
 from recombinator.utils.errors import InputError

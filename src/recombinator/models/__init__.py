@@ -1,4 +1,4 @@
-"""Networks by name: `create_model("rcn-6", keypoints=5)`. They know no files, datasets or metrics."""
+"""Networks by name: `create_model("rcn-6", keypoints=5)`. They are independent of files, datasets and metrics."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
 
-from recombinator.models.base import KeypointNet
+from recombinator.models.base import KeypointNet, check_choice
 from recombinator.models.denoiser import Denoiser, MapDenoiser, PointDenoiser
 from recombinator.models.joint import Joint
 from recombinator.models.networks import RCN, Level, ScoreMapNet, SumNet
@@ -35,11 +35,11 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Architecture:
-    """A named network.
+    """An entry of `MODELS`.
 
     Attributes:
-        make: Called with K and the options of `create_model`; returns the network.
-        keypoints: K by default: what the network was designed for.
+        make: Factory of the network. Its arguments are K and the options of `create_model`.
+        keypoints: Default K: the number that the network was designed for.
     """
 
     make: Callable[..., KeypointNet]
@@ -47,27 +47,32 @@ class Architecture:
 
 
 def _level(trunk: int, *branch: int, kernels: tuple[int, ...] | None = None, trunk_kernel: int = 3) -> Level:
+    """Return a level from the map counts of its trunk and branch convolutions; kernels are 3x3 by default."""
     return Level(trunk, tuple(zip(branch, kernels or (3,) * len(branch), strict=True)), trunk_kernel)
 
 
-# SPEC 1.1, finest first. A branch's list is its convolutions; the finest included branch ends in K maps.
+# Fig. 1 and Table 2: the networks for 5 keypoints, finest level first. The finest included branch ends in K maps.
 _FACE_5 = (
     _level(16, 16, 16), _level(32, 32, 16), _level(48, 48, 32), _level(48, 48), _level(48, 48, 48), _level(48, 48, 48),
     _level(48, 48, 48, kernels=(1, 1), trunk_kernel=1),
 )  # fmt: skip
 _TEN_TWICE = _level(48, 48, 48)
-# SPEC 1.3: a branch of SumNet is one convolution as wide as its trunk, then one to K maps.
+# Fig. 1 (left): a branch of SumNet is one convolution as wide as its trunk, then one to K maps.
 _SUM_5 = tuple(_level(w, w, w) for w in (16, 32, 48, 48, 48, 48))
 
 
 def _rcn_5(branches: int) -> dict[str, tuple[Level, ...]]:
-    """The 10x10 branch has one convolution in the authors' 5 to 7 branch code ("code"), two in Fig. 1, which draws
-    4 branches ("twice")."""
+    """Return the levels of an RCN for 5 keypoints by the option `form`, the default first.
+
+    The 10x10 branch has one convolution in the authors' code for 5 to 7 branches ("code") and two in Fig. 1, which
+    shows 4 branches ("twice").
+    """
     once, twice = _FACE_5[:branches], (*_FACE_5[:3], _TEN_TWICE, *_FACE_5[4:branches])
     return {"twice": twice, "code": once} if branches == 4 else {"code": once, "twice": twice}
 
 
-# SPEC 1.4: the authors' code (5x5, then 1x1; one convolution at 10x10) and the paper's text (3x3, two 1x1 more).
+# Section 5.2, 300W: the authors' code (5x5, then 1x1; one convolution at 10x10) and the paper's text (3x3, and two 1x1
+# in the finest branch)
 _FACE_68: dict[str, tuple[Level, ...]] = {
     "code": (
         _level(64, 64, 64, 64, 64, kernels=(5, 1, 1, 1)), *(_level(64, 64, 64, kernels=(5, 1)),) * 2,
@@ -75,18 +80,22 @@ _FACE_68: dict[str, tuple[Level, ...]] = {
     ),
     "text": (_level(64, 64, 64, 64, 64, kernels=(3, 1, 1, 1)), *(_level(64, 64, 64),) * 4),
 }  # fmt: skip
-_SUM_68 = (_level(64, 64, 64, 64, 64), *(_level(64, 64, 64),) * 4)  # SPEC 1.5
+_SUM_68 = (_level(64, 64, 64, 64, 64), *(_level(64, 64, 64),) * 4)  # of the authors' code; not in the paper
 
 
 def _score_maps(
     network: type[ScoreMapNet], forms: dict[str, tuple[Level, ...]], **fixed: Any
 ) -> Callable[..., ScoreMapNet]:
-    """A factory of SumNet or RCN. forms: levels, finest first, by the value of the option `form`; the first is the
-    default."""
+    """Return a factory of SumNet or RCN.
+
+    Args:
+        network: The class.
+        forms: Levels, finest first, by the value of the option `form`. The first is the default.
+        **fixed: Arguments of the class that the name decides.
+    """
 
     def make(keypoints: int, *, form: str = next(iter(forms)), width: float = 1.0, **options: Any) -> ScoreMapNet:
-        if form not in forms:
-            raise InputError(f"unknown form={form!r}; expected one of {', '.join(forms)}")
+        check_choice("form", form, forms)
         if not 0 < width <= 100:
             raise InputError(f"width={width} must be a positive factor, at most 100")
         return network(tuple(level.scaled(width) for level in forms[form]), keypoints, **fixed, **options)
@@ -108,7 +117,7 @@ MODELS: dict[str, Architecture] = {
     "denoiser-lite": Architecture(PointDenoiser, 68),
 }
 
-# options of `create_model` that can be given as text, and their types
+# types of the options of `create_model` that `train --set` accepts
 OPTIONS: dict[str, str] = {
     "size": "int", "channels": "int", "mask": "tuple[int, ...]", "upsampling": "str", "norm": "str", "width": "float",
     "alpha": "str", "fold": "int", "form": "str", "kernel": "int", "layers": "int", "heads": "int", "parts": "int",
@@ -125,15 +134,27 @@ def create_model(name: str, keypoints: int | None = None, **options: Any) -> Key
 
     Args:
         name: One of `model_names()`.
-        keypoints: K; by default what the network was designed for.
-        **options: `size` (input side in pixels, 80) and, for networks that take images, `channels` (1) and `norm`
-            (local contrast normalization with its floor per "image" or "batch", or "global"). SumNet and RCN: `mask`
-            (branches to keep, coarsest first), `upsampling` ("tile" | "bilinear"), `width` (factor on all widths),
-            `mirror` and `shift` (see ScoreMapNet). SumNet: `alpha` ("map" | "pixel"). RCN: `fold` (n: squares of n x n
-            pixels enter the finest level as channels), `form` ("code" | "twice" with 5 keypoints, where "twice" has two
-            convolutions in the 10x10 branch; "code" | "text" with 68, where "code" is 5x5, then 1x1), and the released
-            variant's `upsampling="learned"` and `keep_maxima`. Denoiser: `width`, `kernel`; denoiser-lite: `width`,
-            `layers`, `heads`, `parts`.
+        keypoints: K; by default the number that the network was designed for.
+        **options: See below. An option that the network does not have is an error.
+
+    Options:
+        size: Side of the input in pixels, 80 by default.
+        channels: Networks for images: input channels, 1 (gray, the default) or 3 (RGB).
+        norm: Networks for images: local contrast normalization with its floor per "image" or "batch", or "global".
+        mask: SumNet and RCN: 1 for each branch to keep and 0 for each to leave out, coarsest first.
+        upsampling: SumNet and RCN: "tile" or "bilinear"; RCN also "learned".
+        width: SumNet and RCN: factor on all map counts. Denoisers: maps, or features per token.
+        mirror: SumNet and RCN: average with the mirror image (see `ScoreMapNet`).
+        shift: SumNet and RCN: average over shifts of so many pixels (see `ScoreMapNet`).
+        alpha: SumNet: one weight per score "map" or per "pixel".
+        fold: RCN: squares of fold x fold pixels enter the finest level as channels.
+        form: RCN: "code" or "twice" (two convolutions in the 10x10 branch) for 5 keypoints; "code" (5x5, then 1x1) or
+            "text" (3x3) for 68.
+        keep_maxima: RCN: trunk maps keep only the maximum of each 2x2 window (see `RCN`).
+        kernel: denoiser: kernel side in cells, odd.
+        layers: denoiser-lite: transformer layers.
+        heads: denoiser-lite: attention heads.
+        parts: denoiser-lite: Gaussians per keypoint.
 
     Returns:
         The network in training mode.
@@ -141,7 +162,7 @@ def create_model(name: str, keypoints: int | None = None, **options: Any) -> Key
     Raises:
         InputError: Unknown name or option, or a size that the poolings do not allow.
     """
-    if name == "joint" and "image" in options:  # a weights file: two configurations, how to add them
+    if name == "joint" and "image" in options:  # the configuration of a joint model's weights file
         parts = [dict(options[part]) for part in ("image", "denoiser")]
         nets = [create_model(part.pop("name"), part.pop("keypoints"), **part) for part in parts]
         return Joint(cast(ScoreMapNet, nets[0]), cast(Denoiser, nets[1]), options["weight"], options["iterations"])
@@ -161,8 +182,18 @@ def create_model(name: str, keypoints: int | None = None, **options: Any) -> Key
 
 
 def catalogue(keypoints: int | None = None, size: int = 80) -> list[dict[str, Any]]:
-    """Every network that can have this input side: name, parameters, multiply_adds an image, input side in pixels,
-    keypoints. Raises InputError where none can."""
+    """Describe every network that can be created for an input size.
+
+    Args:
+        keypoints: K; by default the number that each network was designed for.
+        size: Side of the input in pixels.
+
+    Returns:
+        One row per network: name, parameters, multiply_adds (per image), input (side in pixels), keypoints.
+
+    Raises:
+        InputError: No network allows this size.
+    """
     rows: list[dict[str, Any]] = []
     for name in model_names():
         try:

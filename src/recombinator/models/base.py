@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -13,9 +14,9 @@ from recombinator.utils.errors import InputError
 class KeypointNet(nn.Module):
     """A network that locates K keypoints.
 
-    A new architecture subclasses this, sets the attributes, and gets one entry in `models.ARCHITECTURES` (or a call of
-    `register`); then it can be trained, evaluated, calibrated, exported and joined like the others. Nothing in the
-    package asks for a network's class.
+    A new architecture subclasses this, sets the attributes, and gets one entry in `models.MODELS`. Then it can be
+    trained, evaluated, calibrated, exported and joined like the others. Nothing in the package asks for a network's
+    class.
 
     Attributes:
         keypoints: K.
@@ -108,6 +109,13 @@ def check_groups(net: KeypointNet, groups: dict[str, list[nn.Parameter]]) -> Non
     if missing or twice:
         what = f"{missing[0]} is in no group" if missing else f"{twice[0]} is in two groups"
         raise InputError(f"{type(net).__name__}.weight_groups(): {what}; list every parameter exactly once")
+
+
+def check_choice(label: str, value: object, choices: Iterable[str]) -> None:
+    """Raise InputError, naming the option `label`, unless `value` is one of `choices`."""
+    known = tuple(choices)
+    if value not in known:
+        raise InputError(f"unknown {label}={value!r}; expected one of {', '.join(known)}")
 
 
 def check_takes_images(net: nn.Module, name: str) -> None:

@@ -1,4 +1,4 @@
-"""The joint model (section 4, Fig. 2): an RCN's scores plus a denoiser's, which is fed the RCN's hard answer."""
+"""The joint model (section 4, Fig. 2): the score maps of an RCN plus those of a denoiser."""
 
 from __future__ import annotations
 
@@ -14,12 +14,23 @@ from recombinator.utils.errors import InputError
 
 
 class Joint(KeypointNet):
-    """Pre-softmax maps A of the image network, B of the denoiser at the cells where A is highest; the answer is
-    A + weight * B. Each further iteration feeds the denoiser the last sum's highest cells. (The caption of Fig. 2 says
-    softmax values are summed; text, arrows and code sum what comes before it: SPEC 7 row 13.)
+    """Sum of image scores A and denoiser scores B: A + weight * B.
+
+    The denoiser's input is the cell of the highest score in each map of A. Each further iteration uses the highest
+    cells of the last sum instead. Pre-softmax scores are summed, as in section 4 (the caption of Fig. 2 says softmax
+    values).
+
+    Args:
+        image: Network for images.
+        denoiser: Denoiser with the same keypoints and input size.
+        weight: Factor of the denoiser's scores.
+        iterations: Number of passes through the denoiser.
+
+    Raises:
+        InputError: The networks differ in keypoints or input size.
     """
 
-    task = ""  # its two parts are trained apart
+    task = ""  # the two networks are trained separately
 
     def __init__(self, image: ScoreMapNet, denoiser: Denoiser, weight: float = 1.0, iterations: int = 1) -> None:
         super().__init__()
@@ -49,9 +60,9 @@ class Joint(KeypointNet):
         self.denoiser.check_exportable(name)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, channels, S, S) images, 0..255 -> (B, K, S, S) scores."""
-        from_image = self.image(x)
-        total = from_image
+        """Return (B, K, S, S) scores of (B, channels, S, S) images with values 0 to 255."""
+        image_scores = self.image(x)
+        total = image_scores
         for _ in range(self.iterations):
-            total = from_image + self.weight * self.denoiser.scores((maximum(total) - 0.5).long())
+            total = image_scores + self.weight * self.denoiser.scores((maximum(total) - 0.5).long())
         return total

@@ -21,7 +21,8 @@ from recombinator.data.table import FaceTable, TableInfo
 from recombinator.keypoints import FACE_5
 from recombinator.models import ScoreMapNet, create_model
 from recombinator.models.decode import maximum, subpixel
-from recombinator.models.denoiser import MapDenoiser, SpectralConv
+from recombinator.models.denoiser import MapDenoiser
+from recombinator.models.spectral import SpectralConv
 from recombinator.predict.engine import ENGINES, load_engine
 from recombinator.predict.predictor import load
 from recombinator.training.loop import Trainer

@@ -17,7 +17,8 @@ from recombinator.evaluation.plots import COLORS, new_figure, save
 from recombinator.evaluation.tables import Evaluation, evaluate_table
 from recombinator.models import RCN, Denoiser, Joint, ScoreMapNet, SumNet, create_model
 from recombinator.models.decode import maximum
-from recombinator.models.denoiser import MapDenoiser, SpectralConv
+from recombinator.models.denoiser import MapDenoiser
+from recombinator.models.spectral import SpectralConv
 from recombinator.study.plan import FIGURES
 from recombinator.transforms.samples import fixed_samples
 from recombinator.utils.errors import InputError

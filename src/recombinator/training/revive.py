@@ -1,4 +1,4 @@
-"""Re-initialize dead channels during training.
+"""Count and re-initialize dead channels during training.
 
 A channel whose ReLU output is zero for every image gets no gradient and never recovers: a few large early steps can
 cost a network most of a branch. New incoming weights for such channels are the idea of Sokar et al. (The Dormant
@@ -16,7 +16,7 @@ from torch import Generator, Tensor
 from recombinator.models.base import KeypointNet
 from recombinator.models.layers import initial_bound
 
-SCALE = 0.3  # of the initial range: what a channel's readers do with it now changes the output by little
+SCALE = 0.3  # of the initial range, so that the new channels change the network's output only a little
 
 
 @torch.no_grad()
@@ -33,7 +33,8 @@ def dead_channels(net: KeypointNet, inputs: Tensor) -> dict[Any, Tensor]:
     dead: dict[Any, Tensor] = {}
 
     def record(conv: Any, _: Any, output: Tensor) -> None:
-        dead[conv] = output.amax(dim=(0, 2, 3)) <= 0
+        zero = output.amax(dim=(0, 2, 3)) <= 0
+        dead[conv] = dead[conv] & zero if conv in dead else zero  # a convolution may run several times per input
 
     hooks = [conv.register_forward_hook(record) for conv in net.rectified()]
     fused, net.fused = net.fused, False  # the fused form does not call its convolution
@@ -44,6 +45,19 @@ def dead_channels(net: KeypointNet, inputs: Tensor) -> dict[Any, Tensor]:
         for hook in hooks:
             hook.remove()
     return dead
+
+
+def count_dead_channels(net: KeypointNet, inputs: Tensor) -> int:
+    """Count the channels that are zero in every cell of every input, in evaluation mode.
+
+    Evaluation mode draws no random numbers and updates no running statistics, so counting does not affect training.
+    """
+    training = net.training
+    net.eval()
+    try:
+        return sum(int(dead.sum()) for dead in dead_channels(net, inputs).values())
+    finally:
+        net.train(training)
 
 
 @torch.no_grad()
