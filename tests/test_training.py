@@ -399,7 +399,7 @@ def test_start_from_what_cannot_fit(faces5, tmp_path):
     train("rcn-4", faces5, tmp_path / "run", epochs=1, **SMALL)
     state = tmp_path / "run" / "last.safetensors"
     for start, words in (
-        (state, "a state of training"),
+        (state, "a training checkpoint"),
         ("denoiser-lite-300w", "none"),
     ):
         with pytest.raises(InputError, match=words):
