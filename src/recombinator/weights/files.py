@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -148,13 +148,28 @@ def write_pair(
     write_json(path, {**names, "weight": weight, "iterations": iterations, "calibration": calibration or {}})
 
 
+def _read_shifted(path: Path) -> Weights | None:
+    """The network that a JSON file derives with `shifted`: weights relative to it, pixels, calibration. None if the
+    file derives none."""
+    from recombinator.weights.derive import shifted
+
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+        if "shifted" in fields:
+            made = shifted(path.parent / fields["shifted"], int(fields["by"]))
+            return replace(made, calibration=dict(fields["calibration"]))
+    except (OSError, json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
+        pass  # `read_pair` says what is wrong
+    return None
+
+
 def load_weights(name_or_path: str | os.PathLike[str]) -> Weights:
     """The network in evaluation mode, on the CPU. Raises InputError for anything that is not such a file."""
     from recombinator.models import create_model
 
     path = resolve(name_or_path)
-    if path.suffix == ".json":  # a joint model whose two parts have files of their own
-        return join(**read_pair(path))
+    if path.suffix == ".json":  # made of weights that have files of their own
+        return _read_shifted(path) or join(**read_pair(path))
     tensors, meta = read_tensors(path)
     if "position" in meta:
         raise InputError(f"{path}: a state of training, not weights; use the best.safetensors beside it")

@@ -10,7 +10,7 @@ FOLDER = Path(str(resources.files("recombinator") / "weights_data"))
 
 
 def shipped_weights() -> dict[str, Path]:
-    """Weights by name; a .json is a pair for `join`."""
+    """Weights by name; a .json names the weights it is made of."""
     return {p.stem: p for p in sorted([*FOLDER.glob("*.safetensors"), *FOLDER.glob("*.json")])}
 
 
