@@ -185,8 +185,10 @@ def load_weights(name_or_path: WeightsLike) -> Weights:
     if isinstance(name_or_path, Weights):
         return name_or_path
     path = resolve(name_or_path)
-    if path.suffix == ".json":  # a joint model whose two parts have their own files
-        return replace(join(**read_pair(path)), name=os.fspath(name_or_path))
+    if path.suffix == ".json":  # made of weights that have files of their own
+        made = _read_shifted(path) or join(**read_pair(path))
+        made.net.temperature = made.temperature
+        return replace(made, name=os.fspath(name_or_path))
     tensors, meta = read_tensors(path)
     if "position" in meta:
         raise InputError(f"{path}: a training checkpoint, not weights; use best.safetensors in the same folder")
@@ -269,6 +271,21 @@ def read_pair(path: Path) -> dict[str, Any]:
         raise InputError(
             f"{path}: expected a JSON object with image, denoiser, weight and iterations ({error!r})"
         ) from None
+
+
+def _read_shifted(path: Path) -> Weights | None:
+    """Make the network that a JSON file derives with `shifted`: weights relative to it, pixels, calibration. None if
+    the file derives none."""
+    from recombinator.weights.derive import shifted
+
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+        if "shifted" in fields:
+            made = shifted(path.parent / fields["shifted"], int(fields["by"]))
+            return replace(made, calibration=dict(fields["calibration"]))
+    except (OSError, json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
+        pass  # `read_pair` says what is wrong
+    return None
 
 
 def write_pair(
