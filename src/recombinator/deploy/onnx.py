@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from recombinator.data.table import load_table
-from recombinator.models import Denoiser, Joint, ScoreMapNet
+from recombinator.keypoints import check_same_keypoints
+from recombinator.models.base import check_takes_images
 from recombinator.models.decode import decode
-from recombinator.models.denoiser import MapDenoiser
 from recombinator.predict.engine import GRAPH_FORMAT, OUTPUTS
 from recombinator.transforms.augment import Augment
 from recombinator.transforms.samples import fixed_samples
@@ -39,7 +39,7 @@ class _Graph(nn.Module):
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         output = self.net(image.float())
-        decoded = decode(output, self.net.temperature, getattr(self.net, "tile", 1))  # type: ignore[arg-type]
+        decoded = decode(output, self.net.temperature, self.net.tile)  # type: ignore[arg-type]
         results = tuple(getattr(decoded, name) for name in OUTPUTS)
         return (*results, output) if self.maps else results
 
@@ -77,26 +77,21 @@ def export(
         raise InputError(f"export needs onnx and onnxscript; {remedy('onnx')}") from None
     loaded = load_weights(weights)
     net = loaded.net
-    if isinstance(net, Denoiser):
-        raise InputError(f"{weights}: a denoiser, which sees no image; export the joint model")
-    if isinstance(net, Joint) and isinstance(net.denoiser, MapDenoiser):
-        raise InputError(f"{weights}: its denoiser works by FFT, which ONNX has no graph for; join denoiser-lite")
+    check_takes_images(net, str(weights))
+    net.check_exportable(str(weights))
     meta = {
         "format": GRAPH_FORMAT, "keypoints": loaded.keypoints.to_dict(), "crop_rule": loaded.crop_rule,
         "template": loaded.template, "size": net.size, "channels": net.channels, "model": net.config,
         "calibration": loaded.calibration, "training": loaded.training,
     }  # fmt: skip
-    parts = [part for part in net.modules() if isinstance(part, ScoreMapNet)]
-    for part in parts:  # ONNX Runtime chooses its own memory layout, and is fast on plain convolutions
-        part.layout, part.fused = torch.contiguous_format, False
+    net.plain()
     if int8 is None:
         model = _traced(net, maps)
     else:
         from recombinator.deploy.quantize import equalize, quantize
 
         crops, fingerprint = _calibration_crops(loaded, int8)
-        for part in parts:
-            equalize(part, crops)
+        equalize(net, crops)
         model = quantize(_traced(net, maps), crops.numpy())
         meta["int8"] = {"images": len(crops), "fingerprint": fingerprint}
     onnx.helper.set_model_props(model, {"recombinator": json.dumps(meta)})
@@ -143,8 +138,7 @@ def _calibration_crops(loaded: Weights, data: str | os.PathLike[str]) -> tuple[T
     """Jittered crops of a table, (N, C, S, S) uint8, and the table's fingerprint."""
     net: Any = loaded.net
     table = load_table(data, net.channels, INT8_IMAGES, spread=True)
-    if table.info.keypoints.names != loaded.keypoints.names:
-        raise InputError(f"{data}: its keypoints ({table.info.keypoints.name}) are not those of the weights")
+    check_same_keypoints(loaded.keypoints, table.info.keypoints, str(data))
     jittered = fixed_samples(table, net.size, Augment(), torch.device("cpu"))
     crops = torch.cat([inputs.round().clamp(0, 255).byte() for inputs, _ in jittered])
     return crops, table.fingerprint

@@ -11,7 +11,6 @@ import io
 import tempfile
 import warnings
 from collections.abc import Iterator
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recombinator.models.networks import ScoreMapNet
 from recombinator.utils.errors import InputError
 
 PASSING = ("Relu", "MaxPool", "Resize", "Concat")  # quantized with the convolutions around them
@@ -27,30 +25,8 @@ BATCH = 32
 LEAST = 0.015  # limit on how far rarely used maps are enlarged; chosen on validation faces
 
 
-def readers(net: ScoreMapNet) -> dict[Any, list[tuple[Any, int]]]:
-    """Find the convolutions that read each rectified convolution's maps.
-
-    Returns:
-        Rectified convolution -> (reading convolution, the first of its input channels that holds these maps).
-    """
-    found: dict[Any, list[tuple[Any, int]]] = {conv: [] for conv in net.rectified()}
-    passed: list[Any] = []  # convolutions whose maps the next finer branch receives, in the order of its channels
-    for a, b in pairwise(net.trunk):
-        found[a].append((b, 0))
-    for level, convs in reversed(list(net.branches())):
-        start = 0
-        for source in (net.trunk[level], *passed):
-            found[source].append((convs[0], start))
-            start += source.out_channels
-        for a, b in pairwise(convs):
-            found[a].append((b, 0))
-        if not net.ends(level):
-            passed = [convs[-1], *(passed if getattr(net, "skip", False) else [])]
-    return found
-
-
 @torch.no_grad()
-def equalize(net: ScoreMapNet, images: Tensor) -> None:
+def equalize(net: KeypointNet, images: Tensor) -> None:
     """Scale the maps of each layer so that their ranges are alike; the network's scores stay what they were.
 
     A positive factor of one map passes ReLU, max pooling, upsampling and concatenation. Each map is divided by its own
@@ -59,7 +35,7 @@ def equalize(net: ScoreMapNet, images: Tensor) -> None:
     maps and weights.
 
     Args:
-        net: Changed in place. Its tiled maps must be built (`net.fused` False), as they are in a graph.
+        net: Changed in place, in its plain form. A network without `channel_readers` stays as it is.
         images: (N, channels, S, S) crops, 0..255, from which the ranges are measured.
     """
     largest: dict[Any, Tensor] = {}
@@ -68,12 +44,13 @@ def equalize(net: ScoreMapNet, images: Tensor) -> None:
         top = output.clamp_min(0).amax(dim=(0, 2, 3))
         largest[conv] = torch.maximum(largest.get(conv, top), top)
 
-    hooks = [conv.register_forward_hook(measure) for conv in net.rectified()]
+    readers = net.channel_readers()
+    hooks = [conv.register_forward_hook(measure) for conv in readers]
     for batch in images.split(BATCH):
         net(batch)
     for hook in hooks:
         hook.remove()
-    for conv, reading in readers(net).items():
+    for conv, reading in readers.items():
         top = largest[conv].max() if largest[conv].any() else torch.tensor(1.0)
         factor = largest[conv].clamp_min(LEAST * float(top)) / top.sqrt()
         conv.weight /= factor[:, None, None, None]
