@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from recombinator.models.base import KeypointNet
 from recombinator.utils.errors import InputError
 
 PASSING = ("Relu", "MaxPool", "Resize", "Concat")  # quantized with the convolutions around them
