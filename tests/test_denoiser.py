@@ -8,7 +8,8 @@ from recombinator.evaluation.tables import choose_joint, compare, evaluate
 from recombinator.keypoints import FACE_5, FACE_68
 from recombinator.models import Joint, create_model
 from recombinator.models.decode import maximum
-from recombinator.models.denoiser import MapDenoiser, SpectralConv
+from recombinator.models.denoiser import MapDenoiser
+from recombinator.models.spectral import SpectralConv
 from recombinator.training.loop import copy_matching
 from recombinator.transforms.samples import BLANK
 from recombinator.utils.errors import InputError
@@ -141,7 +142,7 @@ def test_a_pair_file_is_the_joint_of_its_parts_and_follows_them(tmp_path):
     loaded, x = load_weights(tmp_path / "pair.json"), 255 * torch.rand(2, 1, 24, 24)
     torch.testing.assert_close(loaded.net(x), join(*parts, 0.7).net(x))
     (tmp_path / "pair.json").write_text('{"image": "image.safetensors"}')
-    with pytest.raises(InputError, match="pair.json: wants a JSON object"):
+    with pytest.raises(InputError, match="pair.json: expected a JSON object"):
         load_weights(tmp_path / "pair.json")
 
 

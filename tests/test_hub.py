@@ -50,6 +50,6 @@ def test_what_the_hub_refuses(hub, monkeypatch):
     with pytest.raises(InputError, match="refused it"):
         push_to_hub("rcn-6-mtfl", "somebody-else/eyes")
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(InputError, match=r"in the checkout: pip install '.\[hub\]'"):
+    with pytest.raises(InputError, match=r"pip install -e '.\[hub\]'"):
         from_pretrained("me/eyes")
     assert not list(Path(hub).glob("somebody-else*"))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,8 +21,10 @@ import numpy as np
 
 from recombinator.data.images import decode_image
 from recombinator.keypoints import KeypointSet
-from recombinator.utils.errors import InputError
+from recombinator.utils.errors import InputError, import_optional
 from recombinator.utils.files import from_file_keys, to_file_keys, write_atomically
+
+logger = logging.getLogger(__name__)
 
 FORMAT = 3
 SPLIT_SEED = 7345  # the authors' seed, for every split
@@ -148,8 +151,8 @@ T = TypeVar("T")
 
 def write_splits(
     out: Path, jobs: Mapping[str, Sequence[T]], make: Callable[[T], Row], info: Callable[[str], TableInfo], *,
-    attributes: tuple[str, ...] = (), strict: bool = False, drop: Callable[[str], None] = print,
-    advance: Callable[[int, int], None] = lambda done, total: None,
+    attributes: tuple[str, ...] = (), strict: bool = False,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, int]:  # fmt: skip
     """Make the rows of every split in threads, and write OUT/SPLIT.parquet.
 
@@ -162,8 +165,7 @@ def write_splits(
         info: returns what holds for every row of a split.
         attributes: names of the attributes that every row has.
         strict: raise the first error instead of leaving the item out.
-        drop: called with a sentence for each item left out.
-        advance: called with the numbers of items done and in all.
+        progress: called with the numbers of items done and in all.
 
     Returns:
         Rows written per split, and "dropped".
@@ -171,6 +173,7 @@ def write_splits(
     Raises:
         InputError: nothing could be used, or with `strict` the first item that could not.
     """
+    import_optional("pyarrow", "writing tables")  # before the work
     total, done, counts = sum(map(len, jobs.values())), 0, {"dropped": 0}
 
     def attempt(item: T) -> Row | InputError:
@@ -189,9 +192,9 @@ def write_splits(
                     raise made
                 else:
                     counts["dropped"] += 1
-                    drop(str(made))
+                    logger.warning("%s", made)
             done += len(group)
-            advance(done, total)
+            progress(done, total)
 
     with ThreadPoolExecutor() as pool:
         for split, items in jobs.items():
@@ -202,7 +205,9 @@ def write_splits(
                 counts[split] = write_table(out / f"{split}.parquet", info(split), chain([first], made), attributes)
     for other in sorted({"train", "valid", "test"} - {s for s in jobs if counts[s]}):
         if (out / f"{other}.parquet").exists():
-            drop(f"{out / other}.parquet: left as an earlier run wrote it; this run wrote no {other} table")
+            logger.warning(
+                "%s.parquet: left as an earlier run wrote it; this run wrote no %s table", out / other, other
+            )
     if not sum(counts[s] for s in jobs):
         raise InputError(f"nothing could be used: all {counts['dropped']} faces were dropped, for the reasons above")
     return counts

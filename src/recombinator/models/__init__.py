@@ -1,11 +1,14 @@
-"""Networks by name: `create_model("rcn-6", keypoints=5)`. They know no files, datasets or metrics."""
+"""Networks by name: `create_model("rcn-6", keypoints=5)`. They are independent of files, datasets and metrics."""
 
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, cast
 
+from recombinator.models.base import KeypointNet, check_choice
 from recombinator.models.denoiser import Denoiser, MapDenoiser, PointDenoiser
 from recombinator.models.joint import Joint
 from recombinator.models.networks import RCN, Level, ScoreMapNet, SumNet
@@ -13,13 +16,14 @@ from recombinator.models.tcdcn import TCDCN
 from recombinator.utils.errors import InputError
 
 __all__ = [
-    "DENOISERS",
     "MODELS",
     "OPTIONS",
     "RCN",
     "TCDCN",
+    "Architecture",
     "Denoiser",
     "Joint",
+    "KeypointNet",
     "Level",
     "ScoreMapNet",
     "SumNet",
@@ -31,36 +35,44 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Architecture:
-    """A named network: its class, its levels (finest first) by form, and the keypoints it was made for."""
+    """An entry of `MODELS`.
 
-    network: type[ScoreMapNet]
-    forms: dict[str, tuple[Level, ...]]  # the first one is the default
+    Attributes:
+        make: Factory of the network. Its arguments are K and the options of `create_model`.
+        keypoints: Default K: the number that the network was designed for.
+    """
+
+    make: Callable[..., KeypointNet]
     keypoints: int = 5
-    options: dict[str, Any] = field(default_factory=dict)
 
 
 def _level(trunk: int, *branch: int, kernels: tuple[int, ...] | None = None, trunk_kernel: int = 3) -> Level:
+    """Return a level from the map counts of its trunk and branch convolutions; kernels are 3x3 by default."""
     return Level(trunk, tuple(zip(branch, kernels or (3,) * len(branch), strict=True)), trunk_kernel)
 
 
-# SPEC 1.1, finest first. A branch's list is its convolutions; the finest included branch ends in K maps.
+# Fig. 1 and Table 2: the networks for 5 keypoints, finest level first. The finest included branch ends in K maps.
 _FACE_5 = (
     _level(16, 16, 16), _level(32, 32, 16), _level(48, 48, 32), _level(48, 48), _level(48, 48, 48), _level(48, 48, 48),
     _level(48, 48, 48, kernels=(1, 1), trunk_kernel=1),
 )  # fmt: skip
 _TEN_TWICE = _level(48, 48, 48)
-# SPEC 1.3: a branch of SumNet is one convolution as wide as its trunk, then one to K maps.
+# Fig. 1 (left): a branch of SumNet is one convolution as wide as its trunk, then one to K maps.
 _SUM_5 = tuple(_level(w, w, w) for w in (16, 32, 48, 48, 48, 48))
 
 
 def _rcn_5(branches: int) -> dict[str, tuple[Level, ...]]:
-    """The 10x10 branch has one convolution in the authors' 5 to 7 branch code ("code"), two in Fig. 1, which draws
-    4 branches ("twice")."""
+    """Return the levels of an RCN for 5 keypoints by the option `form`, the default first.
+
+    The 10x10 branch has one convolution in the authors' code for 5 to 7 branches ("code") and two in Fig. 1, which
+    shows 4 branches ("twice").
+    """
     once, twice = _FACE_5[:branches], (*_FACE_5[:3], _TEN_TWICE, *_FACE_5[4:branches])
     return {"twice": twice, "code": once} if branches == 4 else {"code": once, "twice": twice}
 
 
-# SPEC 1.4: the authors' code (5x5, then 1x1; one convolution at 10x10) and the paper's text (3x3, two 1x1 more).
+# Section 5.2, 300W: the authors' code (5x5, then 1x1; one convolution at 10x10) and the paper's text (3x3, and two 1x1
+# in the finest branch)
 _FACE_68: dict[str, tuple[Level, ...]] = {
     "code": (
         _level(64, 64, 64, 64, 64, kernels=(5, 1, 1, 1)), *(_level(64, 64, 64, kernels=(5, 1)),) * 2,
@@ -68,30 +80,44 @@ _FACE_68: dict[str, tuple[Level, ...]] = {
     ),
     "text": (_level(64, 64, 64, 64, 64, kernels=(3, 1, 1, 1)), *(_level(64, 64, 64),) * 4),
 }  # fmt: skip
-_SUM_68 = (_level(64, 64, 64, 64, 64), *(_level(64, 64, 64),) * 4)  # SPEC 1.5
+_SUM_68 = (_level(64, 64, 64, 64, 64), *(_level(64, 64, 64),) * 4)  # of the authors' code; not in the paper
+
+
+def _score_maps(
+    network: type[ScoreMapNet], forms: dict[str, tuple[Level, ...]], **fixed: Any
+) -> Callable[..., ScoreMapNet]:
+    """Return a factory of SumNet or RCN.
+
+    Args:
+        network: The class.
+        forms: Levels, finest first, by the value of the option `form`. The first is the default.
+        **fixed: Arguments of the class that the name decides.
+    """
+
+    def make(keypoints: int, *, form: str = next(iter(forms)), width: float = 1.0, **options: Any) -> ScoreMapNet:
+        check_choice("form", form, forms)
+        if not 0 < width <= 100:
+            raise InputError(f"width={width} must be a positive factor, at most 100")
+        return network(tuple(level.scaled(width) for level in forms[form]), keypoints, **fixed, **options)
+
+    return make
+
 
 MODELS: dict[str, Architecture] = {
-    **{f"sumnet-{n}": Architecture(SumNet, {"code": _SUM_5[:n]}) for n in (4, 5, 6)},
-    **{f"rcn-{n}": Architecture(RCN, _rcn_5(n)) for n in (4, 5, 6, 7)},
-    **{f"rcn-{n}-skip": Architecture(RCN, _rcn_5(n), options={"skip": True}) for n in (5, 6, 7)},
-    "rcn-6-fast": Architecture(RCN, {"code": _FACE_5[1:6]}, options={"fold": 2}),
-    "sumnet-68": Architecture(SumNet, {"code": _SUM_68}, 68),
-    "rcn-68": Architecture(RCN, _FACE_68, 68),
-    "rcn-68-skip": Architecture(RCN, _FACE_68, 68, options={"skip": True}),
+    **{f"sumnet-{n}": Architecture(_score_maps(SumNet, {"code": _SUM_5[:n]})) for n in (4, 5, 6)},
+    **{f"rcn-{n}": Architecture(_score_maps(RCN, _rcn_5(n))) for n in (4, 5, 6, 7)},
+    **{f"rcn-{n}-skip": Architecture(_score_maps(RCN, _rcn_5(n), skip=True)) for n in (5, 6, 7)},
+    "rcn-6-fast": Architecture(_score_maps(RCN, {"code": _FACE_5[1:6]}, fold=2)),
+    "sumnet-68": Architecture(_score_maps(SumNet, {"code": _SUM_68}), 68),
+    "rcn-68": Architecture(_score_maps(RCN, _FACE_68), 68),
+    "rcn-68-skip": Architecture(_score_maps(RCN, _FACE_68, skip=True), 68),
+    "tcdcn": Architecture(TCDCN),
+    "tcdcn-alone": Architecture(partial(TCDCN, auxiliary=False)),
+    "denoiser": Architecture(MapDenoiser, 68),
+    "denoiser-lite": Architecture(PointDenoiser, 68),
 }
 
-
-DENOISERS: dict[str, tuple[type[Denoiser], dict[str, Any]]] = {
-    "denoiser": (MapDenoiser, {}),
-    "denoiser-lite": (PointDenoiser, {}),
-}
-BASELINES: dict[str, tuple[type[TCDCN], dict[str, Any]]] = {
-    "tcdcn": (TCDCN, {}),
-    "tcdcn-alone": (TCDCN, {"auxiliary": False}),
-}
-
-
-# options of `create_model` that can be given as text, and their types
+# types of the options of `create_model` that `train --set` accepts
 OPTIONS: dict[str, str] = {
     "size": "int", "channels": "int", "mask": "tuple[int, ...]", "upsampling": "str", "norm": "str", "width": "float",
     "alpha": "str", "fold": "int", "form": "str", "kernel": "int", "layers": "int", "heads": "int", "parts": "int",
@@ -99,51 +125,75 @@ OPTIONS: dict[str, str] = {
 
 
 def model_names() -> list[str]:
-    return [*MODELS, *BASELINES, *DENOISERS]
+    """Return the names that `create_model` accepts."""
+    return list(MODELS)
 
 
-def create_model(name: str, keypoints: int | None = None, **options: Any) -> Any:
-    """A freshly initialized network.
+def create_model(name: str, keypoints: int | None = None, **options: Any) -> KeypointNet:
+    """Create a freshly initialized network.
 
-    name: one of `model_names()`. keypoints: K, by default what the network was made for. Options: `size` (input
-    side in pixels, 80), `channels` (1), `mask` (branches to keep, coarsest first), `upsampling` ("tile" |
-    "bilinear"), `mirror`, `shift` (see ScoreMapNet), `norm` (local contrast normalization, its floor per "image" or
-    "batch"; or "global"), `width` (factor on all widths), for SumNet `alpha` ("map" | "pixel"), for RCN `fold` (so
-    many cells a side enter the finest level as channels, 1) and `form`: with five keypoints "code" or "twice" (two
-    convolutions in the 10x10 branch), with 68 "code" (5x5, then 1x1) or "text" (3x3), and the released variant's
-    `upsampling="learned"` and `keep_maxima` (see RCN). A denoiser takes `size`, `width` and `kernel`, or for
-    "denoiser-lite" `layers`, `heads`, `parts`.
+    Args:
+        name: One of `model_names()`.
+        keypoints: K; by default the number that the network was designed for.
+        **options: See below. An option that the network does not have is an error.
 
-    Returns a ScoreMapNet (RCN or SumNet), a TCDCN, a Denoiser or a Joint model.
+    Options:
+        size: Side of the input in pixels, 80 by default.
+        channels: Networks for images: input channels, 1 (gray, the default) or 3 (RGB).
+        norm: Networks for images: local contrast normalization with its floor per "image" or "batch", or "global".
+        mask: SumNet and RCN: 1 for each branch to keep and 0 for each to leave out, coarsest first.
+        upsampling: SumNet and RCN: "tile" or "bilinear"; RCN also "learned".
+        width: SumNet and RCN: factor on all map counts. Denoisers: maps, or features per token.
+        mirror: SumNet and RCN: average with the mirror image (see `ScoreMapNet`).
+        shift: SumNet and RCN: average over shifts of so many pixels (see `ScoreMapNet`).
+        alpha: SumNet: one weight per score "map" or per "pixel".
+        fold: RCN: squares of fold x fold pixels enter the finest level as channels.
+        form: RCN: "code" or "twice" (two convolutions in the 10x10 branch) for 5 keypoints; "code" (5x5, then 1x1) or
+            "text" (3x3) for 68.
+        keep_maxima: RCN: trunk maps keep only the maximum of each 2x2 window (see `RCN`).
+        kernel: denoiser: kernel side in cells, odd.
+        layers: denoiser-lite: transformer layers.
+        heads: denoiser-lite: attention heads.
+        parts: denoiser-lite: Gaussians per keypoint.
 
-    Raises InputError for an unknown name or option and for sizes that the poolings do not allow.
+    Returns:
+        The network in training mode.
+
+    Raises:
+        InputError: Unknown name or option, or a size that the poolings do not allow.
     """
-    if name == "joint" and "image" in options:  # a weights file: two configurations, how to add them
+    if name == "joint" and "image" in options:  # the configuration of a joint model's weights file
         parts = [dict(options[part]) for part in ("image", "denoiser")]
         nets = [create_model(part.pop("name"), part.pop("keypoints"), **part) for part in parts]
-        return Joint(nets[0], nets[1], options["weight"], options["iterations"])
-    if name not in model_names():
-        near = difflib.get_close_matches(name, model_names(), n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise InputError(f"no model is called {name!r}{hint} (known: {', '.join(model_names())})")
-    architecture = MODELS.get(name)
-    if keypoints is None:
-        keypoints = architecture.keypoints if architecture else 5 if name in BASELINES else 68
+        return Joint(cast(ScoreMapNet, nets[0]), cast(Denoiser, nets[1]), options["weight"], options["iterations"])
+    if name not in MODELS:
+        near = difflib.get_close_matches(name, MODELS, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise InputError(f"unknown model {name!r}{hint} (known: {', '.join(MODELS)})")
+    keypoints = MODELS[name].keypoints if keypoints is None else keypoints
     try:
-        if architecture:
-            net: Any = _scored(name, architecture, keypoints, options)
-        else:
-            network, fixed = {**DENOISERS, **BASELINES}[name]
-            net = network(keypoints, **fixed, **options)
+        net = MODELS[name].make(keypoints, **options)
     except TypeError as error:
         raise InputError(f"model {name}: {str(error).split('() ')[-1]}") from None
+    except InputError as error:
+        raise InputError(f"model {name}: {error}") from None
     net.config = {"name": name, "keypoints": keypoints, **options}
     return net
 
 
 def catalogue(keypoints: int | None = None, size: int = 80) -> list[dict[str, Any]]:
-    """Every network that can have this input side: name, parameters, multiply_adds an image, input side in pixels,
-    keypoints. Raises InputError where none can."""
+    """Describe every network that can be created for an input size.
+
+    Args:
+        keypoints: K; by default the number that each network was designed for.
+        size: Side of the input in pixels.
+
+    Returns:
+        One row per network: name, parameters, multiply_adds (per image), input (side in pixels), keypoints.
+
+    Raises:
+        InputError: No network allows this size.
+    """
     rows: list[dict[str, Any]] = []
     for name in model_names():
         try:
@@ -158,14 +208,3 @@ def catalogue(keypoints: int | None = None, size: int = 80) -> list[dict[str, An
     if not rows:
         raise last
     return rows
-
-
-def _scored(name: str, architecture: Architecture, keypoints: int, options: dict[str, Any]) -> ScoreMapNet:
-    rest = dict(options)
-    form, width = rest.pop("form", next(iter(architecture.forms))), rest.pop("width", 1.0)
-    if form not in architecture.forms:
-        raise InputError(f"model {name}: form={form!r} is not known: use one of {', '.join(architecture.forms)}")
-    if not 0 < width <= 100:
-        raise InputError(f"model {name}: width={width} must be a positive factor")
-    levels = tuple(level.scaled(width) for level in architecture.forms[form])
-    return architecture.network(levels, keypoints, **architecture.options, **rest)

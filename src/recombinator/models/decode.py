@@ -1,21 +1,29 @@
-"""Score maps to points. A cell's center is its integer + 0.5 (transforms.affine states the convention)."""
+"""Decode score maps into points.
+
+A cell's center is at its integer + 0.5 (the coordinate convention of transforms.affine).
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from recombinator.keypoints import RADII, SURE
+from recombinator.models.base import KeypointNet
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """What a network says of each keypoint, in network pixels. points: (B, K, 2); highest: (B, K, 2), centers of the
-    highest cells, the paper's answer; within: (B, K, len(RADII)) probabilities of the squares around those;
-    covariance: (B, K, 3) of the network's distribution about the answer: xx, xy, yy."""
+    """Points, confidence and uncertainty of a batch, in network pixels.
+
+    Attributes:
+        points: (B, K, 2) sub-pixel positions x, y.
+        highest: (B, K, 2) centers of the cells with the highest score, the paper's prediction.
+        within: (B, K, len(RADII)) probabilities of the squares around the highest cells, one per radius.
+        covariance: (B, K, 3) second moments xx, xy, yy of the predicted distribution around `points`.
+    """
 
     points: Tensor
     highest: Tensor
@@ -24,24 +32,32 @@ class Decoded:
 
     @property
     def confidence(self) -> Tensor:
-        """(B, K) probability of the square of 7x7 cells around the highest one."""
+        """(B, K) probabilities of the 7x7 cells around the highest one."""
         return self.within[..., SURE]
 
 
-def answers(net: Any, inputs: Tensor) -> Decoded:
-    """What a network for images says of `inputs`."""
-    return decode(net(inputs), net.temperature, getattr(net, "tile", 1))
+def answers(net: KeypointNet, inputs: Tensor) -> Decoded:
+    """Run a network on (B, C, S, S) images and decode its output."""
+    return decode(net(inputs), net.temperature, net.tile)
 
 
 def decode(output: Tensor, temperature: float = 1.0, tile: int = 1) -> Decoded:
-    """What any network for images gave, its scores divided by `temperature` first. tile: ScoreMapNet.tile; cells that
-    share a score are one cell, and the answer is its center, not the first of equals. Coordinates (a regression's
-    (B, K, 2)) are the answer as they are, with probability 1 and covariance 0: they say nothing."""
+    """Decode the output of any network that takes images.
+
+    Args:
+        output: (B, K, S, S) pre-softmax scores, or (B, K, 2) points of a regression network in network pixels. Points
+            are returned unchanged, with probability 1 and covariance 0: a regression has no distribution.
+        temperature: Scores are divided by it first.
+        tile: `KeypointNet.tile`. The cells of a tile share one score, so they count as one cell, and the prediction is
+            the center of the tile.
+
+    Returns:
+        Points, probabilities and covariances in network pixels.
+    """
     if output.ndim == 3:
-        there = output[..., :1]
-        return Decoded(
-            output, output, torch.ones_like(there).expand(-1, -1, len(RADII)), torch.zeros_like(there).expand(-1, -1, 3)
-        )
+        one_value = output[..., :1]
+        certain = torch.ones_like(one_value).expand(-1, -1, len(RADII))
+        return Decoded(output, output, certain, torch.zeros_like(one_value).expand(-1, -1, 3))
     scores = output if temperature == 1 else output / temperature
     if tile == 1:
         return subpixel(scores)
@@ -50,14 +66,28 @@ def decode(output: Tensor, temperature: float = 1.0, tile: int = 1) -> Decoded:
 
 
 def maximum(scores: Tensor) -> Tensor:
-    """(B, K, H, W) scores -> (B, K, 2) centers of the highest cells (the first of equals): the paper's decoder."""
+    """Return the centers of the highest cells, the paper's decoder; the first of equal cells wins.
+
+    Args:
+        scores: (B, K, H, W) score maps.
+
+    Returns:
+        (B, K, 2) positions x, y.
+    """
     cell = scores.flatten(2).argmax(dim=2)
     width = scores.shape[-1]
     return torch.stack([cell % width, cell // width], dim=-1) + 0.5
 
 
 def subpixel(scores: Tensor) -> Decoded:
-    """(B, K, H, W) scores: the point is the probability-weighted mean of the cell centers around the highest cell."""
+    """Decode score maps into the probability-weighted mean of the cell centers around the highest cell.
+
+    Args:
+        scores: (B, K, H, W) pre-softmax scores.
+
+    Returns:
+        Points, probabilities and covariances in cells.
+    """
     scores = scores.float()
     _, _, h, w = scores.shape
     highest = maximum(scores)
@@ -72,8 +102,8 @@ def subpixel(scores: Tensor) -> Decoded:
     within = (rows * near_x).sum(dim=3)
     across = rows[:, :, SURE] * near_x[:, :, SURE]
     down = (probability @ near_x[:, :, SURE, :, None])[..., 0] * near_y[:, :, SURE]
-    shift = torch.stack([(across * dx).sum(dim=2), (down * dy).sum(dim=2)], dim=2) / within[..., SURE, None]
-    gap_x, gap_y = dx - shift[..., :1], dy - shift[..., 1:]
-    moments = probability @ torch.stack([gap_x**2, gap_x, torch.ones_like(gap_x)], dim=3)  # (B, K, h, 3), of each row
+    offset = torch.stack([(across * dx).sum(dim=2), (down * dy).sum(dim=2)], dim=2) / within[..., SURE, None]
+    gap_x, gap_y = dx - offset[..., :1], dy - offset[..., 1:]
+    moments = probability @ torch.stack([gap_x**2, gap_x, torch.ones_like(gap_x)], dim=3)  # (B, K, h, 3), per row
     factors = torch.stack([torch.ones_like(gap_y), gap_y, gap_y**2], dim=3)
-    return Decoded(highest + shift, highest, within, (moments * factors).sum(dim=2))
+    return Decoded(highest + offset, highest, within, (moments * factors).sum(dim=2))

@@ -1,24 +1,36 @@
-"""The joint model (section 4, Fig. 2): an RCN's scores plus a denoiser's, which is fed the RCN's hard answer."""
+"""The joint model (section 4, Fig. 2): the score maps of an RCN plus those of a denoiser."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Self
 
 from torch import Tensor, nn
 
+from recombinator.models.base import KeypointNet, merge_groups
 from recombinator.models.decode import maximum
 from recombinator.models.denoiser import Denoiser
 from recombinator.models.networks import ScoreMapNet
 from recombinator.utils.errors import InputError
 
 
-class Joint(nn.Module):
-    """Pre-softmax maps A of the image network, B of the denoiser at the cells where A is highest; the answer is
-    A + weight * B. Each further iteration feeds the denoiser the last sum's highest cells. (The caption of Fig. 2 says
-    softmax values are summed; text, arrows and code sum what comes before it: SPEC 7 row 13.)
+class Joint(KeypointNet):
+    """Sum of image scores A and denoiser scores B: A + weight * B.
+
+    The denoiser's input is the cell of the highest score in each map of A. Each further iteration uses the highest
+    cells of the last sum instead. Pre-softmax scores are summed, as in section 4 (the caption of Fig. 2 says softmax
+    values).
+
+    Args:
+        image: Network for images.
+        denoiser: Denoiser with the same keypoints and input size.
+        weight: Factor of the denoiser's scores.
+        iterations: Number of passes through the denoiser.
+
+    Raises:
+        InputError: The networks differ in keypoints or input size.
     """
 
-    temperature = 1.0  # scores are divided by it where probabilities are wanted; weights files set it
+    task = ""  # the two networks are trained separately
 
     def __init__(self, image: ScoreMapNet, denoiser: Denoiser, weight: float = 1.0, iterations: int = 1) -> None:
         super().__init__()
@@ -29,7 +41,7 @@ class Joint(nn.Module):
             )
         self.image, self.denoiser, self.weight, self.iterations = image, denoiser, weight, iterations
         self.size, self.channels, self.keypoints = image.size, image.channels, image.keypoints
-        self.config: dict[str, Any] = {
+        self.config = {
             "name": "joint", "keypoints": image.keypoints, "image": image.config, "denoiser": denoiser.config,
             "channels": image.channels, "weight": weight, "iterations": iterations,
         }  # fmt: skip
@@ -37,10 +49,23 @@ class Joint(nn.Module):
     def multiply_adds(self) -> int:
         return self.image.multiply_adds() + self.iterations * self.denoiser.multiply_adds()
 
+    def weight_groups(self) -> dict[str, list[nn.Parameter]]:
+        return merge_groups(self.image.weight_groups(), self.denoiser.weight_groups())
+
+    def channel_readers(self) -> dict[nn.Conv2d, list[tuple[nn.Conv2d, int]]]:
+        return self.image.channel_readers()
+
+    def plain(self) -> Self:
+        self.image.plain()
+        return self
+
+    def check_exportable(self, name: str) -> None:
+        self.denoiser.check_exportable(name)
+
     def forward(self, x: Tensor) -> Tensor:
-        """(B, channels, S, S) images, 0..255 -> (B, K, S, S) scores."""
-        from_image = self.image(x)
-        total = from_image
+        """Return (B, K, S, S) scores of (B, channels, S, S) images with values 0 to 255."""
+        image_scores = self.image(x)
+        total = image_scores
         for _ in range(self.iterations):
-            total = from_image + self.weight * self.denoiser.scores((maximum(total) - 0.5).long())
+            total = image_scores + self.weight * self.denoiser.scores((maximum(total) - 0.5).long())
         return total

@@ -1,4 +1,4 @@
-"""Local contrast normalization, the first layer of every network (SPEC 2.7)."""
+"""Input normalization, the first layer of every network (section 5.1: local contrast normalization)."""
 
 from __future__ import annotations
 
@@ -12,12 +12,15 @@ SIGMA, TAPS = 1.591, 9
 
 
 class LocalContrastNorm(nn.Module):
-    """Gray (B, C, H, W), values 0..255 -> (B, C, H, W), centerd at 0.5.
+    """Local contrast normalization of (B, C, H, W) images with values 0 to 255; the output is centered at 0.5.
 
-    v = x - g*x with a 9x9 Gaussian g (zero-padded); s = sqrt(g*v^2); out = (v / max(s, m) + 2.5) / 5.
-    The floor m is the mean of s over each image and channel (`floor="image"`), or over the whole batch
-    (`floor="batch"`, the authors' code, where a prediction depends on its neighbors in the batch).
-    A constant-zero image gives 0.5 everywhere.
+    With a 9x9 Gaussian g (zero-padded): v = x - g*x, s = sqrt(g*v^2), output = (v / max(s, m) + 2.5) / 5. These are the
+    formulas of the authors' code. A constant-zero image gives 0.5 everywhere.
+
+    Args:
+        floor: Where m, the floor of s, comes from. "image" is the mean of s over each image and channel. "batch" is the
+            mean over the whole batch, as in the authors' code: a prediction then depends on the other images of its
+            batch (docs/protocol.md).
     """
 
     taps: Tensor
@@ -43,7 +46,7 @@ class LocalContrastNorm(nn.Module):
 
 
 class GlobalNorm(nn.Module):
-    """Per-image mean and standard deviation removed: the authors' path without local normalization."""
+    """Subtract each image's mean and divide by its standard deviation: the authors' code without LCN."""
 
     def forward(self, x: Tensor) -> Tensor:
         mean, std = x.mean(dim=(1, 2, 3), keepdim=True), x.std(dim=(1, 2, 3), keepdim=True)

@@ -1,7 +1,7 @@
-"""SumNet (Eq. 1) and Recombinator Networks (Eq. 3), from one definition of trunk and branches.
+"""SumNet (Eq. 1) and Recombinator Networks (Eq. 3), built from one definition of trunk and branches.
 
-A network is data: a tuple of `Level`s, finest first. Every network maps (B, channels, S, S) images with
-values 0..255 to (B, K, S, S) scores, the paper's pre-softmax maps.
+A network is data: a tuple of `Level`s, finest first. Every network maps (B, channels, S, S) images with values 0 to 255
+to (B, K, S, S) pre-softmax scores, the paper's score maps.
 """
 
 from __future__ import annotations
@@ -9,19 +9,19 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from recombinator.models.base import KeypointNet, check_choice, check_input, merge_groups, split_weights
 from recombinator.models.layers import (
     Conv,
     LearnedUpsampling,
     conv_over_concat,
     only_maxima,
     pool,
-    pooled,
     shift_map,
     upsample,
 )  # fmt: skip
@@ -31,23 +31,39 @@ from recombinator.utils.errors import InputError
 
 @dataclass(frozen=True)
 class Level:
-    """One resolution: the trunk convolution's width and kernel, and the (width, kernel) of each branch
-    convolution. The finest branch's last convolution has K maps instead, and no ReLU."""
+    """One resolution of a network.
+
+    Attributes:
+        trunk: Maps of the trunk convolution.
+        branch: (maps, kernel) of each branch convolution. The last convolution of the finest branch has K maps instead
+            and no ReLU.
+        trunk_kernel: Kernel side of the trunk convolution.
+    """
 
     trunk: int
     branch: tuple[tuple[int, int], ...]
     trunk_kernel: int = 3
 
     def scaled(self, factor: float) -> Level:
-        def w(n: int) -> int:
-            return max(1, round(n * factor))
+        """Return the level with all map counts multiplied by `factor`, at least 1."""
 
-        return replace(self, trunk=w(self.trunk), branch=tuple((w(n), k) for n, k in self.branch))
+        def scale(maps: int) -> int:
+            return max(1, round(maps * factor))
+
+        return replace(self, trunk=scale(self.trunk), branch=tuple((scale(maps), k) for maps, k in self.branch))
 
 
 @dataclass(frozen=True)
 class CountedConv:
-    """One convolution as the tables of SPEC 1 list it; products are those of the dense form."""
+    """Shape and cost of one convolution, in its dense form.
+
+    Attributes:
+        name: "trunkN", or "SIZE.N" for the N-th convolution of the branch at that map size.
+        inputs: Input maps.
+        outputs: Output maps.
+        kernel: Kernel side in cells.
+        size: Map side in cells.
+    """
 
     name: str
     inputs: int
@@ -64,17 +80,31 @@ class CountedConv:
         return self.outputs * self.inputs * self.kernel**2 * self.size**2
 
 
-class ScoreMapNet(nn.Module):
-    """The trunk T and what SumNet and RCN share. `mask` is ordered coarsest to finest, as Table 1 prints it.
+class ScoreMapNet(KeypointNet):
+    """The trunk T and everything else that SumNet and RCN share.
 
-    A trunk convolution that only masked-out coarser branches would need is not built. With `fold` f the finest level
-    works at S / f: f x f pixels enter as channels, and f x f cells of a score map leave as channels (beyond the paper).
-    With `mirror`, KeypointSet.mirrored, the answer outside of training is the mean of the scores of the image and of
-    its mirror image, at twice the cost; with `shift`, of the image where it is and moved by so many pixels towards each
-    corner, at five times the cost (both beyond the paper).
+    A trunk convolution that only masked-out coarser branches would use is not built.
+
+    Args:
+        levels: Resolutions, finest first.
+        keypoints: K.
+        size: Side of the input in pixels.
+        channels: Input channels: 1 (gray) or 3 (RGB).
+        mask: 1 for each branch to keep and 0 for each to leave out, coarsest first as in Table 1.
+        upsampling: "tile" or "bilinear" (footnote 3); RCN also "learned".
+        norm: Input normalization: "image", "batch" or "global" (see `lcn`).
+        fold: The finest level has side S / fold: squares of fold x fold pixels enter as channels, and squares of
+            fold x fold score cells leave as channels (not in the paper).
+        mirror: `KeypointSet.mirrored`: predictions average the scores of the image and of its mirror image, at twice
+            the cost (not in the paper; not applied in training mode).
+        shift: Predictions average the scores of the image and of the image shifted by `shift` pixels towards each
+            corner, at five times the cost (not in the paper; not applied in training mode).
+
+    Raises:
+        InputError: An option has an invalid value, or the input is too small for the poolings.
     """
 
-    temperature = 1.0  # scores are divided by it where probabilities are wanted; weights files set it
+    skip = False  # whether a branch passes on what it received (RCN)
 
     def __init__(
         self, levels: tuple[Level, ...], keypoints: int, *, size: int = 80, channels: int = 1,
@@ -82,11 +112,8 @@ class ScoreMapNet(nn.Module):
         mirror: Sequence[int] = (), shift: int = 0,
     ) -> None:  # fmt: skip
         super().__init__()
-        for label, value, known in (
-            ("upsampling", upsampling, ("tile", "bilinear", "learned")), ("norm", norm, tuple(NORMALIZATIONS)),
-        ):  # fmt: skip
-            if value not in known:
-                raise InputError(f"{label}={value!r} is not known: use one of {', '.join(known)}")
+        check_choice("upsampling", upsampling, ("tile", "bilinear", "learned"))
+        check_choice("norm", norm, NORMALIZATIONS)
         if keypoints < 1 or channels < 1:
             raise InputError(f"keypoints={keypoints} and channels={channels} must be 1 or more")
         finest_first = tuple(reversed(mask)) if mask is not None else (1,) * len(levels)
@@ -95,26 +122,23 @@ class ScoreMapNet(nn.Module):
                 f"mask {mask} must have {len(levels)} entries 0 or 1, coarsest branch first, at least one of them 1"
             )
         if mirror and sorted(mirror) != list(range(keypoints)):
-            raise InputError(f"mirror={list(mirror)} must name each of the {keypoints} keypoints, from 0, once")
+            raise InputError(f"mirror={list(mirror)} must list each of the keypoints 0 to {keypoints - 1} once")
         if not 0 <= shift <= size // 4:
             raise InputError(f"shift={shift} must be from 0 to {size // 4} pixels, a quarter of the input")
         if fold < 1 or size % fold:
             raise InputError(f"fold={fold} must be 1 or more and divide the input size {size}")
         self.included = [i for i, on in enumerate(finest_first) if on]
-        self.sizes = [size // fold]
-        for _ in range(len(levels) - 1):
-            self.sizes.append(pooled(self.sizes[-1]))
+        self.sizes = [(size // fold) // 2**i for i in range(len(levels))]
         if self.sizes[-1] < 1:
             smallest = fold * 2 ** (len(levels) - 1)
             raise InputError(
                 f"input size {size} is too small for {len(levels)} branches: {len(levels) - 1} poolings need "
                 f"at least {smallest} pixels; use a larger size or fewer branches"
             )
-        self.config: dict[str, object] = {}
         self.size, self.channels, self.keypoints, self.upsampling = size, channels, keypoints, upsampling
         self.fold, self.mirror, self.shift = fold, list(mirror), shift
-        self.layout = torch.channels_last  # of the maps in memory: the fast one on CPUs and GPUs
-        self.fused = True  # tiled maps are never built; False computes the plain form, for comparison
+        self.layout = torch.channels_last  # memory format of the maps: the fast one on CPUs and GPUs
+        self.fused = True
         self.branch = nn.ModuleDict()  # by level; filled by the subclasses
         self.norm: nn.Module = NORMALIZATIONS[norm]()
         widths = [channels * fold**2] + [level.trunk for level in levels]
@@ -123,18 +147,24 @@ class ScoreMapNet(nn.Module):
         )
 
     @property
-    def tile(self) -> int:
-        """Side in cells of the squares over which a score is the same everywhere: more than 1 where the finest
-        branches are masked out and what is left is tiled."""
+    def tile(self) -> int:  # type: ignore[override]
+        """Side in cells of the squares over which a score is constant.
+
+        It is more than 1 where the finest branches are masked out and the coarser output is tiled.
+        """
         factor, rest = divmod(self.size, self.fold * self.sizes[self.included[0]])
         return factor if self.upsampling == "tile" and not rest and not self.shift else 1
 
     def features(self, x: Tensor) -> list[Tensor]:
-        """Trunk maps, finest first: T^(R) .. T^(1)."""
-        if x.shape[-2:] != (self.size, self.size) or x.shape[1] != self.channels:
-            raise InputError(
-                f"expected images of shape (B, {self.channels}, {self.size}, {self.size}), got {tuple(x.shape)}"
-            )
+        """Compute the trunk.
+
+        Args:
+            x: (B, channels, S, S) normalized images.
+
+        Returns:
+            Trunk maps T^(R) to T^(1), finest first.
+        """
+        check_input(x, self.channels, self.size)
         maps: list[Tensor] = []
         if self.fold > 1:
             x = F.pixel_unshuffle(x, self.fold).contiguous(memory_format=self.layout)
@@ -144,76 +174,107 @@ class ScoreMapNet(nn.Module):
         return maps
 
     def scores(self, maps: list[Tensor]) -> Tensor:
+        """Compute (B, K, S, S) pre-softmax scores from the trunk maps that `features` returns."""
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, channels, S, S) images, 0..255, any real dtype -> (B, K, S, S) pre-softmax scores."""
+        """Compute the score maps of a batch, averaged over shifts and mirror image where the network has them.
+
+        Args:
+            x: (B, channels, S, S) images with values 0 to 255, of any real dtype.
+
+        Returns:
+            (B, K, S, S) pre-softmax scores.
+        """
         with torch.autocast(x.device.type, enabled=False):
             x = self.norm(x.float())
         if not self.shift or self.training:
-            return self._look(x)
+            return self._one_position(x)
         corners = [(right, down) for right in (-self.shift, self.shift) for down in (-self.shift, self.shift)]
-        scores = self._look(x)
+        scores = self._one_position(x)
         for right, down in corners:
-            scores = scores + shift_map(self._look(shift_map(x, right, down)), -right, -down)
+            scores = scores + shift_map(self._one_position(shift_map(x, right, down)), -right, -down)
         return scores / (1 + len(corners))
 
-    def _look(self, x: Tensor) -> Tensor:
-        """Scores of normalized images, with `mirror` both ways round."""
+    def _one_position(self, x: Tensor) -> Tensor:
+        """Scores of normalized images, averaged with those of the mirror images if the network has `mirror`."""
         scores = self.scores(self.features(x.contiguous(memory_format=self.layout)))
         if not self.mirror or self.training:
             return scores
-        turned = self.scores(self.features(x.flip(-1).contiguous(memory_format=self.layout)))
-        return (scores + turned.flip(-1)[:, self.mirror]) / 2
+        mirrored = self.scores(self.features(x.flip(-1).contiguous(memory_format=self.layout)))
+        return (scores + mirrored.flip(-1)[:, self.mirror]) / 2
 
     def branches(self) -> Iterator[tuple[int, list[Conv]]]:
-        """(level, convolutions) of every included branch, finest first."""
+        """Yield (level, convolutions) of every included branch, finest first."""
         for i in self.included:
             yield i, cast(list[Conv], list(cast(nn.ModuleList, self.branch[str(i)])))
 
-    def rectified(self) -> list[Conv]:
-        """Every convolution that a rectifier follows."""
-        ends = {convs[-1] for i, convs in self.branches() if self.ends(i)}
-        return [c for c in (*self.trunk, *(c for _, convs in self.branches() for c in convs)) if c not in ends]
-
-    def ends(self, level: int) -> bool:
-        """Whether that level's branch ends in score maps, which nothing rectifies."""
+    def ends_in_scores(self, level: int) -> bool:
+        """Return whether the last convolution of that level's branch gives score maps, without a ReLU."""
         raise NotImplementedError
 
+    def rectified(self) -> list[nn.Conv2d]:
+        score_convs = {convs[-1] for i, convs in self.branches() if self.ends_in_scores(i)}
+        return [c for c in (*self.trunk, *(c for _, convs in self.branches() for c in convs)) if c not in score_convs]
+
+    def weight_groups(self) -> dict[str, list[nn.Parameter]]:
+        return merge_groups(split_weights("branch", self.branch), split_weights("trunk", self.trunk))
+
+    def channel_readers(self) -> dict[nn.Conv2d, list[tuple[nn.Conv2d, int]]]:
+        readers: dict[nn.Conv2d, list[tuple[nn.Conv2d, int]]] = {conv: [] for conv in self.rectified()}
+        trunk = cast(list[Conv], list(self.trunk))
+        for conv, reader in pairwise(trunk):
+            readers[conv].append((reader, 0))
+        passed: list[Conv] = []  # whose maps the next finer branch receives, in the order of its channels
+        for level, convs in reversed(list(self.branches())):
+            start = 0
+            for source in (trunk[level], *passed):
+                readers[source].append((convs[0], start))
+                start += source.out_channels
+            for conv, reader in pairwise(convs):
+                readers[conv].append((reader, 0))
+            passed = [convs[-1], *(passed if self.skip else [])] if not self.ends_in_scores(level) else []
+        return readers
+
+    def plain(self) -> Self:
+        self.layout, self.fused = torch.contiguous_format, False  # ONNX Runtime chooses the layout itself
+        return self
+
     def layers(self) -> list[CountedConv]:
-        """Every convolution with its map size, trunk first, in the paper's dense form."""
-        rows = [
-            CountedConv(f"trunk{i + 1}", c.in_channels, c.out_channels, c.kernel_size[0], self.sizes[i])
-            for i, c in enumerate(self.trunk)
-            if isinstance(c, Conv)
+        """List every convolution, trunk first, then branches from the finest."""
+
+        def row(name: str, conv: nn.Module, level: int) -> CountedConv:
+            c = cast(Conv, conv)
+            return CountedConv(name, c.in_channels, c.out_channels, c.kernel_size[0], self.sizes[level])
+
+        trunk = [row(f"trunk{i + 1}", conv, i) for i, conv in enumerate(self.trunk)]
+        return trunk + [
+            row(f"{self.sizes[i]}.{j + 1}", conv, i) for i, convs in self.branches() for j, conv in enumerate(convs)
         ]
-        for i, convs in self.branches():
-            for j, c in enumerate(convs):
-                rows.append(
-                    CountedConv(f"{self.sizes[i]}.{j + 1}", c.in_channels, c.out_channels,
-                                c.kernel_size[0], self.sizes[i])
-                )  # fmt: skip
-        return rows
 
     def multiply_adds(self) -> int:
-        """Per image, dense convolutions, zero padding counted; pooling, normalization, upsampling not."""
-        return self._multiply_adds_once() * (2 if self.mirror else 1) * (5 if self.shift else 1)
+        """Return the multiply-adds per image, without pooling, normalization and upsampling."""
+        return self._multiply_adds_per_pass() * (2 if self.mirror else 1) * (5 if self.shift else 1)
 
-    def _multiply_adds_once(self) -> int:
+    def _multiply_adds_per_pass(self) -> int:
         return sum(row.multiply_adds for row in self.layers())
 
 
 class SumNet(ScoreMapNet):
     """P(Y_k | x) = softmax(sum_r alpha_rk M_k^(r)), Eq. 1.
 
-    `alpha="map"`: one weight a branch and keypoint (the authors' default); `alpha="pixel"`: one a branch,
-    keypoint and pixel, as the text under Eq. 1 has it. Drawn from U[0, 1).
+    Args:
+        levels: Resolutions, finest first.
+        keypoints: K.
+        alpha: "map" has one weight per branch and keypoint (the default of the authors' code); "pixel" one per branch,
+            keypoint and pixel (the text under Eq. 1). Both start from U[0, 1).
+        **shared: Options of `ScoreMapNet`.
     """
 
     def __init__(self, levels: tuple[Level, ...], keypoints: int, *, alpha: str = "map", **shared: Any) -> None:
         super().__init__(levels, keypoints, **shared)
         if self.upsampling == "learned" or self.fold > 1:
-            raise InputError("upsampling='learned' and fold belong to RCN: use tile or bilinear, and no fold")
+            raise InputError("upsampling='learned' and fold need an RCN; use upsampling='tile' or 'bilinear', fold=1")
         for i in self.included:
             kernel = levels[i].branch[-1][1]
             widths = [levels[i].trunk] + [w for w, _ in levels[i].branch[:-1]]
@@ -221,22 +282,28 @@ class SumNet(ScoreMapNet):
             convs = [Conv(a, b, k) for a, b, k in zip(widths, widths[1:], kernels, strict=False)]
             self.branch[str(i)] = nn.ModuleList([*convs, Conv(widths[-1], keypoints, kernel)])
         shapes = {"map": (1, 1), "pixel": (self.size, self.size)}
-        if alpha not in shapes:
-            raise InputError(f"alpha={alpha!r} is not known: use 'map' or 'pixel'")
+        check_choice("alpha", alpha, shapes)
         self.alpha = nn.Parameter(torch.rand(len(self.included), keypoints, *shapes[alpha]))
 
     @property
-    def tile(self) -> int:
+    def tile(self) -> int:  # type: ignore[override]
         return super().tile if self.alpha.shape[-1] == 1 else 1
 
-    def _multiply_adds_once(self) -> int:
-        return super()._multiply_adds_once() + len(self.included) * self.keypoints * self.size**2  # alpha
+    def _multiply_adds_per_pass(self) -> int:
+        return super()._multiply_adds_per_pass() + len(self.included) * self.keypoints * self.size**2  # alpha
 
-    def ends(self, level: int) -> bool:
+    def weight_groups(self) -> dict[str, list[nn.Parameter]]:
+        return {**super().weight_groups(), "alpha": [self.alpha]}
+
+    def ends_in_scores(self, level: int) -> bool:
         return True
 
     def branch_maps(self, maps: list[Tensor]) -> list[Tensor]:
-        """M^(r) of every included branch, finest first, each (B, K, S, S)."""
+        """Compute the score maps M^(r) of every included branch from the trunk maps.
+
+        Returns:
+            (B, K, S, S) score maps, finest branch first.
+        """
         out = []
         for i, (*hidden, last) in self.branches():
             x = maps[i]
@@ -255,13 +322,19 @@ class SumNet(ScoreMapNet):
 class RCN(ScoreMapNet):
     """M^(r) = branch(concat(T^(r), up(M^(r-1)))), P(Y_k | x) = softmax(M_k^(R)), Eq. 3.
 
-    With `skip`, what a branch passes on is concat(its own output, all that it received), newest first, so the
-    finest branch sees every coarser one. A masked-out branch is left out: the coarser output is enlarged by the
-    combined factor. Where the finest branch is masked out, the finest included one ends in K maps.
+    Where a branch is masked out, the coarser output is enlarged by the combined factor. Where the finest branch is
+    masked out, the finest included one ends in K maps.
 
-    The authors' released 300-W weights are of a variant that the paper does not describe (SPEC 9):
-    `upsampling="learned"`, and `keep_maxima`: in the concatenation a trunk map keeps only the maximum of each 2x2
-    window, zero elsewhere.
+    `upsampling="learned"` and `keep_maxima` make the variant of the authors' released 300-W weights, which the paper
+    does not describe.
+
+    Args:
+        levels: Resolutions, finest first.
+        keypoints: K.
+        skip: Skip connections (section 3.2): a branch passes on the concatenation of its own output and of everything
+            that it received, newest first, so that the finest branch sees every coarser one.
+        keep_maxima: In the concatenation, trunk maps keep only the maximum of each 2x2 window and are zero elsewhere.
+        **shared: Options of `ScoreMapNet`.
     """
 
     def __init__(
@@ -269,19 +342,19 @@ class RCN(ScoreMapNet):
     ) -> None:
         super().__init__(levels, keypoints, **shared)
         self.skip, self.keep_maxima = skip, keep_maxima
-        self.up = nn.ModuleDict()  # by the level that is enlarged
+        self.up = nn.ModuleDict()  # learned upsampling by the level that is enlarged
         if self.upsampling == "learned":
             for fine, coarse in pairwise(self.included):
                 if self.sizes[fine] != 2 * self.sizes[coarse] or self.included[0] != 0 or skip:
                     raise InputError(
-                        "upsampling='learned' wants every included branch twice as fine as the one before, the finest "
-                        f"at {self.sizes[0]}x{self.sizes[0]}, and no skips; use five branches or upsampling='tile'"
+                        "upsampling='learned' needs no skips and every included branch twice as fine as the coarser "
+                        f"one, up to {self.sizes[0]}x{self.sizes[0]}; use five branches or upsampling='tile'"
                     )
                 self.up[str(coarse)] = LearnedUpsampling()
-        received = 0
+        received = 0  # maps from coarser branches
         for i in reversed(self.included):
             spec = list(levels[i].branch)
-            if i == self.included[0]:
+            if self.ends_in_scores(i):
                 spec[-1] = (keypoints * self.fold**2, spec[-1][1])
             widths = [levels[i].trunk + received] + [w for w, _ in spec]
             self.branch[str(i)] = nn.ModuleList(
@@ -289,7 +362,11 @@ class RCN(ScoreMapNet):
             )
             received = widths[-1] + (received if skip else 0)
 
-    def ends(self, level: int) -> bool:
+    def weight_groups(self) -> dict[str, list[nn.Parameter]]:
+        # learned upsampling kernels do not decay, as in the authors' code
+        return merge_groups(super().weight_groups(), {"none": list(self.up.parameters())})
+
+    def ends_in_scores(self, level: int) -> bool:
         return level == self.included[0]
 
     def scores(self, maps: list[Tensor]) -> Tensor:
@@ -302,7 +379,7 @@ class RCN(ScoreMapNet):
                 x = conv_over_concat(first, fine, coarse, self.upsampling, self.fused)
             for conv in rest:
                 x = conv(torch.relu_(x))
-            if self.ends(i):
+            if self.ends_in_scores(i):
                 return upsample(F.pixel_shuffle(x, self.fold) if self.fold > 1 else x, self.size, self.upsampling)
             x = torch.relu_(x)
             if self.skip and coarse is not None:

@@ -1,4 +1,4 @@
-"""What is minimized: the spatial softmax cross-entropy of Eq. 2, or the L2 distance of footnote 4."""
+"""Training losses: the spatial softmax cross-entropy of Eq. 2 and the L2 distance of footnote 4."""
 
 from __future__ import annotations
 
@@ -10,20 +10,34 @@ from torch import Tensor
 
 
 def target_cells(points: Tensor, size: int) -> Tensor:
-    """(..., 2) points in network pixels -> whole cells, clamped to the map (SPEC 2.8)."""
+    """Return the integer cells of (..., 2) points in network pixels, clamped to the map as in the authors' code."""
     return points.floor().clamp(0, size - 1)
 
 
 def masked_sum(terms: Tensor, mask: Tensor) -> Tensor:
-    """K * mean over the points that count: a sum over keypoints, a mean over images where none is masked."""
+    """Return K times the mean of the terms that count.
+
+    Without masked terms this is the sum over keypoints of the mean over images, as in Eq. 2.
+
+    Args:
+        terms: (B, K) loss terms.
+        mask: (B, K), False for a term that does not count.
+    """
     return terms.shape[1] * (terms * mask).sum() / (mask.sum() + 1e-8)
 
 
 def softmax_loss(scores: Tensor, points: Tensor, mask: Tensor, sigma: float = 0.0) -> Tensor:
-    """Eq. 2 without its regularizer. scores (B, K, S, S), points (B, K, 2) in network pixels, mask (B, K).
+    """Compute Eq. 2 without its regularization term.
 
-    sigma > 0 spreads the target: a Gaussian of that many cells around the sub-pixel position, normalized over
-    the map, in place of one cell (beyond the paper).
+    Args:
+        scores: (B, K, S, S) pre-softmax scores.
+        points: (B, K, 2) true points in network pixels.
+        mask: (B, K), False for points that do not count.
+        sigma: 0 has the true cell as target (the paper). A positive value has a Gaussian of that standard deviation in
+            cells around the sub-pixel position, normalized over the map (not in the paper).
+
+    Returns:
+        The scalar loss.
     """
     size = scores.shape[-1]
     share = mask * (scores.shape[1] / (mask.sum() + 1e-8))
@@ -37,17 +51,27 @@ def softmax_loss(scores: Tensor, points: Tensor, mask: Tensor, sigma: float = 0.
 
 
 def distillation_loss(scores: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
-    """Cross-entropy of the maps' distributions with a teacher's, in the place and scale of `softmax_loss` (Hinton,
-    Vinyals, Dean, 2015; without their temperature). scores, teacher (B, K, S, S), mask (B, K)."""
+    """Compute the cross-entropy of the score maps with those of a teacher network, on the scale of `softmax_loss`.
+
+    This is knowledge distillation (Hinton, Vinyals, Dean, 2015) without a temperature.
+
+    Args:
+        scores: (B, K, S, S) pre-softmax scores.
+        teacher: (B, K, S, S) pre-softmax scores of the teacher.
+        mask: (B, K), False for points that do not count.
+
+    Returns:
+        The scalar loss.
+    """
     terms = (teacher.flatten(2).softmax(dim=2) * scores.flatten(2).log_softmax(dim=2)).sum(dim=2)
     return masked_sum(-terms, mask)
 
 
 class _CrossEntropy(torch.autograd.Function):
-    """sum of share * (logsumexp(scores) - sum(y x scores)), the targets as outer products of rows and columns.
+    """Sum of share * (logsumexp(scores) - sum(y x scores)), with targets as outer products of rows and columns.
 
-    Its gradient is share * (softmax - y x), made in one large map: with 68 keypoints the usual
-    chain of operations over (B, K, S, S) costs more than some convolutions.
+    The gradient share * (softmax - y x) is computed in one (B, K, S, S) map. With 68 keypoints the chain of operations
+    of automatic differentiation costs more than some convolutions.
     """
 
     @staticmethod
@@ -68,7 +92,17 @@ class _CrossEntropy(torch.autograd.Function):
 
 
 def l2_loss(scores: Tensor, points: Tensor, mask: Tensor, sigma: float = 0.0) -> Tensor:
-    """Squared distance, in pixels, of the softmax's mean position from the true one (footnote 4)."""
+    """Compute the squared distance between the mean position of the softmax and the true one (footnote 4).
+
+    Args:
+        scores: (B, K, S, S) pre-softmax scores.
+        points: (B, K, 2) true points in network pixels.
+        mask: (B, K), False for points that do not count.
+        sigma: Ignored; `LOSSES` have one signature.
+
+    Returns:
+        The scalar loss in squared pixels.
+    """
     size = scores.shape[-1]
     p = scores.flatten(2).softmax(dim=2).unflatten(2, (size, size))
     centers = torch.arange(size, device=scores.device) + 0.5

@@ -1,4 +1,7 @@
-"""How a network is trained, as data: `paper` (SPEC 3) and `fast` (ours, fixed on validation)."""
+"""Recipes: how a network is trained, as data.
+
+`paper` follows the paper and the authors' code. `fast` is shorter and was chosen by validation error.
+"""
 
 from __future__ import annotations
 
@@ -9,20 +12,15 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 import torch
-from torch import nn
 
 from recombinator.models import OPTIONS
+from recombinator.models.base import KeypointNet, check_choice, check_groups
 from recombinator.training.loss import LOSSES
 from recombinator.transforms.augment import Augment, check_ranges
 from recombinator.utils.errors import InputError
 from recombinator.utils.files import from_file_keys, to_file_keys
 
-# What a denoiser is given: `corrupt` of the points moved to uniform cells (the paper), or blanked; the answers of a
-# trained network on jittered and occluded training images; or for each face one of the first and the last.
-CORRUPTIONS = ("uniform", "blank", "errors", "mixed")
-
-
-# what numbers may be, ends included
+# allowed values, both ends included
 RANGES: dict[str, tuple[float, float]] = {
     "epochs": (1, 10**6), "batch": (1, 10**6), "learning_rate": (0, math.inf), "weight_decay": (0, 1000),
     "warmup_steps": (0, 10**9), "decay": (0, 1), "sigma": (0, 1000), "patience": (0, 10**6), "distil": (0, 1),
@@ -30,66 +28,99 @@ RANGES: dict[str, tuple[float, float]] = {
 }  # fmt: skip
 
 
+CHOICES: dict[str, tuple[str, ...]] = {
+    "loss": tuple(LOSSES), "outside": ("ignore", "clamp"), "optimizer": ("adamw", "adadelta"),
+    "precision": ("auto", "bfloat16", "float32"), "corruption": ("uniform", "mixed"), "judged": ("corrupted", "all"),
+}  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that decides a run besides network, data and seed."""
+    """All settings of a training except network, data and seed.
+
+    Attributes:
+        name: name of the recipe
+        epochs: passes over the training images
+        batch: images per step
+        optimizer: adamw or adadelta (the paper)
+        augment: ranges of the random changes to training images; see `Augment`
+        learning_rate: learning rate of AdamW; a factor on Adadelta's steps
+        weight_decay: weight decay of AdamW
+        warmup_steps: steps over which the learning rate rises at the start, at most two epochs
+        decay: share of the epochs, at the end, over which the learning rate falls to zero
+        loss: softmax (Eq. 2) or l2 (footnote 4)
+        sigma: spread of the target in cells; 0 has the true cell only, as in Eq. 2
+        outside: points that leave the crop: ignore them, or clamp them to its border (the authors' code)
+        shuffle: whether the images are in another random order in each epoch
+        balance: attribute whose classes are drawn in proportion to the square root of their size, so that rare classes
+            are seen more often (Mahajan et al., ECCV 2018); empty: every image once per epoch
+        revive: whether dead channels are re-initialized before each epoch until the learning rate falls
+        precision: auto (bfloat16 where it is fast), bfloat16 or float32
+        patience: epochs without a lower validation error after which training stops; 0 never stops early
+        distil: with a teacher: weight of the teacher's score maps in the loss, from 0 to 1
+        corrupt: denoiser: number of corrupted keypoints per face
+        corruption: denoiser: uniform (random cells, section 4) or mixed (for half of the faces, the predictions of the
+            network given as errors_of)
+        auxiliary: tcdcn: weight of the loss of each facial attribute
+        judged: denoiser: keypoints that count in the loss, corrupted (section 4) or all
+        regularize: factor lambda of the L2 penalty in Eq. 2 for trunk, branch and alpha weights, with Adadelta
+    """
 
     name: str
     epochs: int
     batch: int
-    optimizer: str  # "adamw" | "adadelta"
+    optimizer: str
     augment: Augment
     learning_rate: float = 1.0
     weight_decay: float = 0.0
     warmup_steps: int = 0
-    decay: float = 0.0  # share of the epochs at the end over which the learning rate falls to zero
+    decay: float = 0.0
     loss: str = "softmax"
-    sigma: float = 0.0  # spread of the target in cells; 0: one cell
-    outside: str = "ignore"  # a point that left the crop: "ignore" it or "clamp" it to the border
+    sigma: float = 0.0
+    outside: str = "ignore"
     shuffle: bool = True
-    # an attribute: its classes are drawn as often as the square roots of their sizes say, which
-    # shows rare ones more often (Mahajan et al., ECCV 2018); "": every image once an epoch
     balance: str = ""
-    revive: bool = False  # before each epoch until the rate falls, silent maps begin anew (training.revive)
-    precision: str = "auto"  # "auto" | "bfloat16" | "float32"
-    patience: int = 0  # epochs without a better validation error before stopping; 0: never
-    distil: float = 0.5  # with a teacher: share of the loss that is learnt from its maps
-    corrupt: int = 35  # denoiser: points of a face that are corrupted
-    corruption: str = "uniform"  # denoiser: one of CORRUPTIONS
-    auxiliary: float = 0.01  # tcdcn: weight of each attribute's loss
-    judged: str = "corrupted"  # denoiser: the points whose answers count, "corrupted" (the paper) or "all"
-    regularize: dict[str, float] = field(default_factory=dict)  # L2 factors: trunk, branch, alpha
+    revive: bool = False
+    precision: str = "auto"
+    patience: int = 0
+    distil: float = 0.5
+    corrupt: int = 35
+    corruption: str = "uniform"
+    auxiliary: float = 0.01
+    judged: str = "corrupted"
+    regularize: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for label, value, known in (
-            ("loss", self.loss, tuple(LOSSES)), ("outside", self.outside, ("ignore", "clamp")),
-            ("optimiser", self.optimizer, ("adamw", "adadelta")),
-            ("precision", self.precision, ("auto", "bfloat16", "float32")),
-            ("corruption", self.corruption, CORRUPTIONS), ("judged", self.judged, ("corrupted", "all")),
-        ):  # fmt: skip
-            if value not in known:
-                raise InputError(f"{label}={value!r} is not known: use one of {', '.join(known)}")
+        for name, choices in CHOICES.items():
+            check_choice(name, getattr(self, name), choices)
         if self.balance and not self.shuffle:
-            raise InputError(f"balance={self.balance!r} draws images at random: shuffle must be on")
+            raise InputError(f"balance={self.balance!r} draws images at random and needs shuffle=true")
         check_ranges(self, RANGES)
 
     def to_dict(self) -> dict[str, Any]:
+        """Return the recipe with the keys of run.json."""
         return to_file_keys(asdict(self))
 
     @classmethod
     def from_dict(cls, value: dict[str, Any]) -> Recipe:
+        """Create a recipe from `to_dict`; fields that were added since have their defaults."""
         value = from_file_keys(value)
         augment = dict(value["augment"])
         return cls(**{**value, "augment": Augment(**{**augment, "occlude": tuple(augment["occlude"])})})
 
     @property
     def stable_epochs(self) -> int:
-        """Epochs before the learning rate starts to fall: up to here a longer run is the same run."""
+        """Epochs before the learning rate starts to fall. Up to here, a longer training is identical."""
         return self.epochs - round(self.epochs * self.decay)
 
     def learning_rate_at(self, step: int, steps_per_epoch: int) -> float:
-        """Warm-up by steps, constant, then a fall to zero over the last `decay` of the epochs."""
-        warmup = min(self.warmup_steps, 2 * steps_per_epoch)  # a small set's first epochs are few steps
+        """Return the learning rate of a step: warm-up, constant, then a cosine fall to zero.
+
+        Args:
+            step: Steps taken since the start of the training.
+            steps_per_epoch: Steps per epoch.
+        """
+        warmup = min(self.warmup_steps, 2 * steps_per_epoch)  # small data sets have few steps per epoch
         rate = self.learning_rate * min(1.0, (step + 1) / max(warmup, 1))
         start, end = self.stable_epochs * steps_per_epoch, self.epochs * steps_per_epoch
         if step >= start and end > start:
@@ -120,7 +151,8 @@ PAPER = Recipe(
 )
 RECIPES = {r.name: r for r in (FAST, PAPER)}
 
-# The README's L2 factors (SPEC 3); 6-branch values stand for the other depths (SPEC 7 row 15).
+# Factors of the L2 penalty in Eq. 2, from the README of the authors' code. It has 6-branch networks only; the other
+# depths use the same values.
 _PAPER_L2 = {
     "sumnet": {"trunk": 1e-10, "branch": 1e-14, "alpha": 1e-14},
     "rcn": {"trunk": 1e-6, "branch": 1e-12},
@@ -133,9 +165,18 @@ _PAPER_L2 = {
 
 
 def get_recipe(name: str, model: str, **changes: Any) -> Recipe:
-    """A recipe by name, with the L2 factors of the model's family, and `changes` to fields of it or of its Augment."""
+    """Return a recipe by name.
+
+    Args:
+        name: "fast" or "paper".
+        model: Name of the network; it decides the L2 factors of the paper recipe.
+        **changes: New values of fields of the recipe or of its Augment.
+
+    Raises:
+        InputError: Unknown name, or a value outside its range.
+    """
     if name not in RECIPES:
-        raise InputError(f"no recipe is called {name!r}: use one of {', '.join(RECIPES)}")
+        raise InputError(f"unknown recipe {name!r}; expected one of {', '.join(RECIPES)}")
     recipe = RECIPES[name]
     if name == "paper":
         family = "-".join(part for part in model.split("-") if part == "68" or not part.isdigit())
@@ -144,7 +185,7 @@ def get_recipe(name: str, model: str, **changes: Any) -> Recipe:
 
 
 def changed(recipe: Recipe, **changes: Any) -> Recipe:
-    """The recipe with `changes` to its fields, or to those of its Augment."""
+    """Return a copy of a recipe with new values of its fields or of those of its Augment."""
     own = {k: v for k, v in changes.items() if k in Augment.__dataclass_fields__}
     rest = {k: v for k, v in changes.items() if k not in own}
     return replace(recipe, augment=replace(recipe.augment, **own), **rest)
@@ -159,7 +200,7 @@ def _integers(text: str) -> tuple[int, ...]:
     return tuple(int(t) for t in text.split(","))
 
 
-_READERS: dict[str, tuple[str, Callable[[str], Any]]] = {  # a field's type -> what it is called, how it is read
+_PARSERS: dict[str, tuple[str, Callable[[str], Any]]] = {  # by type of a field: how messages name it, its parser
     "int": ("an integer", int), "float": ("a number", float), "str": ("text", str),
     "bool": ("true or false", lambda text: {"true": True, "false": False}[text.lower()]),
     "tuple[int, int]": ("two integers, such as 20,50", _pair),
@@ -168,14 +209,26 @@ _READERS: dict[str, tuple[str, Callable[[str], Any]]] = {  # a field's type -> w
 
 
 def setting_types() -> dict[str, str]:
-    """Names that `parse_settings` accepts and their types: fields of Recipe and Augment, then options of a network."""
-    recipe = {f.name: str(f.type) for c in (Recipe, Augment) for f in fields(c) if str(f.type) in _READERS}
+    """Return the type of every name that `parse_settings` accepts.
+
+    These are fields of Recipe and Augment, then options of `create_model`.
+    """
+    recipe = {f.name: str(f.type) for c in (Recipe, Augment) for f in fields(c) if str(f.type) in _PARSERS}
     return recipe | OPTIONS
 
 
 def parse_settings(texts: list[str]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """["stretch=0.2", "kernel=23"] -> changes to fields of a Recipe or its Augment, and options of `create_model`.
-    Raises InputError for an unknown name or a value of another type."""
+    """Parse settings given as text, such as ["stretch=0.2", "kernel=23"].
+
+    Args:
+        texts: Settings as NAME=VALUE.
+
+    Returns:
+        Changes to fields of a Recipe or its Augment, and options of `create_model`.
+
+    Raises:
+        InputError: Unknown name, or a value of another type.
+    """
     known = setting_types()
     changes: dict[str, Any] = {}
     options: dict[str, Any] = {}
@@ -183,38 +236,40 @@ def parse_settings(texts: list[str]) -> tuple[dict[str, Any], dict[str, Any]]:
         name, _, value = text.partition("=")
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"use one of {', '.join(sorted(known))}"
+            hint = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(sorted(known))}"
             raise InputError(f"--set {text}: unknown setting {name!r}; {hint}")
-        expected, read = _READERS[known[name]]
+        expected, parse = _PARSERS[known[name]]
         try:
-            (options if name in OPTIONS else changes)[name] = read(value)
+            (options if name in OPTIONS else changes)[name] = parse(value)
         except (ValueError, KeyError):
             raise InputError(f"--set {text}: expected {expected} after the =") from None
     return changes, options
 
 
-def make_optimizer(recipe: Recipe, net: nn.Module) -> torch.optim.Optimizer:
-    """Decay on convolution weights only (and on alpha where the recipe says so), never on biases.
+def make_optimizer(recipe: Recipe, net: KeypointNet) -> torch.optim.Optimizer:
+    """Create the optimizer of a recipe, with weight decay by the groups that the network declares.
 
-    The paper's penalty lambda * W^2 is a weight decay of 2 * lambda.
+    AdamW decays trunk and branch weights. Adadelta decays each group by the recipe's L2 factor: the paper's penalty
+    lambda * W^2 is a weight decay of 2 * lambda.
+
+    Raises:
+        InputError: A parameter is in no group or in two.
     """
-    groups: dict[str, list[nn.Parameter]] = {"trunk": [], "branch": [], "alpha": [], "bias": []}
-    for name, parameter in net.named_parameters():
-        part = name.split(".")[0] if name.endswith(".weight") or name == "alpha" else "bias"
-        part = "branch" if part in ("large", "out", "place", "layers", "answer") else part  # of a denoiser
-        groups[part if part in groups else "bias"].append(parameter)  # learned upsampling is not decayed either
+    groups = net.weight_groups()
+    check_groups(net, groups)
     if recipe.optimizer == "adadelta":
-        decays = {k: 2 * recipe.regularize.get(k, 0.0) for k in groups}
+        decays = {name: 2 * recipe.regularize.get(name, 0.0) for name in groups}
     else:
-        decays = {k: recipe.weight_decay if k in ("trunk", "branch") else 0.0 for k in groups}
-    parameters = [{"params": ps, "weight_decay": decays[k]} for k, ps in groups.items() if ps]
+        decays = {name: recipe.weight_decay if name in ("trunk", "branch") else 0.0 for name in groups}
+    order = sorted(groups, key=lambda name: ("trunk", "branch", "alpha", "none").index(name))
+    parameters = [{"params": groups[name], "weight_decay": decays[name]} for name in order if groups[name]]
     if recipe.optimizer == "adadelta":
         return torch.optim.Adadelta(parameters, lr=1.0, rho=0.95, eps=1e-8)
     return torch.optim.AdamW(parameters, lr=recipe.learning_rate, fused=True)
 
 
 def bfloat16_is_fast(device: torch.device) -> bool:
-    """True on GPUs that have it and on CPUs with AVX-512 bf16."""
+    """Return whether the device computes in bfloat16: GPUs that support it and CPUs with AVX-512 BF16."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported()
     probe = getattr(torch.cpu, "_is_avx512_bf16_supported", None)

@@ -1,9 +1,10 @@
-"""What is learnt from a batch, and how the result is judged: keypoints from pixels, or from other keypoints."""
+"""Tasks: the loss of a batch and the validation errors, by the kind of a network's input and output."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import cast
 
 import numpy as np
 import torch
@@ -14,31 +15,65 @@ from recombinator.data.table import FaceTable
 from recombinator.evaluation.denoising import errors_of_corrupted
 from recombinator.evaluation.tables import evaluate_table
 from recombinator.models import TCDCN, Denoiser, Joint, ScoreMapNet
+from recombinator.models.base import KeypointNet
 from recombinator.models.decode import maximum
-from recombinator.models.denoiser import PointDenoiser
 from recombinator.training.loss import LOSSES, distillation_loss, masked_sum, softmax_loss, target_cells
 from recombinator.training.recipe import Recipe, bfloat16_is_fast
 from recombinator.transforms.augment import draw_points, draw_samples
 from recombinator.transforms.samples import BLANK, corrupted, fixed_samples
 from recombinator.utils.errors import InputError
 
-Forward = Callable[[Tensor], Tensor]
-
 
 class Task:
-    """Training samples on the device, and the rules both tasks share."""
+    """Training data on the device, and what all tasks share.
 
-    def __init__(self, table: FaceTable, valid: FaceTable, recipe: Recipe, size: int, device: torch.device) -> None:
-        self.valid, self.recipe, self.size, self.device = valid, recipe, size, device
+    Args:
+        net: Network to train.
+        table: Training table.
+        valid: Validation table.
+        recipe: Settings of the training.
+        device: Device of the network.
+        teacher: Trained network that the task learns from, if any; each task says what it learns.
+
+    Attributes:
+        bfloat16: Whether the network runs in bfloat16 during training.
+    """
+
+    bfloat16 = False
+
+    def __init__(
+        self, net: KeypointNet, table: FaceTable, valid: FaceTable, recipe: Recipe, device: torch.device,
+        teacher: KeypointNet | None = None,
+    ) -> None:  # fmt: skip
+        self.net, self.valid, self.recipe, self.size, self.device = net, valid, recipe, net.size, device
+        self.teacher = teacher
         self.mirrored = table.info.keypoints.mirrored
-        learnt = table.mask & ~table.at_border.any(axis=2)
-        # what must not be learnt is NaN: it follows its point through a flip
-        points = np.where(learnt[..., None], table.points, np.float32(np.nan))
+        learned = table.mask & ~table.at_border.any(axis=2)
+        # NaN marks a point that must not be learned; unlike a mask, it follows its point through a flip
+        points = np.where(learned[..., None], table.points, np.float32(np.nan))
         self.data = [torch.from_numpy(x).to(device) for x in (table.images, points, table.boxes)]
 
-    def inside(self, points: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, K, 2) points and the (B, K) mask of those to learn. Points that left the crop are clamped to its border,
-        or left out, as the recipe says."""
+    def inputs(self, index: Tensor, generator: Generator) -> Tensor:
+        """Draw network inputs of the training samples `index`, augmented as in training."""
+        raise NotImplementedError
+
+    def loss(self, index: Tensor, generator: Generator) -> Tensor:
+        """Compute the scalar loss of the training samples `index`."""
+        raise NotImplementedError
+
+    def validate(self) -> dict[str, float]:
+        """Return validation errors in percent; "valid" decides which epoch is kept."""
+        raise NotImplementedError
+
+    def split_outside(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        """Clamp points that left the crop to its border, or leave them out, as the recipe says.
+
+        Args:
+            points: (B, K, 2) points in network pixels, NaN where unknown.
+
+        Returns:
+            (B, K, 2) points without NaN and the (B, K) mask of those to learn.
+        """
         known = points.isfinite().all(dim=2)
         outside = (points < 0) | (points >= self.size)
         points = torch.where(known[..., None], points, 0.0)
@@ -48,31 +83,47 @@ class Task:
 
 
 class FromPixels(Task):
-    """Eq. 2 for SumNet and RCN. `teacher`: a network whose maps count beside the truth, by the recipe's `distil`."""
+    """Score maps from images with the loss of Eq. 2: SumNet, RCN and networks like them.
+
+    `teacher` is a network for the same images. Its score maps are learned along with the true points, weighted by the
+    recipe's `distil`.
+    """
 
     def __init__(
-        self, net: ScoreMapNet | TCDCN, table: FaceTable, valid: FaceTable, recipe: Recipe, device: torch.device,
-        teacher: ScoreMapNet | None = None,
+        self, net: KeypointNet, table: FaceTable, valid: FaceTable, recipe: Recipe, device: torch.device,
+        teacher: KeypointNet | None = None,
     ) -> None:  # fmt: skip
-        super().__init__(table, valid, recipe, net.size, device)
-        self.net = net
-        if teacher and (teacher.keypoints, teacher.size, teacher.channels) != (net.keypoints, net.size, net.channels):
-            raise InputError(
-                f"the teacher finds {teacher.keypoints} keypoints in {teacher.channels} channels of {teacher.size} "
-                f"pixels, this network {net.keypoints} in {net.channels} of {net.size}"
-            )
-        self.teacher = teacher.eval().to(device, memory_format=torch.channels_last) if teacher else None  # type: ignore
-        self.forward: Forward = torch.compile(net) if device.type == "cuda" else net
+        super().__init__(net, table, valid, recipe, device, teacher)
+        if teacher is not None:
+            if (teacher.keypoints, teacher.size, teacher.channels) != (net.keypoints, net.size, net.channels):
+                raise InputError(
+                    f"the teacher has {teacher.keypoints} keypoints and images of {teacher.channels} channels and "
+                    f"{teacher.size} pixels; expected {net.keypoints} keypoints, {net.channels} channels and "
+                    f"{net.size} pixels"
+                )
+            teacher.eval().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.forward: Callable[[Tensor], Tensor] = torch.compile(net) if device.type == "cuda" else net
         self.bfloat16 = recipe.precision == "bfloat16" or (recipe.precision == "auto" and bfloat16_is_fast(device))
 
     def samples(self, index: Tensor, generator: Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """Network inputs, points, and the mask of those to learn."""
+        """Draw a batch of augmented training samples.
+
+        Args:
+            index: (B,) indices into the training table.
+            generator: Source of the random changes.
+
+        Returns:
+            (B, C, S, S) network inputs, (B, K, 2) points in network pixels and the (B, K) mask of those to learn.
+        """
         images, points, boxes = (x[index.to(self.device)] for x in self.data)
         inputs, points = draw_samples(images, points, boxes, self.size, self.recipe.augment, self.mirrored, generator)
-        return inputs, *self.inside(points)
+        return inputs, *self.split_outside(points)
 
-    def _maps(self, net: Forward, inputs: Tensor) -> Tensor:
-        """Scores in float32, as losses want them."""
+    def inputs(self, index: Tensor, generator: Generator) -> Tensor:
+        return self.samples(index, generator)[0]
+
+    def _score_maps(self, net: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor:
+        """Scores in float32, as the losses need them."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
             scores = net(inputs)
         return scores.to(torch.float32, memory_format=torch.contiguous_format)
@@ -80,44 +131,53 @@ class FromPixels(Task):
     def loss(self, index: Tensor, generator: Generator) -> Tensor:
         recipe = self.recipe
         inputs, points, mask = self.samples(index, generator)
-        scores = self._maps(self.forward, inputs)
+        scores = self._score_maps(self.forward, inputs)
         loss = LOSSES[recipe.loss](scores, points, mask, recipe.sigma)
         if self.teacher is None:
             return loss
         with torch.no_grad():
-            told = self._maps(self.teacher, inputs)
-        return (1 - recipe.distil) * loss + recipe.distil * distillation_loss(scores, told, mask)
+            target = self._score_maps(self.teacher, inputs)
+        return (1 - recipe.distil) * loss + recipe.distil * distillation_loss(scores, target, mask)
 
     def validate(self) -> dict[str, float]:
-        """Errors in percent on the set that is jittered and occluded once, by the recipe's ranges (SPEC 7 row 7), and
-        without jitter."""
-        once = replace(self.recipe.augment, flip=False, turned=0.0, gamma=0.0, blur=0.0, noise=0.0)
-        rough, clean = evaluate_table(self.net, self.valid, once), evaluate_table(self.net, self.valid)
+        """Return errors in percent with and without jitter.
+
+        The jittered and occluded validation images are drawn from the recipe's ranges, the same at every call
+        (docs/protocol.md, Selection).
+        """
+        jitter = replace(self.recipe.augment, flip=False, turned=0.0, gamma=0.0, blur=0.0, noise=0.0)
+        jittered, clean = evaluate_table(self.net, self.valid, jitter), evaluate_table(self.net, self.valid)
         return {
             key: 100 * float(np.nanmean(result.image_errors(protocol)))
             for key, result, protocol in (
-                ("valid", rough, "paper"), ("valid_nme", rough, "continuous"),
+                ("valid", jittered, "paper"), ("valid_nme", jittered, "continuous"),
                 ("clean", clean, "paper"), ("clean_nme", clean, "continuous"),
             )
         }  # fmt: skip
 
 
 class Regression(FromPixels):
-    """TCDCN: half the squared distance of the coordinates, plus each attribute's cross-entropy by its weight until its
-    validation loss has not fallen for `PATIENCE` epochs (the original's rule for stopping a task compares training and
-    validation errors by two thresholds that it does not report)."""
+    """Coordinates and facial attributes from images: TCDCN.
+
+    The loss is half the squared distance of the coordinates plus the weighted cross-entropy of each attribute. An
+    attribute's loss is dropped once its validation loss has not fallen for `PATIENCE` epochs. (The original rule
+    compares training and validation errors with two thresholds that its paper does not report.)
+    """
 
     PATIENCE = 5
 
-    def __init__(self, net: TCDCN, table: FaceTable, valid: FaceTable, recipe: Recipe, device: torch.device) -> None:
+    def __init__(
+        self, net: KeypointNet, table: FaceTable, valid: FaceTable, recipe: Recipe, device: torch.device,
+        teacher: KeypointNet | None = None,
+    ) -> None:  # fmt: skip
         super().__init__(net, table, valid, recipe, device)
-        self.tcdcn = net
+        net = self.tcdcn = cast(TCDCN, net)
         if net.tasks and recipe.augment.flip:
             raise InputError("tcdcn learns the head's pose, which a flip changes: train it with --no-flip")
-        for t, where in ((t, where) for t in (table, valid) for where in net.tasks if where not in t.attributes):
+        for t, name in ((t, name) for t in (table, valid) for name in net.tasks if name not in t.attributes):
             raise InputError(
-                f"{t.info.dataset}: its {t.info.split} table has no attribute {where!r}, which tcdcn learns beside the "
-                "points; train tcdcn-alone"
+                f"{t.info.dataset}: the {t.info.split} table has no attribute {name!r}, which tcdcn learns; "
+                "train tcdcn-alone instead"
             )
         self.labels, self.valid_labels = (
             {name: torch.from_numpy(t.attributes[name]).to(device) for name in net.tasks} for t in (table, valid)
@@ -126,117 +186,131 @@ class Regression(FromPixels):
     def loss(self, index: Tensor, generator: Generator) -> Tensor:
         inputs, points, mask = self.samples(index, generator)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
-            found, heads = self.tcdcn.heads(inputs)
-        wanted = points * (2 / self.size) - 1
-        total = masked_sum(((found - wanted) ** 2).sum(dim=2) / 2, mask)
-        goes_on = (self.tcdcn.since < self.PATIENCE).float() * self.recipe.auxiliary
-        for i, (name, logits) in enumerate(heads.items()):
-            total = total + goes_on[i] * F.cross_entropy(logits, self.labels[name][index.to(self.device)])
+            predicted, logits = self.tcdcn.heads(inputs)
+        target = points * (2 / self.size) - 1
+        total = masked_sum(((predicted - target) ** 2).sum(dim=2) / 2, mask)
+        weights = (self.tcdcn.since < self.PATIENCE).float() * self.recipe.auxiliary
+        for i, (name, values) in enumerate(logits.items()):
+            total = total + weights[i] * F.cross_entropy(values, self.labels[name][index.to(self.device)])
         return total
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
         errors = super().validate()
-        logits = [self.tcdcn.heads(x)[1] for x, _ in fixed_samples(self.valid, self.size, None, self.device)]
+        batches = [self.tcdcn.heads(x)[1] for x, _ in fixed_samples(self.valid, self.size, None, self.device)]
         for i, name in enumerate(self.tcdcn.tasks):
-            found, labels = torch.cat([part[name] for part in logits]), self.valid_labels[name]
-            value = F.cross_entropy(found, labels)
+            logits, labels = torch.cat([batch[name] for batch in batches]), self.valid_labels[name]
+            value = F.cross_entropy(logits, labels)
             if self.tcdcn.since[i] < self.PATIENCE:
                 self.tcdcn.since[i] = 0 if value < self.tcdcn.best[i] else self.tcdcn.since[i] + 1
                 self.tcdcn.best[i] = torch.minimum(self.tcdcn.best[i], value)
-            errors[f"{name}_accuracy"] = float((found.argmax(1) == labels).float().mean())
+            errors[f"{name}_accuracy"] = float((logits.argmax(1) == labels).float().mean())
         return errors
 
 
 class FromPoints(Task):
-    """Section 4: the corrupted points from the others; the error, and by the paper's recipe the loss, count only the
-    corrupted ones. `teacher`: the network for images whose errors a recipe with corruption "errors" or "mixed" uses."""
+    """Corrupted keypoints from the other keypoints (section 4): denoisers.
 
-    bfloat16 = False
-    PASSES = 8  # jittered and occluded versions of each training image that the teacher answers
+    Errors count corrupted keypoints only; so does the loss, unless the recipe's `judged` is "all". `teacher` is a
+    network for images. With the corruption "mixed", half of the faces have its predictions as input.
+    """
+
+    VERSIONS = 8  # jittered and occluded versions of each training image that the teacher predicts
 
     def __init__(
-        self, net: Denoiser, table: FaceTable, valid: FaceTable, recipe: Recipe, device: torch.device,
-        teacher: ScoreMapNet | None = None,
+        self, net: KeypointNet, table: FaceTable, valid: FaceTable, recipe: Recipe, device: torch.device,
+        teacher: KeypointNet | None = None,
     ) -> None:  # fmt: skip
-        super().__init__(table, valid, recipe, net.size, device)
-        self.net = net
-        if (recipe.corruption in ("errors", "mixed")) != (teacher is not None):
+        super().__init__(net, table, valid, recipe, device, teacher)
+        self.denoiser = cast(Denoiser, net)
+        if (recipe.corruption == "mixed") != (teacher is not None):
             raise InputError(
-                f"corruption={recipe.corruption!r} and the network whose errors are learnt (errors_of) go together: "
-                "'errors' and 'mixed' need one, the others use none"
+                f"corruption={recipe.corruption!r}: 'mixed' needs errors_of, the weights of a network for images; "
+                "'uniform' takes none"
             )
-        self.teacher = teacher
         if teacher is not None:
-            self.answers, self.truths = self._answers(teacher, table)
+            self.predictions, self.truths = self._predict(teacher, table)
 
     @torch.no_grad()
-    def _answers(self, teacher: ScoreMapNet, table: FaceTable) -> tuple[Tensor, Tensor]:
-        """(PASSES, N, K, 2) highest cells' centers and true points, in network pixels."""
+    def _predict(self, teacher: KeypointNet, table: FaceTable) -> tuple[Tensor, Tensor]:
+        """(VERSIONS, N, K, 2) centers of the teacher's highest cells and true points, in network pixels."""
         if (teacher.keypoints, teacher.size) != (self.net.keypoints, self.size):
             raise InputError(
-                f"the network whose errors are learnt has {teacher.keypoints} keypoints at {teacher.size} pixels, "
+                f"the errors_of network has {teacher.keypoints} keypoints at {teacher.size} pixels, "
                 f"the denoiser {self.net.keypoints} at {self.size}"
             )
         teacher.eval().to(self.device)
-        once, results = replace(self.recipe.augment, flip=True), []
+        augment, batches = replace(self.recipe.augment, flip=True), []
         table = replace(table, points=self.data[1].cpu().numpy())
-        for i in range(self.PASSES):
-            for inputs, points in fixed_samples(table, self.size, once, self.device, seed=i):
+        for seed in range(self.VERSIONS):
+            for inputs, points in fixed_samples(table, self.size, augment, self.device, seed=seed):
                 with torch.autocast(self.device.type, torch.bfloat16, enabled=bfloat16_is_fast(self.device)):
                     scores = teacher(inputs)
-                results.append(torch.stack([maximum(scores.float()), points]))
-        found = torch.cat(results, dim=1).unflatten(1, (self.PASSES, -1))
-        return found[0], found[1]
+                batches.append(torch.stack([maximum(scores.float()), points]))
+        pairs = torch.cat(batches, dim=1).unflatten(1, (self.VERSIONS, -1))
+        return pairs[0], pairs[1]
 
-    def given(self, index: Tensor, generator: Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Cells as the network sees them, the true points, which of those can be learnt, and which were corrupted."""
+    def samples(self, index: Tensor, generator: Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Draw a batch of corrupted training samples.
+
+        Args:
+            index: (B,) indices into the training table.
+            generator: Source of the jitter and corruption.
+
+        Returns:
+            (B, K, 2) input cells, (B, K, 2) true points in network pixels, the (B, K) mask of those that can be
+            learned and the (B, K) mask of those that are corrupted.
+        """
         recipe, augment = self.recipe, self.recipe.augment
         _, points, boxes = (x[index.to(self.device)] for x in self.data)
         points, _ = draw_points(points, boxes, self.size, augment, self.mirrored, generator)
-        blank = recipe.corruption == "blank"
-        if recipe.corruption in ("uniform", "blank", "mixed"):
-            known = points.isfinite()
-            cells = target_cells(points.nan_to_num(), self.size).long()
-            cells, changed = corrupted(torch.where(known, cells, BLANK), recipe.corrupt, self.size, blank, generator)
-        if recipe.corruption in ("errors", "mixed"):
-            # the teacher's answer and the truth moved together, once more
-            turn = torch.randint(self.PASSES, (len(index),), generator=generator)
-            pair = torch.cat([self.answers[turn, index], self.truths[turn, index]], dim=1)
+        known = points.isfinite()
+        cells = target_cells(points.nan_to_num(), self.size).long()
+        cells, changed = corrupted(torch.where(known, cells, BLANK), recipe.corrupt, self.size, generator)
+        if recipe.corruption == "mixed":
+            # one of the teacher's predictions and its truth, jittered together once more
+            version = torch.randint(self.VERSIONS, (len(index),), generator=generator)
+            pair = torch.cat([self.predictions[version, index], self.truths[version, index]], dim=1)
             square = torch.tensor([[0.0, 0.0, self.size]], device=self.device).expand(len(index), 3)
-            still = replace(augment, flip=False)
-            pair, _ = draw_points(pair, square, self.size, still, self.mirrored, generator)
-            answers, truths = pair.chunk(2, dim=1)
-            answers = target_cells(answers, self.size).long()
-            if recipe.corruption == "errors":
-                cells, points, changed = answers, truths, torch.ones_like(truths[..., 0], dtype=torch.bool)
-            else:
-                which = torch.rand(len(index), generator=generator).to(self.device) < 0.5
-                cells = torch.where(which[:, None, None], answers, cells)
-                points = torch.where(which[:, None, None], truths, points)
-                changed = changed | which[:, None]
-        points, mask = self.inside(points)
+            pair, _ = draw_points(pair, square, self.size, replace(augment, flip=False), self.mirrored, generator)
+            predictions, truths = pair.chunk(2, dim=1)
+            predictions = target_cells(predictions, self.size).long()
+            from_teacher = torch.rand(len(index), generator=generator).to(self.device) < 0.5
+            cells = torch.where(from_teacher[:, None, None], predictions, cells)
+            points = torch.where(from_teacher[:, None, None], truths, points)
+            changed = changed | from_teacher[:, None]
+        points, mask = self.split_outside(points)
         return cells, points, mask, changed
 
+    def inputs(self, index: Tensor, generator: Generator) -> Tensor:
+        return self.samples(index, generator)[0]
+
     def loss(self, index: Tensor, generator: Generator) -> Tensor:
-        cells, points, mask, changed = self.given(index, generator)
+        cells, points, mask, changed = self.samples(index, generator)
         counted = mask if self.recipe.judged == "all" else mask & changed
-        if isinstance(self.net, PointDenoiser):
-            return masked_sum(-self.net.log_likelihood(cells, points), counted)
+        likelihood = self.denoiser.log_likelihood(cells, points)
+        if likelihood is not None:
+            return masked_sum(-likelihood, counted)
         return softmax_loss(self.net(cells), points, counted, self.recipe.sigma)
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        """Mean error of the corrupted points in percent, paper's grid: jittered once and not; same draw each time.
-        With a teacher also that of its answers as the denoiser mends them; the mean of both then decides."""
-        once = replace(self.recipe.augment, flip=False)
-        uniform = {
-            key: 100 * float(np.nanmean(errors_of_corrupted(self.net, self.valid, self.recipe.corrupt, augment)[0]))
-            for key, augment in (("valid", once), ("clean", None))
+        """Return mean errors of the corrupted points in percent, with and without jitter, by the paper's protocol.
+
+        The draw is the same at every call. With a teacher, "valid" is the mean of that error and of the error of the
+        joint model of teacher and denoiser.
+        """
+        jitter = replace(self.recipe.augment, flip=False)
+        errors = {
+            key: 100
+            * float(np.nanmean(errors_of_corrupted(self.denoiser, self.valid, self.recipe.corrupt, augment)[0]))
+            for key, augment in (("valid", jitter), ("clean", None))
         }
         if self.teacher is None:
-            return uniform
-        with_teacher = Joint(self.teacher, self.net)
-        mended = 100 * float(np.nanmean(evaluate_table(with_teacher, self.valid, once).image_errors("paper")))
-        both = (mended + uniform["valid"]) / 2
-        return {**uniform, "valid": both, "valid_mended": mended, "valid_uniform": uniform["valid"]}
+            return errors
+        uniform, joint = errors["valid"], Joint(cast(ScoreMapNet, self.teacher), self.denoiser)
+        repaired = 100 * float(np.nanmean(evaluate_table(joint, self.valid, jitter).image_errors("paper")))
+        return {**errors, "valid": (repaired + uniform) / 2, "valid_mended": repaired, "valid_uniform": uniform}
+
+
+TASKS: dict[str, type[Task]] = {"score_maps": FromPixels, "regression": Regression, "denoising": FromPoints}

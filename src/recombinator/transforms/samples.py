@@ -58,14 +58,13 @@ def network_inputs(data: str | os.PathLike[str], size: int, channels: int = 1, l
     return torch.cat([inputs for inputs, _ in batches]).numpy()
 
 
-def corrupted(cells: Tensor, count: int, size: int, blank: bool, generator: Generator) -> tuple[Tensor, Tensor]:
-    """Corrupt random points of each set, as the paper's denoiser is trained (section 4).
+def corrupted(cells: Tensor, count: int, size: int, generator: Generator) -> tuple[Tensor, Tensor]:
+    """Move random points of each set to uniformly drawn cells, as the paper's denoiser is trained (section 4).
 
     Args:
         cells: (B, K, 2) x, y of the points' cells, whole numbers.
         count: points to corrupt in each set.
         size: cells to each side of the map.
-        blank: remove the points (BLANK) instead of moving them to a uniformly drawn cell.
         generator: a generator on the CPU.
 
     Returns:
@@ -75,7 +74,7 @@ def corrupted(cells: Tensor, count: int, size: int, blank: bool, generator: Gene
     rank = torch.rand(b, k, generator=generator).argsort(dim=1).argsort(dim=1)
     changed = (rank < count).to(cells.device)
     anywhere = torch.randint(0, size, (b, k, 2), generator=generator).to(cells.device)
-    return torch.where(changed[..., None], torch.full_like(cells, BLANK) if blank else anywhere, cells), changed
+    return torch.where(changed[..., None], anywhere, cells), changed
 
 
 def corrupted_table(
@@ -100,5 +99,5 @@ def corrupted_table(
     )  # fmt: skip
     cells = points.floor().clamp(0, size - 1).long()
     known = torch.from_numpy(table.mask)[..., None]
-    given, changed = corrupted(torch.where(known, cells, BLANK), count, size, False, generator)
+    given, changed = corrupted(torch.where(known, cells, BLANK), count, size, generator)
     return points.double().numpy(), cells.numpy(), given.numpy(), changed.numpy()

@@ -65,7 +65,7 @@ def read_annotations(path: Path) -> list[tuple[str, int, np.ndarray]]:
 
 def prepare_afw(
     source: Path, out: Path, *, size: int = GRID, gray: bool = False, quality: int = 95, strict: bool = False,
-    drop: Callable[[str], None] = print, advance: Callable[[int, int], None] = lambda done, total: None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, int]:  # fmt: skip
     """Write OUT/test.parquet from AFW.
 
@@ -78,8 +78,7 @@ def prepare_afw(
         gray: store gray crops.
         quality: JPEG quality; 0 stores PNG, without loss.
         strict: raise the first error instead of leaving a face out.
-        drop: called with a sentence for each face left out.
-        advance: called with the numbers of faces done and in all.
+        progress: called with the numbers of faces done and in all.
 
     Returns:
         Rows written ("test"), and "dropped".
@@ -106,4 +105,4 @@ def prepare_afw(
 
     info = TableInfo("afw", "test", FACE_5, rule.name, size, gray)
     jobs = {"test": read_annotations(path)}
-    return write_splits(out, jobs, make, lambda split: info, strict=strict, drop=drop, advance=advance)
+    return write_splits(out, jobs, make, lambda split: info, strict=strict, progress=progress)

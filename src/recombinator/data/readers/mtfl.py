@@ -95,7 +95,7 @@ def _lines(path: Path) -> list[tuple[str, int, str]]:
 
 def prepare_mtfl(
     source: Path, out: Path, *, size: int = GRID, gray: bool = False, quality: int = 95, strict: bool = False,
-    drop: Callable[[str], None] = print, advance: Callable[[int, int], None] = lambda done, total: None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, int]:  # fmt: skip
     """Write OUT/{train,valid,test}.parquet from MTFL.
 
@@ -105,9 +105,8 @@ def prepare_mtfl(
         size: side of the stored crops in pixels.
         gray: store gray crops.
         quality: JPEG quality; 0 stores PNG, without loss.
-        strict: raise the first error instead of leaving a face out.
-        drop: called with a sentence for each face left out.
-        advance: called with the numbers of faces done and in all.
+        strict: raise the first error instead of leaving a face out with a logged warning.
+        progress: called with the numbers of faces done and in all.
 
     Returns:
         Rows written per split, and "dropped".
@@ -142,5 +141,5 @@ def prepare_mtfl(
 
     return write_splits(
         out, jobs, make, lambda split: TableInfo("mtfl", split, FACE_5, rule.name, size, gray),
-        attributes=ATTRIBUTES, strict=strict, drop=drop, advance=advance,
+        attributes=ATTRIBUTES, strict=strict, progress=progress,
     )  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,8 @@ from recombinator.data.rows import crop_row
 from recombinator.data.table import SPLIT_SEED, Row, TableInfo, write_splits
 from recombinator.keypoints import KEYPOINT_SETS, KeypointSet
 from recombinator.utils.errors import InputError
+
+logger = logging.getLogger(__name__)
 
 _SIDE = re.compile(r"left|Left|LEFT|right|Right|RIGHT|(?<![A-Za-z])[lrLR](?![A-Za-z])|(?<=[a-z])[LR](?![A-Za-z])")
 _OTHER = {"left": "right", "Left": "Right", "LEFT": "RIGHT", "l": "r", "L": "R"}
@@ -85,7 +88,7 @@ def _locate(folder: Path, names: list[str]) -> dict[str, Path]:
 def prepare_points(
     source: Path, out: Path, *, images: Path | None = None, normalizer: str | None = None, size: int = GRID,
     gray: bool = False, quality: int = 95, strict: bool = False, missing: str = "auto",
-    drop: Callable[[str], None] = print, advance: Callable[[int, int], None] = lambda done, total: None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, int]:  # fmt: skip
     """Write OUT/{train,valid,test}.parquet from a file of points and the images it names.
 
@@ -103,8 +106,7 @@ def prepare_points(
         strict: raise the first error instead of leaving an object out.
         missing: coordinates that stand for a missing point: "auto" (0,0 and -1,-1 where two or more points have them),
             a pair such as "0,0", or "none".
-        drop: called with a sentence for each object left out.
-        advance: called with the numbers of objects done and in all.
+        progress: called with the numbers of objects done and in all.
 
     Returns:
         Rows written per split, and "dropped".
@@ -120,7 +122,7 @@ def prepare_points(
         if strict:
             raise error
         dropped.append(str(error))
-        drop(str(error))
+        logger.warning("%s", error)
 
     photographs: dict[str, list[PointSet]] = {}
     for face in point_sets(entries, keypoints, refuse):
@@ -154,7 +156,7 @@ def prepare_points(
 
     counts = write_splits(
         out, jobs, make, lambda split: TableInfo("own", split, keypoints, rule.name, size, gray),
-        strict=strict, drop=drop, advance=advance,
+        strict=strict, progress=progress,
     )  # fmt: skip
     counts["dropped"] += len(dropped)
     for split in (s for s in jobs if not counts[s]):

@@ -139,7 +139,7 @@ def synthetic_row(index: int, seed: int, keypoints: int, size: int, gray: bool, 
 
 def prepare_synthetic(
     out: Path, *, faces: int = 1000, keypoints: int = 5, seed: int = 0, size: int = GRID, gray: bool = True,
-    quality: int = 95, advance: Callable[[int, int], None] = lambda done, total: None,
+    quality: int = 95, progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, int]:  # fmt: skip
     """Write OUT/{train,valid,test}.parquet of drawn faces: eight, one and one tenth of them.
 
@@ -151,7 +151,7 @@ def prepare_synthetic(
         size: side of the stored crops in pixels.
         gray: store gray crops.
         quality: JPEG quality; 0 stores PNG, without loss.
-        advance: called with the numbers of faces done and in all.
+        progress: called with the numbers of faces done and in all.
 
     Returns:
         Rows written per split.
@@ -174,7 +174,7 @@ def prepare_synthetic(
     counts = write_splits(
         out, {split: range(*bound) for split, bound in bounds.items()},
         lambda i: synthetic_row(i, seed, keypoints, size, gray, quality),
-        lambda split: TableInfo("synthetic", split, keypoint_set, rule, size, gray), strict=True, advance=advance,
+        lambda split: TableInfo("synthetic", split, keypoint_set, rule, size, gray), strict=True, progress=progress,
     )  # fmt: skip
     counts.pop("dropped")
     return counts

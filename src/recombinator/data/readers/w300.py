@@ -52,7 +52,7 @@ def _subset(source: Path, file: Path) -> str:
 
 def prepare_300w(
     source: Path, out: Path, *, size: int = GRID, gray: bool = False, quality: int = 95, strict: bool = False,
-    drop: Callable[[str], None] = print, advance: Callable[[int, int], None] = lambda done, total: None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, int]:  # fmt: skip
     """Write OUT/{train,valid,test}.parquet from every .pts file in a folder and its subfolders.
 
@@ -63,8 +63,7 @@ def prepare_300w(
         gray: store gray crops.
         quality: JPEG quality; 0 stores PNG, without loss.
         strict: raise the first error instead of leaving a face out.
-        drop: called with a sentence for each face left out.
-        advance: called with the numbers of faces done and in all.
+        progress: called with the numbers of faces done and in all.
 
     Returns:
         Rows written per split, and "dropped".
@@ -93,5 +92,5 @@ def prepare_300w(
 
     return write_splits(
         out, jobs, make, lambda split: TableInfo("300w", split, FACE_68, rule.name, size, gray),
-        strict=strict, drop=drop, advance=advance,
+        strict=strict, progress=progress,
     )  # fmt: skip
