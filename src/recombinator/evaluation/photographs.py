@@ -54,7 +54,7 @@ def evaluate_photographs(
     by_file: dict[str, list[int]] = {}
     for i, file in enumerate(table.files):
         by_file.setdefault(file, []).append(i)
-    found, with_true_crop, confidences, others = [], [], [], []
+    errors_found, with_true_crop, confidences, confidences_other = [], [], [], []
     for done, (file, rows) in enumerate(by_file.items(), 1):
         image = read_image(root / file)
         faces = predictor.predict(image, passes=passes, min_confidence=min_confidence)
@@ -67,22 +67,22 @@ def evaluate_photographs(
             if best >= 0 and distances[best] < MATCH:
                 (repeated,) = predictor.follow(image, [true])
                 assert repeated is not None  # its crop is in the table
-                found.append(distances[best])
+                errors_found.append(distances[best])
                 with_true_crop.append(float(np.linalg.norm(repeated.points - true, axis=1)[mask].mean() / scale))
                 confidences.append(float(faces.pop(best).confidence.mean()))
-        others += [float(f.confidence.mean()) for f in faces]
+        confidences_other += [float(f.confidence.mean()) for f in faces]
         advance(done, len(by_file))
-    errors = np.array(found)
+    errors = np.array(errors_found)
     return {
         "weights": str(weights), "passes": passes,
         "min_confidence": predictor.min_confidence if min_confidence is None else min_confidence,
         "data": identity(table),
         "photographs": len(by_file), "faces": len(table), "found": len(errors), "missed": len(table) - len(errors),
-        "others": len(others), "nme": 100 * float(errors.mean()) if len(errors) else None,
+        "others": len(confidences_other), "nme": 100 * float(errors.mean()) if len(errors) else None,
         "nme_ci95": [100 * v for v in metrics.bootstrap_ci(errors)] if len(errors) else None,
         "nme_true_crop": 100 * float(np.mean(with_true_crop)) if len(errors) else None,
         "confidence_found": np.quantile(confidences, [0.001, 0.01, 0.1, 0.5]).tolist() if confidences else None,
-        "confidence_others": np.quantile(others, [0.5, 0.9, 0.99]).tolist() if others else None,
+        "confidence_others": np.quantile(confidences_other, [0.5, 0.9, 0.99]).tolist() if confidences_other else None,
         "protocol": f"whole photograph in, detection included; found: mean distance of the points below {MATCH} of the "
         "normalizer; errors of the found faces, continuous, in the photograph; nme_true_crop: the same faces, with the "
         "crop from the true points",
