@@ -12,7 +12,7 @@ import tempfile
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -55,7 +55,7 @@ def equalize(net: KeypointNet, images: Tensor) -> None:
         top = largest[conv].max() if largest[conv].any() else torch.tensor(1.0)
         factor = largest[conv].clamp_min(LEAST * float(top)) / top.sqrt()
         conv.weight /= factor[:, None, None, None]
-        conv.bias /= factor
+        cast(Tensor, conv.bias).div_(factor)
         for reader, first in reading:
             reader.weight[:, first : first + len(factor)] *= factor[:, None, None]
 
