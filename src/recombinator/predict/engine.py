@@ -136,7 +136,7 @@ class TorchEngine:
         from recombinator.models import Denoiser
 
         if isinstance(weights.net, Denoiser):
-            raise InputError("these are weights of a denoiser, which takes no image; give weights of an image network")
+            raise InputError("these are weights of a denoiser, which sees no image; give weights of an image network")
         _check_device(device)
         if device != "cpu" and not torch.cuda.is_available():
             raise InputError(f"device {device!r}: torch finds no CUDA GPU on this machine; use device 'cpu'")
