@@ -1,7 +1,9 @@
 """The program as a user meets it."""
 
 import csv
+import inspect
 import json
+import logging
 import subprocess
 import sys
 
@@ -9,9 +11,20 @@ import pandas as pd
 import pytest
 from conftest import ROOT
 from test_predict import HOPPER
+from typer.main import get_command
+from typer.testing import CliRunner
 
-from recombinator.models import model_names
+from recombinator.cli import app
+from recombinator.data.table import load_table
+from recombinator.models import MODELS, RCN, ScoreMapNet, SumNet, model_names
+from recombinator.models.denoiser import MapDenoiser, PointDenoiser
 from recombinator.study.render import load_results, render_documents, render_text
+from recombinator.training.recipe import FAST, changed, parse_settings, setting_types
+from recombinator.utils import errors
+from recombinator.utils.console import log_to_console
+from recombinator.utils.errors import InputError
+from recombinator.utils.version import __version__
+from recombinator.weights.shipped import shipped_models
 
 
 def run(*arguments, cwd=None):
@@ -25,14 +38,87 @@ def test_importing_is_light():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "set()"
 
 
+def commands(group, path=()):
+    """(path, command) of every command and group."""
+    yield path, group
+    for name, command in getattr(group, "commands", {}).items():
+        yield from commands(command, (*path, name))
+
+
 @pytest.mark.parametrize(
-    "command",
-    [(), ("prepare", "mtfl"), ("prepare", "synthetic"), ("models",), ("train",), ("evaluate",), ("predict",),
-     ("demo",), ("bench",), ("convert",), ("prepare", "300w"), ("join",), ("study", "render")],
-)  # fmt: skip
-def test_every_help(command):
-    done = run(*command, "--help")
-    assert done.returncode == 0 and "Usage" in done.stdout and not done.stderr
+    ("path", "command"), [pytest.param(p, c, id=" ".join(p)) for p, c in commands(get_command(app))]
+)
+def test_every_help(path, command):
+    shown = CliRunner(env={"COLUMNS": "80"}).invoke(app, [*path, "--help"])
+    assert shown.exit_code == 0 and "Usage" in shown.stdout and not shown.stderr
+    assert max(map(len, shown.stdout.splitlines())) <= 80
+    assert command.help and all(p.help for p in command.params)
+    for name in (n for p in command.params if not p.hidden for n in p.opts if n.startswith("-")):
+        assert name in shown.stdout
+
+
+def test_all_commands_are_listed_in_sections():
+    shown = CliRunner(env={"COLUMNS": "80"}).invoke(app, ["--help"]).stdout
+    daily, research = shown.split("Daily use:\n")[1].split("\n\nResearch:\n")
+    listed = [[line.split()[0] for line in part.splitlines()] for part in (daily, research)]
+    assert listed == [
+        ["demo", "predict", "track", "train", "evaluate", "export", "models", "prepare"],
+        ["compare", "calibrate", "reliability", "join", "average", "mirror", "shift", "convert", "denoise", "bench",
+         "study"],
+    ]  # fmt: skip
+    assert "..." not in daily.split("  train")[1] + research  # whole sentences
+
+
+def test_version():
+    assert run("--version").stdout == f"recombinator {__version__}\n"
+
+
+def test_every_setting_is_listed_with_its_default():
+    shown = CliRunner().invoke(app, ["train", "--list-settings"])
+    assert shown.exit_code == 0
+    rows = {line.split()[0]: line.split()[1:3] for line in shown.stdout.splitlines() if line.startswith("  ")}
+    assert rows.keys() == setting_types().keys()
+    changes, options = parse_settings([f"{n}={d}" for n, (_, d) in rows.items() if d not in ("-", "all")])
+    assert changed(FAST, **changes) == FAST
+    defaults = {}
+    for kind in (PointDenoiser, MapDenoiser, RCN, SumNet, ScoreMapNet):
+        defaults |= {n: p.default for n, p in inspect.signature(kind.__init__).parameters.items()}
+    elsewhere = {"form": next(iter(MODELS["rcn-6"].forms)), "width": 1.0}
+    assert options == {name: (defaults | elsewhere)[name] for name in options} and defaults["mask"] is None
+
+
+def test_earlier_options_of_train_say_how_they_are_written_now(tmp_path):
+    asked = ["train", "rcn-4", "--data", "d", "--out", "o"]
+    for old, now in (
+        (["--batch", "64"], "--batch 64 is now --set batch=64"),
+        (["--learning-rate=1e-3"], "--learning-rate=1e-3 is now --set learning_rate=1e-3"),
+        (["--loss", "l2", "--mask", "1,0,0,1"], "--loss l2 --mask 1,0,0,1 are now --set loss=l2 --set mask=1,0,0,1"),
+    ):
+        shown = CliRunner().invoke(app, [*asked, *old])
+        assert isinstance(shown.exception, InputError) and str(shown.exception) == now
+        parse_settings([text for text in now.split() if "=" in text and not text.startswith("--")])  # it is accepted
+    done = run(*asked, "--width", cwd=tmp_path)
+    assert done.returncode == 2 and done.stderr == "error: --width VALUE is now --set width=VALUE\n"
+
+
+def test_prepare_takes_its_folder_either_way(tmp_path):
+    for where in (["a"], ["--out", "b"]):
+        assert run("prepare", "synthetic", *where, "--faces", 10, "--points", 68, cwd=tmp_path).returncode == 0
+        assert len(load_table(tmp_path / where[-1] / "test.parquet").info.keypoints) == 68
+    for where, words in (([], "give --out FOLDER"), (["a", "--out", "b"], "give one")):
+        shown = CliRunner().invoke(app, ["prepare", "synthetic", *where])
+        assert isinstance(shown.exception, InputError) and words in str(shown.exception)
+
+
+def test_messages_go_to_the_streams_of_the_command_line(capsys):
+    logger = logging.getLogger("recombinator.something")
+    with log_to_console():
+        logger.info("an epoch")
+        logger.warning("dropped: a face")
+        logger.debug("a detail")
+    logger.info("a library prints nothing")
+    shown = capsys.readouterr()
+    assert (shown.out, shown.err) == ("an epoch\n", "dropped: a face\n")
 
 
 def test_models_json():
@@ -48,10 +134,11 @@ def test_models_json():
     [
         (["train", "rcn-6", "--data", "nowhere", "--out", "x"], "nowhere/train.parquet: no such file"),
         (["train", "rcn6", "--data", "{faces}", "--out", "x"], "did you mean rcn-6"),
-        (["train", "rcn-4", "--data", "{faces}", "--out", "x", "--mask", "1,2"], "--mask 1,2"),
+        (["train", "rcn-4", "--data", "{faces}", "--out", "x", "--set", "mask=1,2"], "mask=(1, 2)"),
+        (["train", "rcn-4", "--data", "{faces}", "--out", "x", "--set", "mask=a"], "--set mask=a: expected integers"),
         (["train", "rcn-4", "--data", "{faces}", "--out", "x", "--recipe", "no"], "use one of fast, paper"),
         (["train", "rcn-4", "--data", "{faces}", "--out", "x", "--epochs", "0"], "--epochs"),
-        (["train", "rcn-4", "--data", "{faces}", "--out", "x", "--fold", "7"], "divide the input size"),
+        (["train", "rcn-4", "--data", "{faces}", "--out", "x", "--set", "fold=7"], "divide the input size"),
         (["mirror", "denoiser-lite-300w", "--out", "x.safetensors"], "an RCN or a SumNet"),
         (["shift", "rcn-6-mtfl", "--out", "x.safetensors", "--by", "40"], "shift=40 must be from 0 to 20"),
         (["mirror", "rcn-6-mtfl", "--out", "x.onnx"], "x.onnx: wants a name that ends in .safetensors"),
@@ -86,7 +173,7 @@ def test_bad_input_is_one_sentence_and_status_2(arguments, words, faces5, tmp_pa
 def test_the_whole_chain(tmp_path):
     """prepare, train, resume, evaluate, predict: what README types, on drawn faces."""
     assert "train.parquet: 48 faces" in run("prepare", "synthetic", "faces", "--faces", 60, cwd=tmp_path).stdout
-    kind = ["train", "rcn-4", "--data", "faces", "--out", "runs/a", "--size", 40, "--width", 0.25]
+    kind = ["train", "rcn-4", "--data", "faces", "--out", "runs/a", "--set", "size=40", "--set", "width=0.25"]
     first = run(*kind, "--epochs", 2, cwd=tmp_path)
     assert first.returncode == 0 and first.stdout.count("\n") == 3 and "best epoch" in first.stdout
     again = run(*kind, "--epochs", 2, cwd=tmp_path)
@@ -167,21 +254,46 @@ def test_a_changed_figure_is_noticed():
     assert render_text(text, results, "x") != text
 
 
+NO_TORCH = "import sys; sys.modules.update({'torch': None, 'pyarrow': None})\n"
+
+
 def test_a_command_that_lacks_its_extra_says_which(tmp_path):
-    code = (
-        "import sys; sys.modules.update({'torch': None, 'pyarrow': None})\n"
-        "from recombinator.cli import main; sys.argv = ['recombinator', *sys.argv[1:]]; main()"
-    )
+    code = NO_TORCH + "from recombinator.cli import main; sys.argv = ['recombinator', *sys.argv[1:]]; main()"
     for arguments, words in (
-        (["models"], "needs torch; in the checkout: pip install '.[train]'"),
-        (["train", "rcn-4", "--data", "x", "--out", "y"], "pip install '.[train]'"),
+        (["train", "rcn-4", "--data", "x", "--out", "y"], "this command needs torch; pip install -e '.[train]'"),
+        (["models", "--json"], "this command needs torch; pip install -e '.[train]'"),
+        (["prepare", "synthetic", "x"], "writing tables needs pyarrow; pip install -e '.[train]'"),
     ):
         done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, cwd=tmp_path)
         assert done.returncode == 2 and words in done.stderr and "Traceback" not in done.stderr
+    names = subprocess.run([sys.executable, "-c", code, "models"], capture_output=True, text=True, cwd=tmp_path)
+    assert names.returncode == 0 and all(name in names.stdout for name in shipped_models())
+    assert "multiply-adds, needs torch; pip install -e '.[train]'" in names.stdout
     found = subprocess.run(
         [sys.executable, "-c", code, "predict", str(HOPPER), "--out", "o"], capture_output=True, text=True, cwd=tmp_path
     )
     assert found.returncode == 0 and "left_eye" in found.stdout
+
+
+def test_the_python_api_says_which_extra_it_lacks():
+    code = NO_TORCH + (
+        "import recombinator\n"
+        "for name in ('train', 'evaluate', 'create_model'):\n"
+        "    try: getattr(recombinator, name)\n"
+        "    except ImportError as error:\n"
+        "        assert isinstance(error, recombinator.InputError); print(error)\n"
+        "recombinator.load, recombinator.prepare_mtfl, recombinator.shipped_models"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == [
+        f"recombinator.{name} needs torch; pip install -e '.[train]'" for name in ("train", "evaluate", "create_model")
+    ]
+
+
+def test_an_installed_package_names_the_distribution(monkeypatch, tmp_path):
+    monkeypatch.setattr(errors, "__file__", str(tmp_path / "site-packages" / "recombinator" / "utils" / "errors.py"))
+    assert errors.remedy("onnx") == "pip install 'recombinator-networks[onnx]'"
+    assert errors.explain_missing(ModuleNotFoundError(name="nothing.known"), "this") is None
 
 
 @pytest.mark.parametrize("step", [1, 50])

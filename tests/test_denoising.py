@@ -133,7 +133,7 @@ def trained(faces68, tmp_path_factory):
     """A denoiser that has learnt something of drawn faces."""
     out = tmp_path_factory.mktemp("run")
     options = {"width": 32, "layers": 2, "modes": 12}
-    kind = {"options": options, "report": lambda line: None, "learning_rate": 2e-3, "batch": 8}
+    kind = {"options": options, "learning_rate": 2e-3, "batch": 8}
     train("denoiser-lite", faces68, out, epochs=30, **kind)
     return out / "best.safetensors"
 
@@ -174,7 +174,7 @@ def test_repair_mends_a_wrong_point_in_any_frame(trained, faces68):
     np.testing.assert_array_equal(kept.points[kept.kept], wrong[kept.kept])
     assert kept.kept.sum() == 67
     for bad, what in (
-        (points[:67], "wants"), (np.full((68, 2), np.nan), "0 known points"), (np.ones((68, 2)), "coincide"),
+        (points[:67], "expected points"), (np.full((68, 2), np.nan), "0 known points"), (np.ones((68, 2)), "coincide"),
     ):  # fmt: skip
         with pytest.raises(InputError, match=what):
             repair(weights, bad)
@@ -273,24 +273,23 @@ def test_learning_a_networks_own_errors(faces68, tmp_path):
     torch.manual_seed(0)
     teacher = create_model("rcn-68", width=0.1).eval()
     save_weights(tmp_path / "teacher.safetensors", Weights(teacher, FACE_68, "300w", [[0.5, 0.5]] * 68, {}))
-    kind = {"report": lambda line: None, "batch": 8, "options": {"width": 16, "layers": 1, "modes": 4}}
-    for corruption in ("errors", "mixed"):
-        out = tmp_path / corruption
-        result = train("denoiser-lite", faces68, out, epochs=2, corruption=corruption, judged="all",
-                       errors_of=tmp_path / "teacher.safetensors", **kind)  # fmt: skip
-        assert result["epochs"] == 2 and np.isfinite(result["best_valid"])
-        assert train("denoiser-lite", faces68, out, epochs=3, resume=True, **kind)["epochs"] == 3
+    kind = {"batch": 8, "options": {"width": 16, "layers": 1, "modes": 4}}
+    out = tmp_path / "mixed"
+    result = train("denoiser-lite", faces68, out, epochs=2, corruption="mixed", judged="all",
+                   errors_of=tmp_path / "teacher.safetensors", **kind)  # fmt: skip
+    assert result["epochs"] == 2 and np.isfinite(result["best_valid"])
+    assert train("denoiser-lite", faces68, out, epochs=3, resume=True, **kind)["epochs"] == 3
     torch.manual_seed(0)
     save_weights(tmp_path / "tcdcn.safetensors", Weights(create_model("tcdcn-alone", 68), FACE_68, "300w", [], {}))
     with pytest.raises(InputError, match="wants the weights of an RCN or a SumNet"):
         train("denoiser-lite", faces68, tmp_path / "no", epochs=1, errors_of=tmp_path / "tcdcn.safetensors", **kind)
-    for changes in ({"corruption": "errors"}, {"errors_of": tmp_path / "teacher.safetensors"}):
-        with pytest.raises(InputError, match="go together"):
+    for changes in ({"corruption": "mixed"}, {"errors_of": tmp_path / "teacher.safetensors"}):
+        with pytest.raises(InputError, match="'mixed' needs errors_of"):
             train("denoiser-lite", faces68, tmp_path / "no", epochs=1, **kind, **changes)
 
 
 def test_few_points_few_faces_and_a_start_from_weights(faces5, faces68, tmp_path):
-    kind = {"report": lambda line: None, "batch": 8, "learning_rate": 0.0}
+    kind = {"batch": 8, "learning_rate": 0.0}
     train("denoiser-lite", faces5, tmp_path / "five", epochs=1, corrupt=2, **kind)
     with pytest.raises(InputError, match="35 corrupted of 5 points"):
         evaluate_denoiser(tmp_path / "five", faces5 / "test.parquet")

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from recombinator.keypoints import FACE_5, FACE_68, KeypointSet
 from recombinator.models import MODELS, create_model, model_names
 from recombinator.models.layers import Conv, conv_over_concat, upsample
+from recombinator.transforms.samples import BLANK
 from recombinator.utils.errors import InputError
 from recombinator.weights.derive import mirrored, shifted
 from recombinator.weights.files import Weights, load_weights, save_weights
@@ -55,8 +56,73 @@ def test_the_registry_is_what_the_paper_has():
     }
 
 
+SCORE_MAPS = list(PARAMETERS)
+SMALL = {"denoiser": {"size": 20, "kernel": 9, "width": 6}}  # at full size a test of it takes minutes
+
+
+def family(name, **options):
+    return create_model(name, **(SMALL.get(name, {}) | options))
+
+
+def inputs_of(net, n=2, seed=0):
+    """What a network takes: images, or cells of keypoints."""
+    if net.takes_images:
+        return images(n, net.channels, net.size, seed)
+    cells = torch.randint(0, net.size, (n, net.keypoints, 2), generator=torch.Generator().manual_seed(seed))
+    cells[0, 0] = BLANK
+    return cells
+
+
 @pytest.mark.parametrize("name", MODELS)
 class TestFamily:
+    """What every architecture passes by being named."""
+
+    @pytest.mark.parametrize("keypoints", [3, 68])
+    def test_any_number_of_keypoints(self, name, keypoints):
+        net = family(name, keypoints=keypoints).eval()
+        shape = (2, keypoints, 2) if net.task == "regression" else (2, keypoints, net.size, net.size)
+        assert net(inputs_of(net)).shape == shape and net.multiply_adds() > 0
+
+    def test_every_parameter_gets_a_gradient(self, name):
+        torch.manual_seed(0)
+        net = family(name)
+        scores = net(inputs_of(net))
+        # the sum over a softmax's input alone would not reach what only moves probability from cell to cell
+        target = scores.sum() if scores.ndim == 3 else -scores.flatten(2).log_softmax(2)[..., 7].sum()
+        target.backward()
+        without = [n for n, p in net.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+        # attribute heads do not affect the points; a 1x1 map under ReLU can be dead at random initialization
+        allowed = ("branch.6", "trunk.6", "branch.gender", "branch.smile", "branch.glasses", "branch.pose")
+        assert not [n for n in without if not n.startswith(allowed)]
+
+    def test_batch_does_not_change_a_prediction(self, name):
+        net = family(name).eval()
+        x = inputs_of(net, 3)
+        torch.testing.assert_close(net(x)[1:2], net(x[1:2]), rtol=1e-4, atol=1e-4)
+
+    def test_save_and_load(self, name, tmp_path):
+        net = family(name).eval()
+        keypoint_set = FACE_5 if net.keypoints == 5 else FACE_68
+        template = [[0.5, 0.5]]
+        save_weights(tmp_path / "w.safetensors", Weights(net, keypoint_set, "mtfl", template, {"seed": 1}))
+        loaded = load_weights(tmp_path / "w.safetensors")
+        assert loaded.keypoints == keypoint_set and loaded.crop_rule == "mtfl" and loaded.training == {"seed": 1}
+        assert loaded.net.config == net.config and loaded.template == template
+        assert torch.equal(loaded.net(inputs_of(net)), net(inputs_of(net)))
+
+    def test_wrong_input_and_unknown_option(self, name):
+        net = family(name)
+        wrong = torch.zeros(1, net.keypoints + 1, 2).long() if not net.takes_images else images(1, net.channels, 48)
+        with pytest.raises(InputError, match="expected"):
+            net(wrong)
+        with pytest.raises(InputError, match=f"model {name}.*speed"):
+            family(name, speed=1)
+
+
+@pytest.mark.parametrize("name", SCORE_MAPS)
+class TestScoreMaps:
+    """What SumNet and RCN share."""
+
     def test_parameters_and_multiply_adds(self, name):
         net = create_model(name)
         assert count(net) == PARAMETERS[name]
@@ -70,34 +136,12 @@ class TestFamily:
         net = create_model(name, keypoints, channels=channels, size=size)
         assert net(images(1, channels, size)).shape == (1, keypoints, size, size)
 
-    def test_every_parameter_gets_a_gradient(self, name):
-        net = create_model(name)
-        net(images()).logsumexp(dim=(2, 3)).sum().backward()
-        without = [n for n, p in net.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
-        # a 1x1 map under ReLU can be dead at random initialization, the rest cannot
-        assert not [n for n in without if not n.startswith(("branch.6", "trunk.6"))]
-
     def test_fused_equals_plain(self, name):
         net = create_model(name).double().eval()
         x = images().double()
         fused = net.scores(net.features(x))
         net.fused = False
         torch.testing.assert_close(fused, net.scores(net.features(x)), rtol=1e-9, atol=1e-9)
-
-    def test_batch_does_not_change_a_prediction(self, name):
-        net = create_model(name).eval()
-        x = images(3)
-        torch.testing.assert_close(net(x)[1:2], net(x[1:2]), rtol=1e-4, atol=1e-4)
-
-    def test_save_and_load(self, name, tmp_path):
-        net = create_model(name).eval()
-        keypoint_set = FACE_5 if net.keypoints == 5 else FACE_68
-        template = [[0.5, 0.5]]
-        save_weights(tmp_path / "w.safetensors", Weights(net, keypoint_set, "mtfl", template, {"seed": 1}))
-        loaded = load_weights(tmp_path / "w.safetensors")
-        assert loaded.keypoints == keypoint_set and loaded.crop_rule == "mtfl" and loaded.training == {"seed": 1}
-        assert loaded.net.config == net.config and loaded.template == template
-        assert torch.equal(loaded.net(images()), net(images()))
 
     def test_bilinear_and_other_normalizations(self, name):
         for options in ({"upsampling": "bilinear"}, {"norm": "batch"}, {"norm": "global"}, {"width": 0.5}):

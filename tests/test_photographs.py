@@ -41,7 +41,7 @@ def test_boxes_come_back_from_a_turned_photograph(look, hopper):
     height, width = hopper.shape[:2]
     turn = cv2.getRotationMatrix2D((width / 2, height / 2), -look.degrees, 1.0)
     image, wanted = cv2.warpAffine(hopper, turn, (width, height)), turn[:, :2] @ center + turn[:, 2]
-    boxes = HaarDetector()._look(image, look)
+    boxes = HaarDetector()._run(image, look)
     gaps = np.linalg.norm(boxes[:, :2] + boxes[:, 2:] / 2 - wanted, axis=1)
     assert len(boxes) and gaps.min() < 0.15 * upright[2]
 
@@ -70,7 +70,7 @@ def folder(tmp_path_factory, hopper):
         lines += [f"{name},1,{n},{x:.3f},{y:.3f}" for n, (x, y) in zip(NAMES, face.points, strict=True)]
     cv2.imwrite(str(root / "c.png"), np.full(hopper.shape, 128, np.uint8))
     (root / "points.csv").write_text("\n".join(lines))
-    prepare_points(root / "points.csv", root / "table", drop=lambda text: None)
+    prepare_points(root / "points.csv", root / "table")
     return root
 
 

@@ -1,7 +1,9 @@
 """The paper's experiments as a resumable list of trainings, and the tables made of their results."""
 
-import fcntl
 import json
+import subprocess
+import sys
+from contextlib import contextmanager
 
 import pytest
 from typer.testing import CliRunner
@@ -12,6 +14,7 @@ from recombinator.study import figures, measurements, run, tables
 from recombinator.study.plan import MASKS, STUDIES, Run, Study
 from recombinator.training.run import train
 from recombinator.utils.errors import InputError
+from recombinator.utils.files import Busy, is_locked
 
 
 def test_the_papers_rows_are_there():
@@ -41,23 +44,24 @@ def small(monkeypatch):
     return runs
 
 
-def test_a_study_runs_once_and_resumes(small, faces5, tmp_path):
-    told = []
-    kind = {"report": told.append}
-    assert run.run_study("small", faces5, tmp_path, tmp_path / "runs", only="a", **kind) == 1
+def test_a_study_runs_once_and_resumes(small, faces5, tmp_path, caplog):
+    caplog.set_level("INFO", logger="recombinator")
+    assert run.run_study("small", faces5, tmp_path, tmp_path / "runs", only="a") == 1
     states = run.state("small", tmp_path, tmp_path / "runs", None, 0)
     assert [s["state"] for s in states] == ["done", "open"]
     first = (tmp_path / "results" / "small" / "a.json").read_text()
-    assert run.run_study("small", faces5, tmp_path, tmp_path / "runs", **kind) == 1
-    assert (tmp_path / "results" / "small" / "a.json").read_text() == first and any("done before" in t for t in told)
-    assert run.run_study("small", faces5, tmp_path, tmp_path / "runs", epochs=2, **kind) == 2  # another budget: anew
+    assert run.run_study("small", faces5, tmp_path, tmp_path / "runs") == 1
+    assert (tmp_path / "results" / "small" / "a.json").read_text() == first
+    assert "1 of 2, a: done before" in caplog.messages
+    assert f"2 of 2, b: 1 epochs in {tmp_path / 'runs' / 'small' / 'b'}" in caplog.messages
+    assert run.run_study("small", faces5, tmp_path, tmp_path / "runs", epochs=2) == 2  # another budget: trained again
     told = json.loads((tmp_path / "results" / "small" / "b.json").read_text())
     assert [line["epoch"] for line in told["curve"]] == [1, 2] and told["training"]["recipe"]["epochs"] == 2
     assert (tmp_path / "results" / "small" / "b.images.parquet").is_file()
     assert run.cost(STUDIES["small"], small[0], faces5, 10) > 0
     with pytest.raises(InputError, match="no run whose name contains 'c'"):
         run.run_study("small", faces5, tmp_path, tmp_path / "runs", only="c")
-    with pytest.raises(InputError, match="no study is called"):
+    with pytest.raises(InputError, match="unknown study"):
         run.run_study("tabel1", faces5, tmp_path, tmp_path / "runs")
 
 
@@ -94,24 +98,39 @@ def test_a_training_that_two_studies_share_is_done_once(small, faces5, tmp_path,
             assert [p.shape for p in nets[0].parameters()] == [p.shape for p in nets[1].parameters()]
 
 
-def test_two_processes_do_not_train_in_one_folder(small, faces5, tmp_path):
-    (tmp_path / "runs" / "small" / "a").mkdir(parents=True)
-    with open(tmp_path / "runs" / "small" / "a" / ".lock", "w") as stream:  # as another process would
-        fcntl.flock(stream, fcntl.LOCK_EX)
-        told = []
-        assert run.run_study("small", faces5, tmp_path, tmp_path / "runs", report=told.append) == 1  # b alone
-        assert any("a: another process is at it" in t for t in told)
+@contextmanager
+def locked_by_another_process(folder):
+    code = (
+        "import sys; from pathlib import Path; from recombinator.utils.files import lock_folder\n"
+        "with lock_folder(Path(sys.argv[1])): print('locked', flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", code, str(folder)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "locked\n"
+        yield
+
+
+def test_two_processes_do_not_train_in_one_folder(small, faces5, tmp_path, caplog):
+    caplog.set_level("INFO", logger="recombinator")
+    folder = tmp_path / "runs" / "small" / "a"
+    folder.mkdir(parents=True)
+    with locked_by_another_process(folder):
+        assert run.run_study("small", faces5, tmp_path, tmp_path / "runs") == 1  # b alone
+        assert "1 of 2, a: skipped, another process is training it" in caplog.messages
         states = run.state("small", tmp_path / "elsewhere", tmp_path / "runs", None, 0)
         assert [s["state"] for s in states] == ["running", "begun"]
-        with pytest.raises(InputError, match="another process"):
-            train("rcn-4", faces5, tmp_path / "runs" / "small" / "a", epochs=1)
+        with pytest.raises(Busy, match="another process"):
+            train("rcn-4", faces5, folder, epochs=1)
+    assert not is_locked(folder)
     assert run.run_study("small", faces5, tmp_path, tmp_path / "runs") == 1
 
 
-def test_a_watched_study_knows_the_test_error_of_every_epoch(small, faces5, tmp_path, monkeypatch):
+def test_a_watched_study_knows_the_test_error_of_every_epoch(small, faces5, tmp_path, monkeypatch, caplog):
+    caplog.set_level("INFO", logger="recombinator")
     monkeypatch.setitem(STUDIES, "convergence", Study("watched", small, 2, watched=True))
     assert run.run_study("convergence", faces5, tmp_path, tmp_path / "runs", only="a") == 1
     told = json.loads((tmp_path / "results" / "convergence" / "a.json").read_text())
+    assert sum(m.startswith("a: epoch ") and ", test " in m for m in caplog.messages) == 2
     assert [p["epoch"] for p in told["curve"]] == [1, 2] and told["curve"][-1]["test"] == pytest.approx(
         told["nme_paper"]
     )

@@ -47,17 +47,17 @@ def test_points_are_in_pixels_and_the_attributes_leave_them_alone():
 
 @pytest.fixture
 def tables(mtfl_layout, tmp_path):
-    prepare_mtfl(mtfl_layout, tmp_path / "tables", drop=lambda sentence: None)
+    prepare_mtfl(mtfl_layout, tmp_path / "tables")
     return tmp_path / "tables"
 
 
-KIND = {"flip": False, "batch": 8, "report": lambda line: None, "learning_rate": 2e-3}
+KIND = {"flip": False, "batch": 8, "learning_rate": 2e-3}
 
 
 def test_it_trains_resumes_and_is_evaluated_as_the_others(tables, tmp_path):
     train("tcdcn", tables, tmp_path / "whole", epochs=4, **KIND)
     train("tcdcn", tables, tmp_path / "cut", epochs=2, decay=0.0, **KIND)
-    train("tcdcn", tables, tmp_path / "cut", epochs=4, resume=True, report=lambda line: None)
+    train("tcdcn", tables, tmp_path / "cut", epochs=4, resume=True)
     train("tcdcn", tables, tmp_path / "flat", epochs=4, decay=0.0, **KIND)
     a, b = (load_weights(tmp_path / n / "best.safetensors").net.state_dict() for n in ("cut", "flat"))
     assert all(torch.equal(a[k], b[k]) for k in a)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from recombinator.data.readers.synthetic import prepare_synthetic
 from recombinator.data.table import load_table
 from recombinator.evaluation.tables import evaluate
 from recombinator.models import create_model
@@ -17,13 +18,13 @@ from recombinator.models.layers import Conv
 from recombinator.training.loop import Trainer, balanced_order, copy_matching
 from recombinator.training.loss import distillation_loss, softmax_loss
 from recombinator.training.recipe import FAST, PAPER, Recipe, get_recipe, make_optimizer, parse_settings
-from recombinator.training.revive import revive, silent_maps
+from recombinator.training.revive import dead_channels, revive
 from recombinator.training.run import train
-from recombinator.transforms.samples import BLANK, corrupted
+from recombinator.transforms.samples import corrupted
 from recombinator.utils.errors import InputError
 from recombinator.weights.files import load_weights, read_tensors
 
-SMALL = {"options": {"size": 40, "width": 0.25}, "report": lambda line: None}
+SMALL = {"options": {"size": 40, "width": 0.25}}
 
 
 def weights_of(run, name="last.safetensors"):
@@ -39,11 +40,11 @@ class Stop(Exception):
 
 
 def stop_after(epoch):
-    def report(line):
-        if line["epoch"] == epoch:
+    def on_epoch(metrics):
+        if metrics["epoch"] == epoch:
             raise Stop
 
-    return report
+    return on_epoch
 
 
 def test_a_small_network_learns_from_a_larger_one(faces5, tmp_path):
@@ -58,16 +59,14 @@ def test_a_small_network_learns_from_a_larger_one(faces5, tmp_path):
     mask = torch.ones(8, 5)
     small, alone = (distillation_loss(load_weights(tmp_path / n).net(x), told, mask) for n in ("small", "alone"))
     assert small < alone  # nearer to the teacher, whatever the truth
-    again = train("rcn-4", faces5, tmp_path / "small", epochs=3, resume=True, report=lambda line: None)
+    again = train("rcn-4", faces5, tmp_path / "small", epochs=3, resume=True)
     assert again["epochs"] == 3
     for wrong, words in (({"options": {"size": 48}}, "of 40 pixels"), ({"distil": 2.0}, "between 0 and 1")):
         with pytest.raises(InputError, match=words):
             train("rcn-4", faces5, tmp_path / "no", epochs=1, **dict(kind, **wrong))
-    # what a denoiser learns from is no teacher of maps
-    for name, more in (("with", {"errors_of": tmp_path / "large"}), ("without", {})):
-        train("rcn-4", faces5, tmp_path / name, epochs=1, **SMALL, **more)
-    assert same(weights_of(tmp_path / "with"), weights_of(tmp_path / "without"))
-    with pytest.raises(InputError, match="a teacher is for an RCN"):
+    with pytest.raises(InputError, match="errors_of is for a denoiser"):
+        train("rcn-4", faces5, tmp_path / "no", epochs=1, **SMALL, errors_of=tmp_path / "large")
+    with pytest.raises(InputError, match="a teacher needs a network with score maps"):
         train("tcdcn-alone", faces5, tmp_path / "no", epochs=1, **dict(kind, options={}))
 
 
@@ -86,7 +85,7 @@ def test_resuming_is_as_if_never_stopped(faces5, tmp_path, recipe):
     kind = dict(SMALL, recipe=recipe, batch=16)
     train("rcn-4", faces5, tmp_path / "whole", epochs=5, **kind)
     with pytest.raises(Stop):
-        train("rcn-4", faces5, tmp_path / "cut", epochs=5, **dict(kind, report=stop_after(3)))
+        train("rcn-4", faces5, tmp_path / "cut", epochs=5, **dict(kind, on_epoch=stop_after(3)))
     train("rcn-4", faces5, tmp_path / "cut", epochs=5, resume=True, **kind)
     train("rcn-4", faces5, tmp_path / "longer", epochs=3, **kind)
     train("rcn-4", faces5, tmp_path / "longer", epochs=5, resume=True, **kind)
@@ -129,7 +128,7 @@ def test_balancing_by_an_attribute(faces5, tmp_path):
 
 
 @pytest.mark.parametrize("model", ["rcn-5", "sumnet-5", "rcn-5-skip"])
-def test_silent_maps_begin_anew(model):
+def test_dead_channels_begin_anew(model):
     net = create_model(model, size=40, width=0.25)
     inputs = torch.rand(8, 1, 40, 40, generator=torch.Generator().manual_seed(0)) * 255
     optimizer = make_optimizer(FAST, net)
@@ -143,12 +142,12 @@ def test_silent_maps_begin_anew(model):
             conv.weight[1:] = 0
             conv.bias[1:] = -1
     before = {k: v.clone() for k, v in net.state_dict().items()}
-    silent = {conv: mask.clone() for conv, mask in silent_maps(net, inputs).items()}
+    silent = {conv: mask.clone() for conv, mask in dead_channels(net, inputs).items()}
     assert silent.keys() == set(rectified) and silent[net.trunk[1]][1:].all() and silent[rectified[-1]][1:].all()
     assert net.fused
     count = revive(net, inputs, optimizer, torch.Generator().manual_seed(0))
     assert count == sum(int(mask.sum()) for mask in silent.values())
-    again = silent_maps(net, inputs)
+    again = dead_channels(net, inputs)
     assert sum(int(mask.sum()) for mask in again.values()) < count / 2
     names = {p: n for n, p in net.named_parameters()}
     for conv, mask in silent.items():  # nothing else was touched, and the new weights are small
@@ -162,19 +161,19 @@ def test_reviving_belongs_to_a_recipe(faces5, tmp_path):
     kind = dict(SMALL, revive=True, batch=16, epochs=3, seed=2)
     train("rcn-4", faces5, tmp_path / "a", **kind)
     with pytest.raises(Stop):
-        train("rcn-4", faces5, tmp_path / "b", **dict(kind, report=stop_after(1)))
+        train("rcn-4", faces5, tmp_path / "b", **dict(kind, on_epoch=stop_after(1)))
     train("rcn-4", faces5, tmp_path / "b", resume=True, **SMALL)
     assert same(weights_of(tmp_path / "a"), weights_of(tmp_path / "b"))
     told = [json.loads(x)["revived"] for x in (tmp_path / "b" / "metrics.jsonl").read_text().splitlines()]
     assert len(told) == 3 and told[-1] == 0  # the rate is falling by then
     with pytest.raises(InputError, match="tcdcn-alone is neither"):
-        train("tcdcn-alone", faces5, tmp_path / "c", revive=True, epochs=1, report=lambda line: None)
+        train("tcdcn-alone", faces5, tmp_path / "c", revive=True, epochs=1)
 
 
 def long_run(data, folder, epochs=400):
     return [
         sys.executable, "-m", "recombinator", "train", "rcn-4", "--data", str(data), "--out", str(folder / "run"),
-        "--size", "40", "--width", "0.25", "--epochs", str(epochs),
+        "--set", "size=40", "--set", "width=0.25", "--epochs", str(epochs),
     ]  # fmt: skip
 
 
@@ -254,36 +253,52 @@ def test_a_loss_that_is_not_finite_stops_with_the_place(faces5, tmp_path):
     assert torch.isfinite(weights_of(tmp_path / "run")["net.trunk.0.weight"]).all()
 
 
-def test_68_points_color_and_l2(faces68, tmp_path):
-    train("sumnet-4", faces68, tmp_path / "a", epochs=1, loss="l2", **SMALL)
-    assert load_weights(tmp_path / "a").keypoints.name == "face-68"
+def test_68_points_color_and_l2(tmp_path):
+    prepare_synthetic(tmp_path / "color", faces=30, keypoints=68, seed=1, gray=False)
+    kind = dict(SMALL, options={**SMALL["options"], "channels": 3})
+    train("sumnet-4", tmp_path / "color", tmp_path / "a", epochs=1, loss="l2", **kind)
+    trained = load_weights(tmp_path / "a")
+    assert trained.keypoints.name == "face-68" and trained.net.trunk[0].weight.shape[1] == 3
+    # the three channels differ: a network that was given gray three times would answer gray images alike
+    inputs = torch.from_numpy(load_table(tmp_path / "color" / "test.parquet", 3).images)[..., :40, :40].float()
+    assert (inputs[:, 0] != inputs[:, 2]).any()
+    with torch.no_grad():
+        assert not torch.allclose(trained.net(inputs), trained.net(inputs.flip(1)))
+    prepare_synthetic(tmp_path / "gray", faces=30, keypoints=68, seed=1)
+    with pytest.raises(InputError, match="gray"):
+        train("sumnet-4", tmp_path / "gray", tmp_path / "b", epochs=1, **kind)
+
+
+def test_each_epoch_logs_a_line_and_steps_are_counted(faces5, tmp_path, caplog, capsys):
+    caplog.set_level("INFO", logger="recombinator")
+    steps, metrics = [], []
+    kind = {"progress": lambda done, total: steps.append((done, total)), "on_epoch": metrics.append}
+    train("rcn-4", faces5, tmp_path / "run", epochs=2, batch=16, **SMALL, **kind)
+    assert [m.split("  loss")[0] for m in caplog.messages] == ["epoch    1", "epoch    2"]
+    assert steps == [(i, 6) for i in range(1, 7)]
+    assert metrics == [json.loads(x) for x in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert capsys.readouterr().out == ""  # a library prints nothing
 
 
 def test_a_denoiser_trains_and_resumes(faces68, tmp_path):
-    kind = {"options": {"size": 20, "kernel": 9, "width": 16}, "report": lambda line: None, "batch": 8, "sigma": 0.0}
+    kind = {"options": {"size": 20, "kernel": 9, "width": 16}, "batch": 8, "sigma": 0.0}
     train("denoiser", faces68, tmp_path / "whole", epochs=6, **kind)
     with pytest.raises(Stop):
-        train("denoiser", faces68, tmp_path / "cut", epochs=6, **dict(kind, report=stop_after(2)))
-    train("denoiser", faces68, tmp_path / "cut", resume=True, report=lambda line: None)
+        train("denoiser", faces68, tmp_path / "cut", epochs=6, **dict(kind, on_epoch=stop_after(2)))
+    train("denoiser", faces68, tmp_path / "cut", resume=True)
     assert same(weights_of(tmp_path / "whole"), weights_of(tmp_path / "cut"))
     lines = [json.loads(x) for x in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
     assert lines[-1]["loss"] < lines[0]["loss"]
-    train("denoiser", faces68, tmp_path / "dense", epochs=1, corruption="blank", **kind)
-    with pytest.raises(InputError, match="denoiser"):
-        evaluate(tmp_path / "dense", faces68 / "test.parquet")
+    with pytest.raises(InputError, match="a denoiser takes keypoints, not images"):
+        evaluate(tmp_path / "whole", faces68 / "test.parquet")
 
 
 def test_corruption_changes_so_many_points_and_says_which():
     cells = torch.randint(0, 80, (50, 68, 2))
-    for blank in (False, True):
-        given, changed = corrupted(cells, 35, 80, blank, torch.Generator().manual_seed(0))
-        assert (changed.sum(1) == 35).all() and torch.equal(given[~changed], cells[~changed])
-        assert (
-            (given[changed] == BLANK).all()
-            if blank
-            else (given[changed] != cells[changed]).any(1).float().mean() > 0.99
-        )
-        assert changed.float().mean(0).min() > 0.2  # every point gets its turn
+    given, changed = corrupted(cells, 35, 80, torch.Generator().manual_seed(0))
+    assert (changed.sum(1) == 35).all() and torch.equal(given[~changed], cells[~changed])
+    assert (given[changed] != cells[changed]).any(1).float().mean() > 0.99
+    assert changed.float().mean(0).min() > 0.2  # every point gets its turn
 
 
 def test_start_from_other_weights(faces5, tmp_path):
@@ -326,15 +341,15 @@ def test_a_run_is_not_overwritten_or_mixed(faces5, tmp_path):
         train("rcn-5", faces5, tmp_path / "run", epochs=2, resume=True, **SMALL)
 
 
-def test_resume_says_what_it_discards_and_keeps_the_old_best(faces5, tmp_path):
-    run, said = tmp_path / "run", []
+def test_resume_says_what_it_discards_and_keeps_the_old_best(faces5, tmp_path, caplog):
+    run = tmp_path / "run"
     train("rcn-4", faces5, run, epochs=6, **SMALL)
     with pytest.raises(InputError, match="has 6 epochs already"):
         train("rcn-4", faces5, run, epochs=3, resume=True, **SMALL)
     assert len((run / "metrics.jsonl").read_text().splitlines()) == 6
     best = weights_of(run, "best.safetensors")
-    train("rcn-4", faces5, run, epochs=8, resume=True, notice=said.append, **SMALL)
-    assert len(said) == 1 and "epochs 3 to 6 are run anew" in said[0]
+    train("rcn-4", faces5, run, epochs=8, resume=True, **SMALL)
+    assert len(caplog.messages) == 1 and "epochs 3 to 6 are run again" in caplog.messages[0]
     assert same(weights_of(run, "best-6.safetensors"), best)
     assert len((run / "metrics.jsonl").read_text().splitlines()) == 8
 
@@ -350,23 +365,22 @@ def test_a_lengthened_run_may_stop_at_once(faces5, tmp_path, epochs):
 
     for _ in range(2):
         with pytest.raises(Stop):
-            train("rcn-4", faces5, run, epochs=8, resume=True, step_done=stop, notice=lambda s: None, **SMALL)
+            train("rcn-4", faces5, run, epochs=8, resume=True, progress=stop, **SMALL)
     assert same(weights_of(run, f"best-{epochs}.safetensors"), best)
     assert train("rcn-4", faces5, run, resume=True, **SMALL)["epochs"] == 8
     train("rcn-4", faces5, tmp_path / "straight", epochs=8, batch=16, **SMALL)
     assert same(weights_of(run), weights_of(tmp_path / "straight"))
 
 
-def test_a_run_stopped_in_its_first_epoch_starts_again_with_its_settings(faces5, tmp_path):
+def test_a_run_stopped_in_its_first_epoch_starts_again_with_its_settings(faces5, tmp_path, caplog):
     def stop(step, of):
         raise Stop
 
-    said = []
     with pytest.raises(Stop):
-        train("rcn-4", faces5, tmp_path / "run", epochs=2, batch=7, seed=5, step_done=stop, **SMALL)
-    train("rcn-4", faces5, tmp_path / "run", resume=True, report=lambda line: None, notice=said.append)
+        train("rcn-4", faces5, tmp_path / "run", epochs=2, batch=7, seed=5, progress=stop, **SMALL)
+    train("rcn-4", faces5, tmp_path / "run", resume=True)
     train("rcn-4", faces5, tmp_path / "straight", epochs=2, batch=7, seed=5, **SMALL)
-    assert "no epoch was finished" in said[0]
+    assert "no epoch was finished" in caplog.messages[0]
     assert same(weights_of(tmp_path / "run"), weights_of(tmp_path / "straight"))
 
 
@@ -394,8 +408,8 @@ def test_start_from_what_cannot_fit(faces5, tmp_path):
 
 def test_settings_are_remembered_on_resume(faces5, tmp_path):
     with pytest.raises(Stop):
-        train("rcn-4", faces5, tmp_path / "run", epochs=3, batch=7, seed=5, **dict(SMALL, report=stop_after(1)))
-    summary = train("rcn-4", faces5, tmp_path / "run", resume=True, report=lambda line: None)
+        train("rcn-4", faces5, tmp_path / "run", epochs=3, batch=7, seed=5, **dict(SMALL, on_epoch=stop_after(1)))
+    summary = train("rcn-4", faces5, tmp_path / "run", resume=True)
     assert summary["epochs"] == 3
 
 
@@ -410,7 +424,7 @@ def test_damaged_runs(faces5, tmp_path, damage):
         last.write_bytes((run / "best.safetensors").read_bytes())
     elif damage == "stable lost":
         (run / "stable-best.safetensors").unlink()
-        train("rcn-4", faces5, run, epochs=7, resume=True, notice=lambda s: None, **SMALL)
+        train("rcn-4", faces5, run, epochs=7, resume=True, **SMALL)
         return
     else:
         with open(run / "metrics.jsonl", "a") as stream:
@@ -490,7 +504,7 @@ def test_fields_by_name():
     )
     for bad, message in (
         ("flip=yes", "true or false"), ("degrees=1.5", "expected an integer"), ("speed=1", "unknown setting"),
-        ("occlude=20", "two whole numbers"), ("regularize=1", "unknown setting"),
+        ("occlude=20", "two integers"), ("regularize=1", "unknown setting"),
     ):  # fmt: skip
         with pytest.raises(InputError, match=message):
             parse_settings([bad])

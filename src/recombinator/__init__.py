@@ -8,12 +8,13 @@
 
 Names below are imported when first used, so that `import recombinator` takes milliseconds and prediction needs no
 torch. Points are x, y in pixels of the image; the center of the first pixel is at (0.5, 0.5). "left" and "right" are
-those of the image, not of the person.
+those of the image, not of the person. Messages go to loggers below "recombinator";
+`logging.basicConfig(level="INFO")` shows them.
 """
 
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from recombinator.utils.errors import import_optional
 from recombinator.utils.version import __version__
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
-        return getattr(import_module(f"recombinator.{_HOMES[name]}"), name)
+        return getattr(import_optional(f"recombinator.{_HOMES[name]}", f"recombinator.{name}"), name)
     raise AttributeError(f"module 'recombinator' has no attribute {name!r}")
 
 

@@ -1,4 +1,4 @@
-"""What a set of keypoints is: names, mirror pairs, the distance that normalizes errors, lines to draw."""
+"""Keypoint sets: names, mirror pairs, the distance that errors are divided by, lines to draw."""
 
 from __future__ import annotations
 
@@ -7,23 +7,34 @@ from typing import Any
 
 import numpy as np
 
+from recombinator.utils.errors import InputError
 from recombinator.utils.files import from_file_keys, to_file_keys
 
-RADII = (1, 2, 3, 5, 8)  # cells to each side of the highest one: probabilities are told for these squares
+# Half sides of the squares around a score map's highest cell, in cells, for which a probability is reported: within r
+# cells to each side, (2 r + 1) x (2 r + 1) cells. Calibration and reliability are measured for each.
+RADII = (1, 2, 3, 5, 8)
 
-
-SURE = RADII.index(3)  # the one that is called confidence
+# Index into RADII of the probability that is reported as a keypoint's confidence: the 7x7 cells whose mean is the
+# sub-pixel position.
+SURE = RADII.index(3)
 
 
 @dataclass(frozen=True)
 class KeypointSet:
     """An ordered set of K named keypoints.
 
-    `mirror` holds the index pairs that change places when an image is flipped left to right.
-    `normalizer` holds two groups of indices: errors are divided by the distance between the
-    groups' mean positions (one index a group: the distance of two points). Empty groups mean
-    "no pair": the side of the points' bounding box is used. `normalizers` are further ones by name, `parts`
-    named subsets of the points that are reported apart.
+    "left" and "right" in names are those of the image, not of the person or animal in it.
+
+    Attributes:
+        name: name of the set, such as "face-5".
+        names: the K names, in the order of every (K, 2) array.
+        mirror: index pairs that change places when an image is mirrored left to right.
+        normalizer: two groups of indices. Errors are divided by the distance between the groups' mean positions (one
+            index per group: the distance between two points). Empty groups: the square root of the area of the
+            points' bounding box.
+        lines: index sequences to draw as connected lines.
+        normalizers: further normalizers as (name, group, group).
+        parts: named subsets of the points that are reported separately, as (name, indices).
     """
 
     name: str
@@ -39,15 +50,22 @@ class KeypointSet:
 
     @property
     def mirrored(self) -> list[int]:
-        """Permutation p with flipped_points = points[p]."""
+        """Permutation p of the indices such that mirrored_points = points[p]."""
         order = list(range(len(self.names)))
         for a, b in self.mirror:
             order[a], order[b] = b, a
         return order
 
     def scale(self, points: np.ndarray, normalizer: str | None = None) -> np.ndarray:
-        """Normalizing distance of (..., K, 2) points, shape (...): D of the paper's Eq. 4; by name one of
-        `normalizers`."""
+        """Compute the distance that errors are divided by: D of the paper's Eq. 4.
+
+        Args:
+            points: (..., K, 2) x, y.
+            normalizer: name of one of `normalizers`; without it `normalizer` is used.
+
+        Returns:
+            (...) distances, in the unit of the points.
+        """
         a, b = self.normalizer if normalizer is None else {n: (a, b) for n, a, b in self.normalizers}[normalizer]
         if not a or not b:
             extent = points.max(axis=-2) - points.min(axis=-2)
@@ -56,17 +74,45 @@ class KeypointSet:
         return np.linalg.norm(gap, axis=-1)
 
     def to_dict(self) -> dict[str, Any]:
+        """Return the set as JSON-compatible values, with the keys that files have."""
         return to_file_keys(asdict(self))
 
     @classmethod
     def from_dict(cls, value: dict[str, Any]) -> KeypointSet:
+        """Return the set that `to_dict` was called on."""
+
         def frozen(x: Any) -> Any:
             return tuple(frozen(y) for y in x) if isinstance(x, list | tuple) else x
 
         return cls(**{k: frozen(v) for k, v in from_file_keys(value).items()})
 
 
-# "left" is the left of the image, as in MTFL's files.
+def _described(keypoints: KeypointSet) -> str:
+    shown = ", ".join(keypoints.names[:5])
+    return f"{keypoints.name}: {shown}{', ...' if len(keypoints) > 5 else ''}"
+
+
+def check_same_keypoints(expected: KeypointSet, found: KeypointSet, where: str) -> None:
+    """Check that two keypoint sets have the same names in the same order.
+
+    Args:
+        expected: the set that is needed.
+        found: the set that is there.
+        where: the start of the message: the file or field that `found` comes from.
+
+    Raises:
+        InputError: the names differ, in number, spelling or order.
+    """
+    if expected.names == found.names:
+        return
+    message = f"{where}: expected {len(expected)} keypoints ({_described(expected)}), got "
+    message += f"{len(found)} ({_described(found)})"
+    if len(expected) == len(found):
+        i = next(i for i, (a, b) in enumerate(zip(expected.names, found.names, strict=True)) if a != b)
+        message += f"; keypoint {i + 1} must be {expected.names[i]}, got {found.names[i]}"
+    raise InputError(message)
+
+
 FACE_5 = KeypointSet(
     name="face-5",
     names=("left_eye", "right_eye", "nose", "left_mouth", "right_mouth"),
@@ -88,7 +134,7 @@ FACE_68 = KeypointSet(
     name="face-68",
     names=tuple(f"{part}_{i + 1}" for part, n in _PARTS_68 for i in range(n)),
     mirror=_MIRROR_68,
-    normalizer=((36, 39), (42, 45)),  # eye center = mean of its two corners (SPEC 4)
+    normalizer=((36, 39), (42, 45)),  # eye center = mean of its two corners (docs/protocol.md)
     lines=(
         tuple(range(17)), tuple(range(17, 22)), tuple(range(22, 27)), tuple(range(27, 31)),
         tuple(range(31, 36)), (*range(36, 42), 36), (*range(42, 48), 42), (*range(48, 60), 48),

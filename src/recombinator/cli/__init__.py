@@ -1,33 +1,56 @@
-"""The command line: its commands, and what becomes of errors."""
+"""The command line: its commands, and how errors are printed."""
 
 from __future__ import annotations
 
 import os
 import sys
+from typing import Annotated, Any
 
 import typer
 
-from recombinator.cli import photographs, training, weights
+from recombinator.cli import evaluation, models, photographs, training, weights
+from recombinator.cli.options import DAILY, RESEARCH, Command, Group
 from recombinator.cli.prepare import prepare
 from recombinator.cli.study import study
-from recombinator.utils.errors import InputError, remedy
-
-# extra -> what it brings; prediction with exported graphs needs none of them
-EXTRAS = {"train": ("torch", "pyarrow", "safetensors", "matplotlib"), "onnx": ("onnx", "onnxscript"), "afw": ("h5py",)}
+from recombinator.utils.console import log_to_console
+from recombinator.utils.errors import InputError, explain_missing
+from recombinator.utils.version import __version__
 
 app = typer.Typer(
     help="Recombinator Networks: train, compare and use small, precise keypoint localizers.",
-    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
+    cls=Group, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )  # fmt: skip
-app.add_typer(prepare, name="prepare")
-app.add_typer(study, name="study")
-for _command in (
-    training.models, training.train, training.evaluate, training.compare, photographs.predict, photographs.track,
-    photographs.demo, weights.export, weights.convert, weights.join, weights.average, weights.mirror,
-    weights.shift, weights.calibrate, weights.reliability, weights.denoise, training.bench,
-):  # fmt: skip
-    app.command()(_command)
+_DAILY: tuple[Any, ...] = (
+    photographs.demo, photographs.predict, photographs.track, training.train, evaluation.evaluate, weights.export,
+    models.models,
+)  # fmt: skip
+_RESEARCH: tuple[Any, ...] = (
+    evaluation.compare, weights.calibrate, weights.reliability, weights.join, weights.average, weights.mirror,
+    weights.shift, weights.convert, weights.denoise, evaluation.bench,
+)  # fmt: skip
+for _section, _commands in ((DAILY, _DAILY), (RESEARCH, _RESEARCH)):
+    for _command in _commands:
+        _class = training.TrainCommand if _command is training.train else Command
+        app.command(cls=_class, rich_help_panel=_section)(_command)
+app.add_typer(prepare, name="prepare", rich_help_panel=DAILY)
+app.add_typer(study, name="study", rich_help_panel=RESEARCH)
+
+
+def _print_version(value: bool) -> None:
+    if value:
+        print(f"recombinator {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _prepare_process(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    context.with_resource(log_to_console())
 
 
 def main() -> None:
@@ -38,11 +61,10 @@ def main() -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except ModuleNotFoundError as error:
-        missing = (error.name or "").split(".")[0]
-        extra = next((e for e, names in EXTRAS.items() if missing in names), None)
-        if extra is None:
+        sentence = explain_missing(error, "this command")
+        if sentence is None:
             raise
-        print(f"error: this command needs {missing}; {remedy(extra)}", file=sys.stderr)
+        print(f"error: {sentence}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
@@ -52,7 +74,3 @@ def main() -> None:
     except OSError as error:  # a folder that cannot be written, a full disk
         print(f"error: {error.filename or 'file system'}: {error.strerror or error}", file=sys.stderr)
         sys.exit(2)
-
-
-if __name__ == "__main__":
-    main()

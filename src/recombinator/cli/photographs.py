@@ -1,7 +1,8 @@
-"""Keypoints on photographs and videos."""
+"""Commands that predict keypoints on photographs and videos."""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -13,6 +14,12 @@ from recombinator.utils.errors import InputError
 from recombinator.utils.files import check_output_folder, write_json
 
 DEMO_WEIGHTS = (DEFAULT_WEIGHTS, "joint-68-300w")
+STDOUT = Path("-")
+
+Model = Annotated[str, typer.Option("--weights", help="a shipped name, an .onnx or weights file, or a run's folder")]
+Engine = Annotated[str | None, typer.Option(help="onnx or torch; default: onnx if there is a graph, else torch")]
+Threads = Annotated[int, typer.Option(min=0, help="CPU threads of the engine; 0: the engine's choice")]
+Device = Annotated[str, typer.Option(help="cpu, or cuda for the torch engine")]
 
 
 def _parse_boxes(texts: list[str] | None) -> list[list[float]] | None:
@@ -23,67 +30,88 @@ def _parse_boxes(texts: list[str] | None) -> list[list[float]] | None:
         except ValueError:
             box = []
         if len(box) != 4:
-            raise InputError(f"--box {text}: wants four numbers, x,y,width,height in pixels")
+            raise InputError(f"--box {text}: expected four numbers x,y,width,height in pixels")
         boxes.append(box)
     return boxes or None
 
 
+def _check_options_for_stdout(**given: object) -> None:
+    """Raise InputError for an option that needs a folder if the points go to standard output."""
+    for name, value in given.items():
+        if value:
+            raise InputError(f"--out - writes only JSON lines to standard output; leave out --{name}, or give a folder")
+
+
 def predict(
-    photos: Annotated[list[str], typer.Argument(help="photographs, folders, patterns such as '*.jpg', or - for one")],
-    out: Annotated[Path, typer.Option(help="folder for points.jsonl, the other formats and annotated pictures")],
-    weights: Annotated[str, typer.Option(help="a shipped name, .onnx or weights file, run folder")] = DEFAULT_WEIGHTS,
-    engine: Annotated[str | None, typer.Option(help="onnx or torch; onnx where there is a graph")] = None,
+    photos: Annotated[list[str], typer.Argument(help="files, folders, patterns such as '*.jpg', or - for stdin")],
+    out: Annotated[
+        Path, typer.Option(help="folder for points and pictures; - writes points to stdout as JSON lines")
+    ] = Path("keypoints"),
+    weights: Model = DEFAULT_WEIGHTS,
+    engine: Engine = None,
+    threads: Threads = 0,
+    device: Device = "cpu",
     formats: Annotated[list[str] | None, typer.Option("--format", help="json, csv, coco, pts (repeatable)")] = None,
     detector: Annotated[str, typer.Option(help="haar, none (each photograph is a face), yunet:MODEL.onnx")] = "haar",
     box: Annotated[list[str] | None, typer.Option(help="a face as x,y,width,height, in place of detection")] = None,
     boxes: Annotated[Path | None, typer.Option(help="CSV of faces: file, x, y, width, height")] = None,
-    passes: Annotated[int, typer.Option(min=1, help="crops again from its own points after the first")] = 2,
+    passes: Annotated[int, typer.Option(min=1, help="passes; each one crops around the points of the last")] = 2,
     min_confidence: Annotated[
         float | None, typer.Option(min=0, max=1, help="drop detections below it; 0 keeps all; default: the weights'")
     ] = None,
     pictures: Annotated[bool, typer.Option("--pictures/--no-pictures", help="write annotated PNGs")] = True,
     numbers: Annotated[bool, typer.Option("--numbers", help="number the points in the pictures")] = False,
-    chips: Annotated[int, typer.Option(min=0, max=4096, help="also write aligned faces of so many pixels")] = 0,
-    resume: Annotated[bool, typer.Option("--resume", help="leave out what an earlier run into OUT finished")] = False,
+    chips: Annotated[int, typer.Option(min=0, max=4096, help="also write aligned faces of this size in pixels")] = 0,
+    resume: Annotated[bool, typer.Option("--resume", help="skip photographs that an earlier run finished")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace the results of an earlier run")] = False,
 ) -> None:
-    """Every face's keypoints, in pixels of the photograph. Exit status 1 if a photograph could not be read."""
+    """Predict the keypoints of every face, in pixels of the photograph.
+
+    The exit status is 1 if a photograph could not be read.
+    """
     from recombinator.predict import batch, predictor
     from recombinator.predict.detect import detector_by_name
     from recombinator.predict.output import as_table
 
-    check_output_folder(out)
-    names = batch.find_photographs(photos, out)
+    folder = None if out == STDOUT else out
+    if folder:
+        check_output_folder(folder)
+    else:
+        _check_options_for_stdout(format=formats, numbers=numbers, chips=chips, resume=resume, overwrite=overwrite)
+    names = batch.find_photographs(photos, folder)
     given = _parse_boxes(box)
     if given and boxes:
-        raise InputError("--box and --boxes are two ways to say the same; give one of them")
+        raise InputError("--box and --boxes both give faces; use one of them")
     if given and len(names) > 1:
-        raise InputError("--box belongs to one photograph; give one photograph, or --boxes FILE for many")
+        raise InputError("--box is for one photograph; give one photograph, or --boxes FILE for many")
     by_file = {names[0]: given} if given else batch.read_boxes(boxes) if boxes else None
     unmatched = sorted(set(by_file or {}) - set(names))
     if boxes and unmatched:
-        told = (
-            f"{boxes}: {len(unmatched)} of its files are not among the photographs, such as {unmatched[0]}; it names "
-            f"them as this command does, such as {names[0]}"
+        message = (
+            f"{boxes}: {len(unmatched)} of its files are not among the photographs, such as {unmatched[0]}; it must "
+            f"name them as this command does, such as {names[0]}"
         )
         if len(unmatched) == len(by_file or {}):
-            raise InputError(told)
-        warn(told)
-    loaded = predictor.load(weights, detector_by_name(detector), engine=engine)
-    with progress("photographs") as advance:
+            raise InputError(message)
+        warn(message)
+    loaded = predictor.load(weights, detector_by_name(detector), engine=engine, threads=threads, device=device)
+    with progress("photographs") as step:
         outcome = batch.predict_all(
-            loaded, names, out, formats=formats or ("json", "csv"), boxes=by_file, passes=passes,
+            loaded, names, folder, formats=formats or ("json", "csv"), boxes=by_file, passes=passes,
             min_confidence=min_confidence, pictures=pictures, numbers=numbers, chips=chips, resume=resume,
-            weights=weights, advance=advance,
+            overwrite=overwrite, weights=weights, progress=step,
         )  # fmt: skip
-    if len(names) == 1 and outcome.last:
+    if folder and len(names) == 1 and outcome.last:
         print(as_table(outcome.last))
     for name in outcome.empty[:20]:
         warn(f"{name}: no face found; --min-confidence 0 keeps doubtful ones, --box x,y,w,h gives one")
     if len(outcome.empty) > 20:
-        warn(f"and no face in {len(outcome.empty) - 20} more")
+        warn(f"no face found in {len(outcome.empty) - 20} more")
     before = f", {outcome.skipped} done before" if outcome.skipped else ""
     if outcome.photographs or outcome.skipped:
-        print(f"{outcome.faces} faces in {outcome.photographs} photographs{before}: {out / 'points.jsonl'}")
+        where = f": {folder / 'points.jsonl'}" if folder else ""
+        summary = f"{outcome.faces} faces in {outcome.photographs} photographs{before}{where}"
+        print(summary, file=sys.stdout if folder else sys.stderr)
     for sentence in outcome.failed:
         warn(f"error: {sentence}")
     if outcome.failed:
@@ -92,52 +120,53 @@ def predict(
 
 def track(
     video: Annotated[str, typer.Argument(help="a video file, or the number of a webcam")],
-    out: Annotated[Path, typer.Option(help="points: .jsonl (a line a frame) or .csv (a row a keypoint)")],
-    annotated: Annotated[Path | None, typer.Option("--video", help="also write the video with points, .mp4")] = None,
-    weights: Annotated[str, typer.Option(help="a shipped name, .onnx or weights file, run folder")] = DEFAULT_WEIGHTS,
-    engine: Annotated[str | None, typer.Option(help="onnx or torch; onnx where there is a graph")] = None,
+    out: Annotated[Path, typer.Option(help="points: .jsonl (one line per frame) or .csv (one row per keypoint)")],
+    video_out: Annotated[Path | None, typer.Option(help="also write the video with points drawn, .mp4")] = None,
+    old_video_out: Annotated[Path | None, typer.Option("--video", hidden=True)] = None,
+    weights: Model = DEFAULT_WEIGHTS,
+    engine: Engine = None,
+    threads: Threads = 0,
+    device: Device = "cpu",
     detector: Annotated[str, typer.Option(help="haar or yunet:MODEL.onnx")] = "haar",
-    detect_every: Annotated[int, typer.Option(min=1, help="frames between looks for new faces")] = 15,
+    detect_every: Annotated[int, typer.Option(min=1, help="frames between searches for new faces")] = 15,
     smooth: Annotated[bool, typer.Option("--smooth/--raw", help="One-Euro filter")] = True,
-    show: Annotated[bool, typer.Option("--show", help="a live window, where there is a screen; q ends it")] = False,
-    limit: Annotated[int | None, typer.Option(min=1, help="only the first frames")] = None,
+    show: Annotated[bool, typer.Option("--show", help="show the video while it is tracked; q ends it")] = False,
+    limit: Annotated[int | None, typer.Option(min=1, help="number of frames to track; default: all")] = None,
 ) -> None:
-    """Every face's keypoints through a video, with a number that stays."""
+    """Track the keypoints of every face through a video. Each face keeps its number."""
     from recombinator.predict import predictor
-    from recombinator.predict import video as movie
     from recombinator.predict.detect import detector_by_name
-    from recombinator.predict.track import Tracker, count_frames
+    from recombinator.predict.track import Tracker
+    from recombinator.predict.video import write_track
 
     if detector == "none":
-        raise InputError("--detector none takes each frame for one face; track wants haar or yunet:MODEL.onnx")
-    tracker = Tracker(predictor.load(weights, detector_by_name(detector), engine=engine), detect_every, smooth)
-    total = min(count_frames(video) or 0, limit or 1 << 60)
-    with progress("frames") as advance:
-        told = movie.write_track(
-            tracker, video, out, annotated=annotated, show=show, limit=limit,
-            advance=lambda done: advance(done, max(total, done)),
-        )  # fmt: skip
+        raise InputError("--detector none takes each frame for one face; track needs haar or yunet:MODEL.onnx")
+    loaded = predictor.load(weights, detector_by_name(detector), engine=engine, threads=threads, device=device)
+    tracker = Tracker(loaded, detect_every, smooth)
+    with progress("frames") as step:
+        report = write_track(
+            tracker, video, out, annotated=video_out or old_video_out, show=show, limit=limit, progress=step
+        )
     print(
-        f"{told['frames']} frames, {told['faces']} faces with {told['numbers']} numbers, the detector ran "
-        f"{told['detections']} times, {told['seconds'] / max(told['frames'], 1) * 1000:.1f} ms a frame; points move by "
-        f"{100 * told['motion']:.3f} % of the face's box a frame ({100 * told['motion_raw']:.3f} % as found): {out}"
+        f"{report['frames']} frames, {report['faces']} faces with {report['numbers']} numbers, the detector ran "
+        f"{report['detections']} times, {report['seconds'] / max(report['frames'], 1) * 1000:.1f} ms per frame; points "
+        f"move by {100 * report['motion']:.3f} % of the face's box per frame "
+        f"({100 * report['motion_raw']:.3f} % without smoothing): {out}"
     )
 
 
 def demo(
-    photo: Annotated[Path | None, typer.Option(help="a photograph; Grace Hopper's without it")] = None,
+    photo: Annotated[Path | None, typer.Option(help="a photograph; default: a portrait of Grace Hopper")] = None,
     out: Annotated[Path, typer.Option(help="folder to write to")] = Path("out/demo"),
 ) -> None:
-    """Keypoints on a photograph, five and 68, with the weights inside the package."""
+    """Predict 5 and 68 keypoints on a photograph with the shipped weights."""
+    from recombinator.data.images import SAMPLE_PHOTOGRAPH, read_image
     from recombinator.predict import predictor
+    from recombinator.predict.drawing import draw_faces
     from recombinator.predict.output import as_table, save_picture
-    from recombinator.predict.result import draw_faces
 
-    if photo is None:
-        import matplotlib
-
-        photo = Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg"
-    image = predictor.as_image(photo)
+    photo = photo or SAMPLE_PHOTOGRAPH
+    image = read_image(photo)
     print(f"{photo}: {image.shape[1]}x{image.shape[0]} pixels")
     for weights in DEMO_WEIGHTS:
         faces = predictor.load(weights).predict(image)

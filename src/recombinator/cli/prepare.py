@@ -8,86 +8,125 @@ from typing import Annotated
 
 import typer
 
-from recombinator.utils.console import progress, warn
+from recombinator.cli.options import Command, Seed
+from recombinator.utils.console import progress
+from recombinator.utils.errors import InputError
 
 prepare = typer.Typer(help="Turn a dataset into Parquet tables of crops and points.", no_args_is_help=True)
 
-Size = Annotated[int, typer.Option(min=16, max=1024, help="side of the stored crops in pixels")]
-Quality = Annotated[int, typer.Option(min=0, max=100, help="JPEG quality; 0 stores PNG, without loss")]
+Folder = Annotated[
+    Path | None, typer.Argument(metavar="OUT", show_default=False, help="folder for the tables; the same as --out")
+]
+Out = Annotated[Path | None, typer.Option("--out", metavar="FOLDER", help="folder for train, valid and test.parquet")]
+Size = Annotated[int, typer.Option(min=16, max=1024, metavar="PIXELS", help="side of the stored crops")]
+Gray = Annotated[bool, typer.Option("--gray/--color", help="store gray or RGB crops")]
+Quality = Annotated[int, typer.Option(min=0, max=100, metavar="N", help="JPEG quality; 0 stores PNG, without loss")]
+Strict = Annotated[bool, typer.Option("--strict", help="stop at the first face that cannot be used")]
 
 
-def _counts(counts: dict[str, int], out: Path) -> None:
+def _one_folder(positional: Path | None, option: Path | None) -> Path:
+    folder = option or positional
+    if folder is None:
+        raise InputError("no folder for the tables: give --out FOLDER")
+    if option and positional:
+        raise InputError(f"two folders for the tables, {positional} and --out {option}: give one")
+    return folder
+
+
+def _print_counts(counts: dict[str, int], out: Path) -> None:
     parts = [f"{out / split}.parquet: {n} faces" for split, n in counts.items() if split != "dropped" and n]
     print("\n".join(parts))
     if "dropped" in counts:
         print(f"dropped: {counts['dropped']} faces")
 
 
-def _reader(name: str, module: str, text: str) -> None:
-    """One `prepare` command for each dataset that is read from a folder; they differ in data only."""
+def _add_reader(name: str, module: str, text: str) -> None:
+    """Add a command for a dataset that is read from a folder; they differ in data only."""
 
     def command(
-        source: Annotated[Path, typer.Argument(help="the dataset's folder, in its original layout")],
-        out: Annotated[Path, typer.Argument(help="folder to write train, valid and test.parquet to")],
+        source: Annotated[Path, typer.Argument(metavar="SOURCE", help="folder of the dataset, in its original layout")],
+        folder: Folder = None,
+        out: Out = None,
         size: Size = 160,
-        gray: Annotated[bool, typer.Option("--gray", help="store gray crops")] = False,
+        gray: Gray = False,
         quality: Quality = 95,
-        strict: Annotated[bool, typer.Option("--strict", help="stop at the first bad face")] = False,
+        strict: Strict = False,
     ) -> None:
+        out = _one_folder(folder, out)
         read = getattr(import_module(f"recombinator.data.readers.{module}"), f"prepare_{name}")
         with progress("preparing") as advance:
-            counts = read(source, out, size=size, gray=gray, quality=quality, strict=strict, drop=warn, advance=advance)
-        _counts(counts, out)
+            counts = read(source, out, size=size, gray=gray, quality=quality, strict=strict, progress=advance)
+        _print_counts(counts, out)
 
-    prepare.command(name, help=text)(command)
-
-
-_reader("mtfl", "mtfl", "MTFL: training.txt (9,000 + 1,000, the authors' split) and its AFLW testing.txt.")
-_reader("afw", "afw", "AFW: photographs and anno.mat (MATLAB 7.3); a test table of five points.")
-_reader("300w", "w300", "300-W: images beside .pts files; folders testset and ibug are the test table.")
+    prepare.command(name, cls=Command, help=text)(command)
 
 
-@prepare.command("points")
+for _name, _module, _text in (
+    ("mtfl", "mtfl", "Read MTFL and its AFLW test set: five points.\n\ntraining.txt (10,000 faces) and testing.txt."),
+    ("afw", "afw", "Read AFW: five points, a test table only.\n\nPhotographs and anno.mat (MATLAB 7.3)."),
+    ("300w", "w300", "Read 300-W: 68 points.\n\nImages with .pts files; folders testset and ibug are the test table."),
+):
+    _add_reader(_name, _module, _text)
+
+
+@prepare.command("points", cls=Command)
 def prepare_own(
-    source: Annotated[Path, typer.Argument(help="points: .csv, .json or .jsonl, naming their images")],
-    out: Annotated[Path, typer.Argument(help="folder to write train, valid and test.parquet to")],
-    images: Annotated[Path | None, typer.Option(help="folder of the images; else beside the points")] = None,
-    normalizer: Annotated[str | None, typer.Option(help="two keypoints, a,b: errors are shares of their gap")] = None,
+    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="points: .csv, .json or .jsonl with image names")],
+    folder: Folder = None,
+    out: Out = None,
+    images: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", show_default="that of SOURCE", help="folder of the images")
+    ] = None,
+    normalizer: Annotated[
+        str | None,
+        typer.Option(
+            metavar="A,B", show_default="the points' box", help="two keypoints whose distance normalizes errors"
+        ),
+    ] = None,
+    missing: Annotated[
+        str,
+        typer.Option(
+            metavar="X,Y", help="coordinates of a missing point: auto (0,0 or -1,-1 if repeated), X,Y, or none"
+        ),
+    ] = "auto",
     size: Size = 160,
-    gray: Annotated[bool, typer.Option("--gray", help="store gray crops")] = False,
+    gray: Gray = False,
     quality: Quality = 95,
-    strict: Annotated[bool, typer.Option("--strict", help="stop at the first that cannot be used")] = False,
+    strict: Strict = False,
 ) -> None:
-    """Your own keypoints, of faces or of anything: a file of points and the images it names.
+    """Read your own keypoints, of faces or of anything.
 
-    CSV: columns file, keypoint, x, y (a row a point; face too, where a photograph has several), or file, x1, y1, x2, y2
-    and so on (a row a face). JSON: what `predict` writes, objects with file and points, or COCO keypoints.
+    CSV: columns file, keypoint, x, y (one row per point; also face, where an image has several), or file, x1, y1, x2,
+    y2 and so on (one row per face). JSON: what `predict` writes, objects with file and points, or COCO keypoints.
     """
     from recombinator.data.readers.own import prepare_points
 
+    out = _one_folder(folder, out)
     with progress("preparing") as advance:
         counts = prepare_points(
             source, out, images=images, normalizer=normalizer, size=size, gray=gray, quality=quality, strict=strict,
-            drop=warn, advance=advance,
+            missing=missing, progress=advance,
         )  # fmt: skip
-    _counts(counts, out)
+    _print_counts(counts, out)
 
 
-@prepare.command("synthetic")
+@prepare.command("synthetic", cls=Command)
 def prepare_synthetic(
-    out: Annotated[Path, typer.Argument(help="folder to write train, valid and test.parquet to")],
-    faces: Annotated[int, typer.Option(help="faces in all; a tenth each for validation and test")] = 1000,
-    points: Annotated[int, typer.Option(help="keypoints a face: 5 or 68")] = 5,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    folder: Folder = None,
+    out: Out = None,
+    faces: Annotated[int, typer.Option(metavar="N", help="faces; a tenth each for validation and test")] = 1000,
+    keypoints: Annotated[int, typer.Option(metavar="[5|68]", help="keypoints per face")] = 5,
+    seed: Seed = 0,
     size: Size = 160,
-    gray: Annotated[bool, typer.Option("--gray/--color")] = True,
+    gray: Gray = True,
     quality: Quality = 95,
 ) -> None:
-    """Drawn faces with known points: no download needed."""
+    """Draw faces with known points; no download needed."""
     from recombinator.data.readers import synthetic
 
+    out = _one_folder(folder, out)
     with progress("drawing") as advance:
         counts = synthetic.prepare_synthetic(
-            out, faces=faces, keypoints=points, seed=seed, size=size, gray=gray, quality=quality, advance=advance
+            out, faces=faces, keypoints=keypoints, seed=seed, size=size, gray=gray, quality=quality, progress=advance
         )
-    _counts(counts, out)
+    _print_counts(counts, out)

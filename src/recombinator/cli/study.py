@@ -1,4 +1,4 @@
-"""`recombinator study`: the paper's experiments and figures by name. Heavy imports stay inside the commands."""
+"""`recombinator study`: the paper's experiments and figures by name."""
 
 from __future__ import annotations
 
@@ -7,94 +7,124 @@ from typing import Annotated
 
 import typer
 
-from recombinator.cli.options import Data, Root, Table, check_not_overwriting, write_report
+from recombinator.cli.options import (
+    Command,
+    Data,
+    JsonOut,
+    Root,
+    Sample,
+    Seed,
+    Table,
+    Threads,
+    check_not_overwriting,
+    set_threads,
+    write_report,
+)
 from recombinator.study.plan import FIGURES, STUDIES
 from recombinator.utils.console import progress
 from recombinator.utils.errors import InputError
 
-study = typer.Typer(help="The paper's experiments, and tables from the files under results/.", no_args_is_help=True)
-Runs = Annotated[Path, typer.Option(help="folder of the studies' trainings")]
+study = typer.Typer(help="Run the paper's experiments; draw its tables and figures.", no_args_is_help=True)
+Runs = Annotated[Path, typer.Option(metavar="FOLDER", help="folder of the studies' trainings")]
+Epochs = Annotated[
+    int | None, typer.Option(min=1, metavar="N", show_default="the study's", help="epochs of each run, in results too")
+]
+FigureOut = Annotated[Path, typer.Option(metavar="FOLDER", help="folder for the PNG and the PDF")]
 
 
-def _study(name: str, title: str) -> None:
-    """One command for each study; they differ in data only."""
+def _add_study(name: str, title: str) -> None:
+    """Add a command for a study; they differ in data only."""
 
     def command(
         data: Data,
         root: Root = Path("."),
         runs: Runs = Path("runs/study"),
-        epochs: Annotated[int | None, typer.Option(min=1, help="of every run; results say so")] = None,
-        seed: Annotated[int, typer.Option(min=0)] = 0,
-        only: Annotated[str, typer.Option(help="only runs whose name contains this")] = "",
-        threads: Annotated[int | None, typer.Option(min=1, help="CPU threads")] = None,
+        epochs: Epochs = None,
+        seed: Seed = 0,
+        only: Annotated[
+            str, typer.Option(metavar="TEXT", show_default="all", help="only runs whose name contains TEXT")
+        ] = "",
+        threads: Threads = None,
     ) -> None:
-        import torch
-
         from recombinator.study import run
         from recombinator.utils.allocator import keep_freed_memory
 
         keep_freed_memory()
-        if threads:
-            torch.set_num_threads(threads)
+        set_threads(threads)
         with progress(name) as advance:
-            done = run.run_study(name, data, root, runs, epochs=epochs, seed=seed, only=only, step_done=advance)
-        print(f"{done} runs done now; `recombinator study render` writes the table")
+            done = run.run_study(name, data, root, runs, epochs=epochs, seed=seed, only=only, progress=advance)
+        print(f"{done} runs trained now; `recombinator study render` writes the table")
 
-    study.command(name, help=title)(command)
+    study.command(name, cls=Command, help=title)(command)
 
 
 for _name, _plan in STUDIES.items():
-    _study(_name, _plan.title)
+    _add_study(_name, _plan.title)
 
 
-def _figure(name: str, title: str, wants_data: bool) -> None:
+def _add_figure(name: str, title: str, needs_data: bool) -> None:
+    """Add a command for a figure; they differ in data only."""
+
     def command(
-        out: Annotated[Path, typer.Option(help="folder for the PNG and the PDF; faces stay outside the repository")],
-        data: Annotated[Path | None, typer.Option(help="a test table")] = None,
-        weights: Annotated[list[str] | None, typer.Option(help="instead of the study's own runs (repeatable)")] = None,
+        out: FigureOut,
+        data: Annotated[
+            Path | None, typer.Option(metavar="TABLE", help="test table, for figures that show images or errors")
+        ] = None,
+        weights: Annotated[
+            list[str] | None,
+            typer.Option(metavar="WEIGHTS", show_default="the study's runs", help="networks to draw (repeatable)"),
+        ] = None,
         runs: Runs = Path("runs/study"),
     ) -> None:
         from recombinator.study import figures
 
-        if wants_data and data is None:
-            raise InputError(f"{name} wants --data, a test table that `recombinator prepare` wrote")
+        if needs_data and data is None:
+            raise InputError(f"{name} needs --data, a test table that `recombinator prepare` wrote")
         for path in figures.draw(name, out, data, runs, weights):
             print(path)
 
-    study.command(name, help=f"Figure: {title}.")(command)
+    study.command(name, cls=Command, help=f"Figure: {title}.")(command)
 
 
 for _name, (_title, _weights) in FIGURES.items():
-    _figure(_name, _title, wants_data=bool(_weights))
+    _add_figure(_name, _title, needs_data=bool(_weights))
 
 
-@study.command("robustness")
+@study.command("robustness", cls=Command)
 def robustness(
-    weights: Annotated[list[str], typer.Argument(help="networks to compare: names, files or run folders")],
+    weights: Annotated[
+        list[str], typer.Argument(metavar="WEIGHTS...", help="networks to compare: names, files or run folders")
+    ],
     data: Table,
-    out: Annotated[Path, typer.Option(help="folder for the PNG and the PDF")],
-    json_out: Annotated[Path | None, typer.Option("--json", help="also write the figures to this file")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="so many images, drawn over the table")] = None,
+    out: FigureOut,
+    json_out: JsonOut = None,
+    limit: Sample = None,
 ) -> None:
-    """Error against a shifted, scaled, turned crop, a rectangle, blur, noise, brightness, JPEG."""
-    from recombinator.evaluation import robustness as study_of
+    """Measure and draw errors under disturbances.
+
+    A shifted, scaled or rotated crop, a black rectangle, blur, noise, brightness, JPEG.
+    """
+    from recombinator.evaluation import robustness as disturbances
 
     check_not_overwriting(data, json_out)
     with progress("disturbances") as advance:
-        told = study_of.measure(weights, data, limit=limit, advance=advance)
-    for row in told["rows"]:
+        report = disturbances.measure(weights, data, limit=limit, progress=advance)
+    for row in report["rows"]:
         print(f"  {row['disturbance']:10} {row['value']:6g}  {row['weights']:28} {row['nme']:7.3f} %")
-    write_report(json_out, "robustness", told)
-    for path in study_of.draw(told, out):
+    write_report(json_out, "robustness", report)
+    for path in disturbances.draw(report, out):
         print(path)
 
 
-@study.command("curves")
+@study.command("curves", cls=Command)
 def curves(
-    out: Annotated[Path, typer.Option(help="folder for the PNG and the PDF")],
+    out: FigureOut,
     root: Root = Path("."),
 ) -> None:
-    """Figure: error against epochs and minutes, from the results of `study convergence`."""
+    """Figure: error by epochs and by minutes.
+
+    Drawn from the results of `study convergence`.
+    """
     from recombinator.study import figures
     from recombinator.study.render import load_results
 
@@ -102,15 +132,20 @@ def curves(
         print(path)
 
 
-@study.command("list")
+@study.command("list", cls=Command)
 def list_studies(
-    data: Annotated[Path | None, typer.Option(help="tables; with them the cost on this machine is measured")] = None,
+    data: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="tables, to measure the time the rest takes here")
+    ] = None,
     root: Root = Path("."),
     runs: Runs = Path("runs/study"),
-    epochs: Annotated[int | None, typer.Option(min=1, help="of every run")] = None,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    epochs: Epochs = None,
+    seed: Seed = 0,
 ) -> None:
-    """What exists, what is done, running or begun, and what the rest will cost here."""
+    """List the studies with the state of their runs.
+
+    With --data, also the time that the remaining runs take on this machine.
+    """
     from recombinator.study import run
 
     for name, plan in STUDIES.items():
@@ -128,12 +163,12 @@ def list_studies(
     print("figures: " + "; ".join(f"{name}: {title}" for name, (title, _) in FIGURES.items()))
 
 
-@study.command("render")
+@study.command("render", cls=Command)
 def render(
     root: Root = Path("."),
     check: Annotated[bool, typer.Option("--check", help="change nothing; exit status 1 if a table is stale")] = False,
 ) -> None:
-    """Writes the tables in README and docs from the files under results/."""
+    """Write the tables in README and docs from results/."""
     from recombinator.study.render import render_documents
 
     changed = render_documents(root, write=not check)

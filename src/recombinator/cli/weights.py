@@ -1,4 +1,4 @@
-"""Weights: exported, joined, calibrated, used on points."""
+"""Weights files: export, conversion, combination, calibration; the denoiser on points."""
 
 from __future__ import annotations
 
@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from recombinator.cli.options import JsonOut, Limit, Table, check_not_overwriting, write_report
+from recombinator.cli.options import (
+    JsonOut,
+    Limit,
+    NetworkArgument,
+    Table,
+    WeightsArgument,
+    WeightsOut,
+    check_not_overwriting,
+    write_report,
+)
 from recombinator.utils.console import progress, warn
 from recombinator.utils.errors import InputError
 from recombinator.utils.files import check_output_file
@@ -16,18 +25,22 @@ from recombinator.utils.files import check_output_file
 if TYPE_CHECKING:  # it brings torch
     from recombinator.weights.files import Weights
 
-KEEP_BELOW = 4.6  # a hundredth as probable as the best place
+KEEP_BELOW = 4.6  # 1/100 of the probability of the best position
 
 
 def export(
-    weights: Annotated[str, typer.Argument(help="a shipped name, a weights file or a run's folder")],
-    onnx: Annotated[Path, typer.Option(help="file to write")],
+    weights: WeightsArgument,
+    onnx: Annotated[Path, typer.Option(metavar="FILE", help="file to write, .onnx")],
     maps: Annotated[bool, typer.Option("--maps", help="score maps as a further output")] = False,
     int8: Annotated[
-        Path | None, typer.Option(help="a training table: convolutions in 8 bits, ranges from 256 of its images")
+        Path | None,
+        typer.Option(metavar="TABLE", help="quantize to 8 bits, with ranges from 256 images of this training table"),
     ] = None,
 ) -> None:
-    """One ONNX graph: uint8 crop in; points, probabilities and covariances out."""
+    """Export one ONNX graph, pre- and post-processing included.
+
+    Input: a uint8 crop. Outputs: points, probabilities and covariances.
+    """
     from recombinator.deploy.onnx import export as write
 
     check_output_file(onnx, ".onnx")
@@ -36,12 +49,18 @@ def export(
 
 
 def convert(
-    parameters: Annotated[Path, typer.Argument(help="the authors' shared_conv_params_*.pickle")],
-    out: Annotated[Path, typer.Option(help="weights file to write (.safetensors)")],
-    model: Annotated[str, typer.Option(help="the RCN that the file is of")] = "rcn-68",
-    released: Annotated[bool, typer.Option(help="learned upsampling and max-kept trunk, as released")] = True,
+    parameters: Annotated[Path, typer.Argument(metavar="FILE", help="the authors' shared_conv_params_*.pickle")],
+    out: WeightsOut,
+    model: Annotated[str, typer.Option(metavar="NAME", help="architecture of the file")] = "rcn-68",
+    released: Annotated[
+        bool,
+        typer.Option("--released/--no-released", help="learned upsampling and max-kept trunk, as in the release"),
+    ] = True,
 ) -> None:
-    """The authors' released parameters as weights of ours; nothing in the file is executed."""
+    """Convert the authors' released parameters.
+
+    The pickle is parsed; nothing in it is executed.
+    """
     from recombinator.weights import convert as converter
     from recombinator.weights.files import save_weights
 
@@ -51,14 +70,23 @@ def convert(
 
 
 def join(
-    image: Annotated[str, typer.Argument(help="weights of an RCN: a name, a file or a run's folder")],
-    denoiser: Annotated[str, typer.Argument(help="weights of a denoiser, likewise")],
-    out: Annotated[Path, typer.Option(help="weights file to write: .safetensors, or .json that names the two")],
-    weight: Annotated[float, typer.Option(min=0, help="of the denoiser's scores")] = 1.0,
-    iterations: Annotated[int, typer.Option(min=1, help="passes through the denoiser")] = 1,
-    choose: Annotated[Path | None, typer.Option(help="a validation table that chooses both instead")] = None,
+    image: NetworkArgument,
+    denoiser: Annotated[
+        str, typer.Argument(metavar="DENOISER", help="weights of a denoiser: name, file or run folder")
+    ],
+    out: Annotated[
+        Path, typer.Option(metavar="FILE", help="weights file to write, .safetensors, or .json that names the two")
+    ],
+    weight: Annotated[float, typer.Option(min=0, metavar="FACTOR", help="factor on the denoiser's scores")] = 1.0,
+    iterations: Annotated[int, typer.Option(min=1, metavar="N", help="passes through the denoiser")] = 1,
+    choose: Annotated[
+        Path | None, typer.Option(metavar="TABLE", help="validation table that chooses --weight and --iterations")
+    ] = None,
 ) -> None:
-    """The joint model: an RCN's scores plus a denoiser's."""
+    """Join an RCN and a denoiser into one model.
+
+    Its scores are the sum of theirs (the paper's Section 4).
+    """
     from recombinator.evaluation.tables import choose_joint
     from recombinator.weights import files as weights_files
 
@@ -78,8 +106,8 @@ def join(
     print(f"wrote {out}: weight {weight:g}, {iterations} iteration{'s' * (iterations > 1)}")
 
 
-def _write_made(out: Path, make: Callable[[], Weights]) -> None:
-    """Weights made of others, which are not calibrated; the file's name is checked before they are made."""
+def _write_derived(out: Path, make: Callable[[], Weights]) -> None:
+    """Write weights made of others, which are not calibrated. The file's name is checked first."""
     from recombinator.weights.files import save_weights
 
     check_output_file(out, ".safetensors")
@@ -88,43 +116,58 @@ def _write_made(out: Path, make: Callable[[], Weights]) -> None:
 
 
 def average(
-    weights: Annotated[list[str], typer.Argument(help="networks of one architecture, from one start")],
-    out: Annotated[Path, typer.Option(help="weights file to write, .safetensors")],
+    weights: Annotated[
+        list[str], typer.Argument(metavar="WEIGHTS...", help="networks of one architecture, trained from one start")
+    ],
+    out: WeightsOut,
 ) -> None:
-    """The mean of several networks' weights; often better than each of them. Calibrate it anew."""
+    """Average the weights of several networks.
+
+    Often more precise than each of them. Calibrate the result again.
+    """
     from recombinator.weights.derive import average as mean
 
-    _write_made(out, lambda: mean(weights))
+    _write_derived(out, lambda: mean(weights))
 
 
-def mirror(
-    weights: Annotated[str, typer.Argument(help="an RCN's or a SumNet's: a name, a file or a run's folder")],
-    out: Annotated[Path, typer.Option(help="weights file to write, .safetensors")],
-) -> None:
-    """The network that also looks at the mirror image: more precise, twice the time. Calibrate it anew."""
+def mirror(weights: NetworkArgument, out: WeightsOut) -> None:
+    """Make a network average over the mirror image too.
+
+    More precise, twice the time. Calibrate the result again.
+    """
     from recombinator.weights.derive import mirrored
 
-    _write_made(out, lambda: mirrored(weights))
+    _write_derived(out, lambda: mirrored(weights))
 
 
 def shift(
-    weights: Annotated[str, typer.Argument(help="an RCN's or a SumNet's: a name, a file or a run's folder")],
-    out: Annotated[Path, typer.Option(help="weights file to write, .safetensors")],
-    by: Annotated[int, typer.Option(help="input pixels; odd ones, so that poolings see another grid", min=1)] = 1,
+    weights: NetworkArgument,
+    out: WeightsOut,
+    by: Annotated[
+        int, typer.Option(min=1, metavar="PIXELS", help="of the input; odd, so that the pooling grid changes")
+    ] = 1,
 ) -> None:
-    """The network that also looks at the face moved a little, four ways: more precise, five times the time. Calibrate
-    it anew."""
+    """Make a network average over four shifted images too.
+
+    More precise, five times the time. Calibrate the result again.
+    """
     from recombinator.weights.derive import shifted
 
-    _write_made(out, lambda: shifted(weights, by))
+    _write_derived(out, lambda: shifted(weights, by))
 
 
 def calibrate(
-    weights: Annotated[str, typer.Argument(help="a shipped name, a weights file, a pair's .json or a run's folder")],
+    weights: WeightsArgument,
     data: Table,
-    out: Annotated[Path, typer.Option(help="weights file to write, .safetensors; a pair's .json gets it in place")],
+    out: Annotated[
+        Path,
+        typer.Option(metavar="FILE", help="weights file to write, .safetensors, or .json for a joint model's .json"),
+    ],
 ) -> None:
-    """Probabilities that mean what they say: fits a temperature on a validation table."""
+    """Calibrate a network's probabilities on a validation table.
+
+    Fits one temperature.
+    """
     from recombinator.evaluation import calibration
     from recombinator.weights.files import read_pair, resolve, save_weights, write_pair
 
@@ -140,46 +183,60 @@ def calibrate(
 
 
 def reliability(
-    weights: Annotated[str, typer.Argument(help="a shipped name, a weights file, a pair's .json or a run's folder")],
+    weights: WeightsArgument,
     data: Table,
     json_out: JsonOut = None,
-    plot: Annotated[Path | None, typer.Option(help="picture to write, .png or .pdf")] = None,
+    plots: Annotated[
+        Path | None, typer.Option(metavar="PATH", help="also draw it: folder, or file ending in .png or .pdf")
+    ] = None,
     limit: Limit = None,
 ) -> None:
-    """Do points lie within r pixels as often as the network says, and does low confidence find covered ones?"""
+    """Measure how reliable a network's probabilities are.
+
+    Compares the probability of a point being within r pixels with how often it is, and tests whether low confidence
+    finds occluded points.
+    """
     from recombinator.evaluation import calibration
 
-    check_not_overwriting(data, json_out, plot)
-    if plot:
-        check_output_file(plot, ".png", ".pdf")
-    told = calibration.report(weights, data, limit=limit)
-    temperature = told["calibration"].get("temperature", 1.0)
-    print(f"{weights} on {data}: {told['images']} images, temperature {temperature:g}; {told['protocol']}")
+    picture = plots / "reliability.png" if plots and not plots.suffix else plots
+    check_not_overwriting(data, json_out, picture)
+    if picture:
+        check_output_file(picture, ".png", ".pdf")
+    report = calibration.report(weights, data, limit=limit)
+    temperature = report["calibration"].get("temperature", 1.0)
+    print(f"{weights} on {data}: {report['images']} images, temperature {temperature:g}; {report['protocol']}")
     for part in ("plain", "covered"):
-        for row in told[part]:
+        for row in report[part]:
             print(
                 f"  {part:8} within {row['radius']} pixels: true for {100 * row['right']:5.1f} % of the points, "
                 f"calibration error {100 * row['error']:4.1f} % "
                 f"(without temperature {100 * row['error_uncalibrated']:4.1f} %)"
             )
-    if told["covered_auroc"] is not None:
-        print(f"  covered points found by low confidence: area under the ROC {told['covered_auroc']:.3f}")
-    write_report(json_out, "reliability", told)
-    if plot:
+    if report["covered_auroc"] is not None:
+        print(f"  covered points found by low confidence: area under the ROC {report['covered_auroc']:.3f}")
+    write_report(json_out, "reliability", report)
+    if picture:
         from recombinator.evaluation.plots import plot_reliability
 
-        plot_reliability(plot, told)
-        print(f"wrote {plot}")
+        plot_reliability(picture, report)
+        print(f"wrote {picture}")
 
 
 def denoise(
-    points: Annotated[Path, typer.Argument(help="a .csv, .json, .jsonl or .pts file with the points of faces")],
-    out: Annotated[Path, typer.Option(help="repaired points, .csv or .json")],
-    weights: Annotated[str, typer.Option(help="weights of a denoiser")] = "denoiser-lite-300w",
-    keep_below: Annotated[float, typer.Option(min=0, help="points less implausible than this stay")] = KEEP_BELOW,
+    points: Annotated[
+        Path, typer.Argument(metavar="POINTS", help=".csv, .json, .jsonl or .pts file with the points of faces")
+    ],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="repaired points, .csv or .json")],
+    weights: Annotated[str, typer.Option(metavar="WEIGHTS", help="weights of a denoiser")] = "denoiser-lite-300w",
+    keep_below: Annotated[
+        float, typer.Option(min=0, metavar="X", help="keep points whose implausibility is below X")
+    ] = KEEP_BELOW,
     strict: Annotated[bool, typer.Option("--strict", help="stop at the first face that cannot be used")] = False,
 ) -> None:
-    """Points repaired by a shape model: where each should lie, how far it moved, how implausible it was."""
+    """Repair points with a shape model.
+
+    Writes where each point should be, how far it was moved and how implausible it was.
+    """
     from recombinator.data import points as files
     from recombinator.predict import repair as repairs
     from recombinator.weights.files import load_weights
@@ -201,15 +258,15 @@ def denoise(
     with progress("faces") as advance:
         for i, face in enumerate(sets, 1):
             try:
-                mended = repairs.repair(loaded, face.points, keep_below)
+                repaired = repairs.repair(loaded, face.points, keep_below)
             except InputError as error:
                 drop(InputError(f"{face.where}: {error}"))
                 continue
-            rows += repairs.repair_rows(face, mended, loaded.keypoints)
+            rows += repairs.repair_rows(face, repaired, loaded.keypoints)
             advance(i, len(sets))
     if not rows:
         raise InputError(f"{points}: no face could be used ({dropped} dropped)")
     repairs.write_repairs(out, rows)
     faces = len(rows) // len(loaded.keypoints)
-    shifted = sum(not r["kept"] for r in rows)
-    print(f"{faces} faces, {dropped} dropped, {shifted} points moved: {out}")
+    moved = sum(not r["kept"] for r in rows)
+    print(f"{faces} faces, {dropped} dropped, {moved} points moved: {out}")

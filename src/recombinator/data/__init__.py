@@ -1,1 +1,1 @@
-"""Datasets to Parquet tables of crops and keypoints."""
+"""From datasets and points files to tables of crops and keypoints."""

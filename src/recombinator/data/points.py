@@ -1,29 +1,42 @@
-"""Anybody's keypoints without images: CSV, JSON and .pts in, CSV and JSON out."""
+"""Files of points without images: from a file's entries to keypoint sets and arrays.
+
+`READERS` has one function per format. Each returns the entries of a file (`recombinator.data.annotations.Entry`).
+"""
 
 from __future__ import annotations
 
-import csv
-import io
-import json
+import difflib
+import logging
 import re
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from recombinator.data.annotations import Entry, Point, Reader
 from recombinator.data.crops import RULES
+from recombinator.data.readers.csv_points import read_csv
+from recombinator.data.readers.json_points import read_json, read_json_lines
 from recombinator.keypoints import FACE_68, KeypointSet
 from recombinator.utils.errors import InputError
 
-ABOUT = ("file", "image", "frame", "seconds", "face", "id", "confidence")  # columns that are no points
+logger = logging.getLogger(__name__)
+
+PLACEHOLDERS = ((0.0, 0.0), (-1.0, -1.0))  # coordinates that tools write for a point that is not there
+MANY = 10  # objects: from here on, a name that one of them has alone is a slip
 
 
 @dataclass(frozen=True)
 class PointSet:
-    """One face: `where` is "file:line" for messages, `file` and `face` what the input calls it, points (K, 2), NaN
-    where the input has none."""
+    """The points of one object.
+
+    where: "FILE:LINE" or "FILE: entry N", for messages.
+    file: name of the image, empty if the points file names none.
+    face: which of the image's objects it is.
+    points: (K, 2) x, y in pixels of the image, in the keypoint set's order; NaN where a point is missing.
+    """
 
     where: str
     file: str
@@ -32,10 +45,19 @@ class PointSet:
 
 
 def read_pts(path: Path) -> np.ndarray:
-    """(68, 2) points, a pixel's center at its integer + 0.5, from a file with or without the header lines.
+    """Read the 68 points of a 300-W .pts file, with or without its header lines.
 
-    As 300-W has them: half a pixel right and below of what counting the first pixel's center as 1 would give (the crop
-    rule's `origin`; docs/log.md). Raises InputError naming the file and line.
+    The files' numbers are moved by 300-W's `origin` (`recombinator.data.crops.CropRule`, docs/log.md): half a pixel
+    more than if they counted the first pixel's center as 1.
+
+    Args:
+        path: one point per line, x and y.
+
+    Returns:
+        (68, 2) x, y in pixels; a pixel's center lies at its integer + 0.5.
+
+    Raises:
+        InputError: naming file and line, for another number of points, or eyes less than a pixel apart.
     """
     points = []
     for number, text in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
@@ -44,162 +66,169 @@ def read_pts(path: Path) -> np.ndarray:
         try:
             x, y = (float(v) for v in text.split())
         except ValueError:
-            raise InputError(f"{path}:{number}: wants two numbers, x y, got {text.strip()!r}") from None
+            raise InputError(f"{path}:{number}: expected two numbers, x and y, got {text.strip()!r}") from None
         points.append((x, y))
-    found = np.array(points) - RULES["300w"].origin
-    if len(found) != len(FACE_68):
-        raise InputError(f"{path}: has {len(found)} points, wants {len(FACE_68)}")
-    if not np.isfinite(found).all():
+    moved = np.array(points) - RULES["300w"].origin
+    if len(moved) != len(FACE_68):
+        raise InputError(f"{path}: expected {len(FACE_68)} points, got {len(moved)}")
+    if not np.isfinite(moved).all():
         raise InputError(f"{path}: a coordinate is not a finite number")
-    if FACE_68.scale(found) < 1:
+    if FACE_68.scale(moved) < 1:
         raise InputError(f"{path}: the eyes are less than a pixel apart")
-    return found
+    return moved
 
 
-def read_points(path: Path, keypoints: KeypointSet, drop: Callable[[InputError], None]) -> list[PointSet]:
-    """The sets of a .csv (a row a keypoint as `predict` writes it, or a row a face with columns x1.. and y1..), .json
-    or .jsonl (a `predict` report, or objects with `points` or COCO's `keypoints`) or .pts file.
+def _read_pts_entry(path: Path) -> list[Entry]:
+    try:
+        points = {str(i): Point(x, y) for i, (x, y) in enumerate(read_pts(path).tolist(), 1)}
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
+    return [Entry(str(path), path.name, points=points, positional=True)]
 
-    `drop` gets the error of each set that cannot be used. Raises InputError for a file that cannot be read at all.
+
+READERS: dict[str, Reader] = {"csv": read_csv, "json": read_json, "jsonl": read_json_lines, "pts": _read_pts_entry}
+_ENDINGS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "jsonl", ".pts": "pts"}
+
+
+def format_of(path: Path) -> str:
+    """Return the format of a points file, a key of READERS.
+
+    Raises:
+        InputError: the name has another ending.
     """
-    readers = {".csv": _from_csv, ".json": _from_json, ".jsonl": _from_json, ".pts": _from_pts}
-    if path.suffix.lower() not in readers:
-        raise InputError(f"{path}: wants a name that ends in {', '.join(readers)}")
+    if path.suffix.lower() not in _ENDINGS:
+        raise InputError(f"{path}: must end in {', '.join(_ENDINGS)}")
+    return _ENDINGS[path.suffix.lower()]
+
+
+def read_entries(path: Path, missing: str = "none") -> list[Entry]:
+    """Read the entries of a points file of any format.
+
+    Args:
+        path: a .csv, .tsv, .json, .jsonl or .pts file.
+        missing: coordinates, in the file's own numbers, that stand for a missing point: "none"; a pair such as "0,0";
+            or "auto", which takes 0,0 and -1,-1 for that where two or more points have them, with a warning.
+
+    Returns:
+        One entry per object. Those that cannot be used have a `problem`.
+
+    Raises:
+        InputError: the file cannot be read at all, or `missing` is none of these.
+    """
+    placeholders = _placeholders(missing)
+    entries = READERS[format_of(path)](path)
+    counts = Counter((p.x, p.y) for e in entries if not e.problem for p in e.points.values() if p.visibility)
+    found = {p: counts[p] for p in placeholders if counts[p]}
+    if missing == "auto":
+        for (x, y), n in found.items():
+            if n == 1:
+                logger.warning("%s: a point at exactly %g,%g is used; --missing %g,%g drops it", path, x, y, x, y)
+        found = {p: n for p, n in found.items() if n > 1}
+        if found:
+            text = " and ".join(f"{n} points at exactly {x:g},{y:g}" for (x, y), n in found.items())
+            logger.warning("%s: %s are taken as missing; --missing none uses them", path, text)
+    if not found:
+        return entries
+    return [_without(entry, set(found)) for entry in entries]
+
+
+def _placeholders(missing: str) -> tuple[tuple[float, float], ...]:
+    if missing in ("auto", "none"):
+        return PLACEHOLDERS if missing == "auto" else ()
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read as text ({error})") from None
-    return readers[path.suffix.lower()](path, text, keypoints, drop)
-
-
-def _checked(where: str, file: str, face: str, points: Any, keypoints: KeypointSet) -> PointSet:
-    try:
-        found = np.array([[np.nan if v is None else float(v) for v in p] for p in points], np.float64)
-    except (TypeError, ValueError):
-        raise InputError(f"{where}: a coordinate is not a number") from None
-    if found.shape != (len(keypoints), 2):
-        raise InputError(f"{where}: has {len(found)} points, wants {len(keypoints)} ({keypoints.name})")
-    found[~np.isfinite(found).all(axis=1)] = np.nan
-    return PointSet(where, file, face, found)
-
-
-def _from_pts(path: Path, text: str, keypoints: KeypointSet, drop: Callable[[InputError], None]) -> list[PointSet]:
-    return [_checked(str(path), path.name, "1", read_pts(path), keypoints)]
-
-
-def _number(text: str, where: str) -> float:
-    if not text.strip():
-        return float("nan")
-    try:
-        return float(text)
+        x, y = (float(v) for v in missing.split(","))
     except ValueError:
-        raise InputError(f"{where}: {text!r} is not a number") from None
+        raise InputError(f"missing={missing!r}: expected auto, none or a pair of numbers such as 0,0") from None
+    return ((x, y),)
 
 
-def _from_csv(path: Path, text: str, keypoints: KeypointSet, drop: Callable[[InputError], None]) -> list[PointSet]:
-    rows = csv.DictReader(io.StringIO(text))
-    columns = [c.strip() for c in rows.fieldnames or ()]
-    rows.fieldnames = columns
-    if {"keypoint", "x", "y"} <= set(columns):
-        return _long(path, rows, keypoints, drop)
-    axes: dict[str, list[str]] = {"x": [], "y": []}
-    for c in columns:
-        match = re.fullmatch(r"([xy])_?(\d+)", c, re.IGNORECASE)
-        if match:
-            axes[match[1].lower()].append(c)
-    unknown = [c for c in columns if c not in axes["x"] + axes["y"] and c not in ABOUT]
-    if unknown or not len(axes["x"]) == len(axes["y"]) == len(keypoints):
-        raise InputError(
-            f"{path}:1: wants the columns keypoint, x, y, or x1 to x{len(keypoints)} and y1 to y{len(keypoints)}, "
-            f"beside {', '.join(ABOUT)}; has {len(axes['x'])} x, {len(axes['y'])} y"
-            + (f" and {', '.join(unknown[:5])}" if unknown else "")
-        )
-    for names in axes.values():
-        names.sort(key=lambda c: int(re.sub(r"\D", "", c)))
-    sets: list[PointSet] = []
-    for row in rows:
-        where = f"{path}:{rows.line_num}"
+def _without(entry: Entry, placeholders: set[tuple[float, float]]) -> Entry:
+    """Return the entry with visibility 0 for points at one of the placeholders."""
+    points = {n: p._replace(visibility=0) if (p.x, p.y) in placeholders else p for n, p in entry.points.items()}
+    return Entry(entry.where, entry.file, entry.object_id, points, entry.positional, entry.origin, entry.problem)
+
+
+def infer_names(entries: list[Entry]) -> tuple[str, ...]:
+    """Return the keypoint names that the entries have, in the order of the entry with the most.
+
+    Names are used wherever an entry has them. Of ten or more objects, a name that one has alone is taken for a slip and
+    left out. Points without names are numbered from 1; their number is the most frequent one.
+    """
+    usable = [e for e in entries if not e.problem and e.points]
+    named = [e for e in usable if not e.positional]
+    if not named:
+        sizes = Counter(len(e.points) for e in usable)
+        return tuple(str(i + 1) for i in range(sizes.most_common(1)[0][0])) if sizes else ()
+    counts = Counter(name for e in named for name in e.points)
+    kept = [name for name, n in counts.items() if n > 1 or len(named) < MANY] or list(counts)
+    fullest = max(named, key=lambda e: sum(name in e.points for name in kept))
+    first = [name for name in fullest.points if name in kept]
+    return tuple(first + [name for name in kept if name not in fullest.points])
+
+
+def point_sets(entries: list[Entry], keypoints: KeypointSet, drop: Callable[[InputError], None]) -> list[PointSet]:
+    """Bring the entries' points into the order of a keypoint set, by name where they have names.
+
+    A point that an entry lacks, or that has no coordinates there, is missing (NaN). Numbers refer to the keypoint set's
+    order; a list of points without names must have one for each keypoint.
+
+    Args:
+        entries: as a reader returns them.
+        keypoints: the set to bring them into.
+        drop: called with the error of each entry that cannot be used.
+    """
+    names_exist = any(not e.positional and not all(n.isdecimal() for n in e.points) for e in entries if not e.problem)
+    sets = []
+    for entry in entries:
         try:
-            points = [[_number(row[a] or "", where) for a in pair] for pair in zip(axes["x"], axes["y"], strict=True)]
-            file = row.get("file") or row.get("image") or ""
-            face = row.get("face") or row.get("id") or str(len(sets) + 1)
-            sets.append(_checked(where, file, face, points, keypoints))
+            if entry.problem:
+                raise InputError(f"{entry.where}: {entry.problem}")
+            if entry.positional and names_exist:
+                raise InputError(f"{entry.where}: its points have no names, but those of other objects have")
+            sets.append(PointSet(entry.where, entry.file, entry.object_id, _in_order(entry, keypoints)))
         except InputError as error:
             drop(error)
     return sets
 
 
-def _long(path: Path, rows: Any, keypoints: KeypointSet, drop: Callable[[InputError], None]) -> list[PointSet]:
-    order = {name: i for i, name in enumerate(keypoints.names)}
-    groups: dict[tuple[str, str], tuple[str, dict[int, list[float]]]] = {}
-    bad: dict[tuple[str, str], InputError] = {}
-    for row in rows:
-        where = f"{path}:{rows.line_num}"
-        file = row.get("file") or row.get("image") or (f"frame {row['frame']}" if row.get("frame") else "")
-        key = (file, row.get("face") or row.get("id") or "1")
-        _, found = groups.setdefault(key, (where, {}))
-        name = (row["keypoint"] or "").strip()
-        index = order.get(name, int(name) - 1 if name.isdecimal() else -1)
-        try:
-            if not 0 <= index < len(order):
-                known = f"{keypoints.names[0]} to {keypoints.names[-1]}, or 1 to {len(order)}"
-                raise InputError(f"{where}: no keypoint is called {name!r} ({known})")
-            if index in found:
-                raise InputError(f"{where}: the keypoint {name} comes twice for face {key[1]}")
-            found[index] = [_number(row[a] or "", where) for a in "xy"]
-        except InputError as error:
-            bad.setdefault(key, error)
-    sets = []
-    for key, (where, found) in groups.items():
-        wrong = bad.get(key)
-        if not wrong and len(found) != len(order):
-            wrong = InputError(f"{where}: this face has {len(found)} keypoints, wants {len(order)} ({keypoints.name})")
-        if wrong:
-            drop(wrong)
-        else:
-            sets.append(_checked(where, *key, [found[i] for i in range(len(order))], keypoints))
-    return sets
+def _in_order(entry: Entry, keypoints: KeypointSet) -> np.ndarray:
+    """Return the entry's points as (K, 2), in the package's coordinates, NaN where missing."""
+    k, index = len(keypoints), {name: i for i, name in enumerate(keypoints.names)}
+    if entry.positional and len(entry.points) != k:
+        raise InputError(f"{entry.where}: expected {k} keypoints ({keypoints.name}), got {len(entry.points)}")
+    out, seen = np.full((k, 2), np.nan), set()
+    for name, point in entry.points.items():
+        number = int(name) - 1 if name.isdecimal() and 1 <= int(name) <= k else None
+        at = number if entry.positional else index.get(name, number)
+        if at is None:
+            near = difflib.get_close_matches(name, keypoints.names, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known: {_range(keypoints)}"
+            raise InputError(f"{entry.where}: unknown keypoint {name!r}; {hint}")
+        if at in seen:
+            raise InputError(f"{entry.where}: keypoint {keypoints.names[at]} occurs twice")
+        seen.add(at)
+        if point.visibility and np.isfinite([point.x, point.y]).all():
+            out[at] = point.x - entry.origin, point.y - entry.origin
+    return out
 
 
-def _from_json(path: Path, text: str, keypoints: KeypointSet, drop: Callable[[InputError], None]) -> list[PointSet]:
-    entries: list[tuple[str, Any]] = []
-    names: dict[Any, str] = {}  # COCO's images by their number
-    line = 1
-    try:
-        if path.suffix.lower() == ".jsonl":
-            for line, row in enumerate(text.splitlines(), 1):
-                if row.strip():
-                    entries.append((f"{path}:{line}", json.loads(row)))
-        else:
-            whole = json.loads(text)
-            if isinstance(whole, dict):
-                names = {i.get("id"): str(i.get("file_name", "")) for i in whole.get("images", [])}
-                whole = whole.get("photographs", whole.get("annotations", whole))
-            whole = whole if isinstance(whole, list) else [whole]
-            entries = [(f"{path}: entry {i}", e) for i, e in enumerate(whole, 1)]
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path}:{line + error.lineno - 1}: not JSON ({error.msg})") from None
-    sets = []
-    for where, entry in entries:
-        faces = entry.get("faces", [entry]) if isinstance(entry, dict) else [{"points": entry}]
-        for number, face in enumerate(faces, 1):
-            try:
-                found = _face(where, entry, str(number), face, keypoints)
-                named = names.get(entry.get("image_id")) if isinstance(entry, dict) else None
-                sets.append(replace(found, file=named) if named and not found.file else found)
-            except InputError as error:
-                drop(error)
-    return sets
+def _range(keypoints: KeypointSet) -> str:
+    return ", ".join(keypoints.names) if len(keypoints) <= 8 else f"{keypoints.names[0]} to {keypoints.names[-1]}"
 
 
-def _face(where: str, entry: Any, number: str, face: Any, keypoints: KeypointSet) -> PointSet:
-    points = face.get("points", face.get("keypoints")) if isinstance(face, dict) else None
-    if not isinstance(points, list):
-        raise InputError(f"{where}: wants `points` ([[x, y], ...]) or `keypoints`")
-    if points and all(isinstance(p, dict) for p in points):
-        points = [[p.get("x"), p.get("y")] for p in points]
-    elif len(points) == 3 * len(keypoints) and not isinstance(points[0], list):  # COCO: x, y, visibility
-        flat = [points[i : i + 3] for i in range(0, len(points), 3)]
-        points = [[None, None] if not v else [x + 0.5, y + 0.5] for x, y, v in flat]  # its pixels' centers are whole
-    file = str(entry.get("file", entry.get("image", ""))) if isinstance(entry, dict) else ""
-    return _checked(where, file, number, points, keypoints)
+def read_points(
+    path: Path, keypoints: KeypointSet, drop: Callable[[InputError], None], missing: str = "none"
+) -> list[PointSet]:
+    """Read a points file into arrays in the order of a keypoint set.
+
+    Args:
+        path: a .csv or .tsv file (one row per keypoint, or one row per object), a .json or .jsonl file (a report of
+            `predict`, objects with `points`, COCO keypoints), or a .pts file.
+        keypoints: the set to bring the points into.
+        drop: called with the error of each object that cannot be used.
+        missing: see `read_entries`.
+
+    Raises:
+        InputError: the file cannot be read at all.
+    """
+    return point_sets(read_entries(path, missing), keypoints, drop)

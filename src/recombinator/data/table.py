@@ -1,13 +1,14 @@
-"""The table: Parquet rows of face crop, points, the way back to the file, attributes.
+"""Tables: Parquet files with one row per face: crop, points, the affine back to the image file, attributes.
 
-Opens in pandas, DuckDB and Hugging Face datasets (the image column is that ecosystem's struct of bytes and
-path). Keypoint set and crop rule travel in the file's metadata, so nothing downstream has to be told twice.
+They open in pandas, DuckDB and Hugging Face `datasets`, which shows the image column as images. Keypoint set and crop
+rule are in the file's metadata.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,18 +21,31 @@ import numpy as np
 
 from recombinator.data.images import decode_image
 from recombinator.keypoints import KeypointSet
-from recombinator.utils.errors import InputError
+from recombinator.utils.errors import InputError, import_optional
 from recombinator.utils.files import from_file_keys, to_file_keys, write_atomically
 
+logger = logging.getLogger(__name__)
+
 FORMAT = 3
-SPLIT_SEED = 7345  # of the authors' split, and of ours
-ROWS_AT_ONCE = 256  # a row group: what memory holds while writing
+SPLIT_SEED = 7345  # the authors' seed, for every split
+ROWS_AT_ONCE = 256  # rows per row group, which are in memory together while writing
 
 
 @dataclass
 class Row:
-    """One face: encoded crop; points (K, 2) and mask (K,) in it; the network's (x, y, side) in it; affine (2, 3)
-    from crop to file; the file's (width, height); the part of the dataset it belongs to, where that has a name."""
+    """One row of a table.
+
+    Attributes:
+        image: the stage-1 crop, encoded as JPEG or PNG.
+        points: (K, 2) x, y in pixels of the crop.
+        box: (3,) the network's square (x, y, side) in pixels of the crop.
+        to_file: (2, 3) affine from crop to image file.
+        file: name of the image file.
+        file_size: width and height of the image file in pixels.
+        subset: the part of the dataset that the row belongs to, empty if there are none.
+        mask: (K,) False where a point must not be used; None: all can be used.
+        attributes: classes from 0 by the attribute's name.
+    """
 
     image: bytes
     points: np.ndarray
@@ -46,7 +60,16 @@ class Row:
 
 @dataclass(frozen=True)
 class TableInfo:
-    """What holds for every row: dataset, split, keypoint set, crop rule by name, crop side in pixels."""
+    """What holds for every row of a table.
+
+    Attributes:
+        dataset: name of the dataset.
+        split: "train", "valid" or "test".
+        keypoints: the keypoint set.
+        crop_rule: name of the crop rule (`recombinator.data.crops.RULES`).
+        size: side of the crops in pixels.
+        gray: the crops are gray.
+    """
 
     dataset: str
     split: str
@@ -59,24 +82,6 @@ class TableInfo:
 def _schema(info: TableInfo, attributes: tuple[str, ...]) -> Any:
     import pyarrow as pa
 
-    def feature(kind: str) -> dict[str, str]:
-        return {"dtype": kind, "_type": "Value"}
-
-    def sequence(inner: Any) -> dict[str, Any]:
-        return {"feature": inner, "_type": "Sequence"}
-
-    features: dict[str, Any] = {
-        "image": {"_type": "Image"},
-        "points": sequence(sequence(feature("float32"))),
-        "mask": sequence(feature("bool")),
-        "box": sequence(feature("float32")),
-        "to_file": sequence(feature("float64")),
-        "file": feature("string"),
-        "file_size": sequence(feature("int32")),
-        "subset": feature("string"),
-        "split": feature("string"),
-        **{a: feature("int8") for a in attributes},
-    }
     meta = to_file_keys({"format": FORMAT, **info.__dict__, "keypoints": info.keypoints.to_dict()})
     return pa.schema(
         [
@@ -93,13 +98,24 @@ def _schema(info: TableInfo, attributes: tuple[str, ...]) -> Any:
         ],
         metadata={
             "recombinator": json.dumps(meta),
-            "huggingface": json.dumps({"info": {"features": features}}),
+            # `datasets` infers the other columns from their types
+            "huggingface": json.dumps({"info": {"features": {"image": {"_type": "Image"}}}}),
         },
     )
 
 
 def write_table(path: Path, info: TableInfo, rows: Iterable[Row], attributes: tuple[str, ...] = ()) -> int:
-    """Streams rows into `path` by way of a temporary name; returns how many were written."""
+    """Write a table, with ROWS_AT_ONCE rows in memory.
+
+    Args:
+        path: the file to write, atomically.
+        info: what holds for every row.
+        rows: the rows.
+        attributes: names of the attributes that every row has.
+
+    Returns:
+        The number of rows written.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -135,15 +151,29 @@ T = TypeVar("T")
 
 def write_splits(
     out: Path, jobs: Mapping[str, Sequence[T]], make: Callable[[T], Row], info: Callable[[str], TableInfo], *,
-    attributes: tuple[str, ...] = (), strict: bool = False, drop: Callable[[str], None] = print,
-    advance: Callable[[int, int], None] = lambda done, total: None,
+    attributes: tuple[str, ...] = (), strict: bool = False,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, int]:  # fmt: skip
-    """Makes the rows of every split, in threads, and writes out/SPLIT.parquet; memory holds one group of rows.
+    """Make the rows of every split in threads, and write OUT/SPLIT.parquet.
 
-    `make` raises InputError, naming file and line, for an item that cannot be used: `drop` is called with the
-    sentence and the item left out (`strict`: the error is raised). A split without a usable row is not written.
-    Returns rows written a split, and "dropped".
+    A split without a usable row is not written. ROWS_AT_ONCE rows are in memory together.
+
+    Args:
+        out: folder for the tables.
+        jobs: the items of each split.
+        make: makes a row of an item, or raises InputError naming file and line.
+        info: returns what holds for every row of a split.
+        attributes: names of the attributes that every row has.
+        strict: raise the first error instead of leaving the item out.
+        progress: called with the numbers of items done and in all.
+
+    Returns:
+        Rows written per split, and "dropped".
+
+    Raises:
+        InputError: nothing could be used, or with `strict` the first item that could not.
     """
+    import_optional("pyarrow", "writing tables")  # before the work
     total, done, counts = sum(map(len, jobs.values())), 0, {"dropped": 0}
 
     def attempt(item: T) -> Row | InputError:
@@ -162,9 +192,9 @@ def write_splits(
                     raise made
                 else:
                     counts["dropped"] += 1
-                    drop(str(made))
+                    logger.warning("%s", made)
             done += len(group)
-            advance(done, total)
+            progress(done, total)
 
     with ThreadPoolExecutor() as pool:
         for split, items in jobs.items():
@@ -175,14 +205,16 @@ def write_splits(
                 counts[split] = write_table(out / f"{split}.parquet", info(split), chain([first], made), attributes)
     for other in sorted({"train", "valid", "test"} - {s for s in jobs if counts[s]}):
         if (out / f"{other}.parquet").exists():
-            drop(f"{out / other}.parquet: stays as an earlier run left it; this one wrote no {other} table")
+            logger.warning(
+                "%s.parquet: left as an earlier run wrote it; this run wrote no %s table", out / other, other
+            )
     if not sum(counts[s] for s in jobs):
-        raise InputError(f"nothing could be used: all {counts['dropped']} faces were dropped, each for a reason above")
+        raise InputError(f"nothing could be used: all {counts['dropped']} faces were dropped, for the reasons above")
     return counts
 
 
 def batched(items: Iterable[Any], n: int) -> Iterator[list[Any]]:
-    """Lists of n consecutive items, the last one shorter."""
+    """Yield lists of n consecutive items; the last one may be shorter."""
     group: list[Any] = []
     for item in items:
         group.append(item)
@@ -195,11 +227,21 @@ def batched(items: Iterable[Any], n: int) -> Iterator[list[Any]]:
 
 @dataclass
 class FaceTable:
-    """A table in memory. images: (N, C, S, S) uint8 crops; points: (N, K, 2) float32 in crop pixels;
-    mask: (N, K), False where a point must not be used; boxes: (N, 3) stage-2 (x, y, side) in crop pixels;
-    to_file: (N, 2, 3) crop -> file; limits: (N, 4) the file's left, top, right and bottom edge in crop pixels
-    (beyond them a crop is black); subsets: the part of the dataset each row belongs to; attributes: (N,) int64
-    classes by name, where the dataset has them."""
+    """A table in memory.
+
+    Attributes:
+        info: what holds for every row.
+        images: (N, C, S, S) uint8 crops.
+        points: (N, K, 2) float32 x, y in crop pixels.
+        mask: (N, K) bool, False where a point must not be used.
+        boxes: (N, 3) float32 stage-2 squares (x, y, side) in crop pixels.
+        to_file: (N, 2, 3) float64 affines from crop to image file.
+        limits: (N, 4) the image file's left, top, right and bottom edge in crop pixels; beyond them a crop is black.
+        files: names of the image files.
+        subsets: the part of the dataset that each row belongs to.
+        fingerprint: 16 hexadecimal digits of the images' and points' SHA-256.
+        attributes: (N,) int64 classes by name, where the dataset has them.
+    """
 
     info: TableInfo
     images: np.ndarray
@@ -216,10 +258,23 @@ class FaceTable:
     def __len__(self) -> int:
         return len(self.files)
 
+    def describe(self) -> dict[str, Any]:
+        """Return what reports say of the table they were measured on: dataset, split, images, fingerprint."""
+        return {
+            "dataset": self.info.dataset, "split": self.info.split, "images": len(self),
+            "fingerprint": self.fingerprint,
+        }  # fmt: skip
+
     @property
     def at_border(self) -> np.ndarray:
-        """(N, K, 4) bools, left, top, right, bottom: the point lies within 10 (left, top) or 3 pixels of that edge
-        of its file, and the network's crop reaches beyond it (SPEC 2.3, 2.5). Where crops are not padded: none."""
+        """Return which points are at the edge of their image file, as the authors' code has it (docs/protocol.md).
+
+        A point is at the left or top edge if it is within 10 pixels of it, at the right or bottom edge within 3, and
+        the network's crop reaches beyond that edge. Crops that are not padded have none.
+
+        Returns:
+            (N, K, 4) bool: left, top, right, bottom.
+        """
         margin = np.array([10, 10, 3, 3]) / self.to_file[:, 0, :1]
         gap = np.concatenate([self.points - self.limits[:, None, :2], self.limits[:, None, 2:] - self.points], axis=2)
         corner, side = self.boxes[:, :2], self.boxes[:, 2:]
@@ -228,12 +283,16 @@ class FaceTable:
 
 
 def read_info(path: str | os.PathLike[str]) -> TableInfo:
-    """The table's metadata. Raises InputError if the file is missing or not such a table."""
+    """Read what holds for every row of a table.
+
+    Raises:
+        InputError: the file is missing, or not a table of this format.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     if Path(path).is_dir():
-        raise InputError(f"{path}: a folder; give one of its tables, such as {Path(path) / 'test.parquet'}")
+        raise InputError(f"{path}: is a folder; give one of its tables, such as {Path(path) / 'test.parquet'}")
     if not Path(path).is_file():
         raise InputError(f"{path}: no such file; `recombinator prepare` writes tables")
     try:
@@ -251,10 +310,17 @@ def read_info(path: str | os.PathLike[str]) -> TableInfo:
 def load_table(
     path: str | os.PathLike[str], channels: int = 1, limit: int | None = None, spread: bool = False
 ) -> FaceTable:
-    """Reads and decodes a table. channels: 1 (gray) or 3 (RGB). limit: only the first rows, or with `spread` as many
-    drawn over the whole table, always the same, a smaller number a part of a larger.
+    """Read and decode a table.
 
-    Raises InputError naming the file for a missing, foreign or empty table.
+    Args:
+        path: the .parquet file.
+        channels: 1 (gray) or 3 (RGB).
+        limit: read that many rows only, the first ones.
+        spread: draw the `limit` rows over the whole table instead. The draw is the same at every call, and a smaller
+            number is a part of a larger.
+
+    Raises:
+        InputError: naming the file, for a missing, foreign or empty table.
     """
     import pyarrow.parquet as pq
 
@@ -269,7 +335,7 @@ def load_table(
     if not len(table):
         raise InputError(f"{path}: the table has no rows")
     if channels == 3 and info.gray:
-        raise InputError(f"{path}: holds gray crops, but the network wants RGB; prepare without --gray")
+        raise InputError(f"{path}: holds gray crops, expected RGB; prepare without --gray")
     raw = table["image"].combine_chunks().field("bytes").to_pylist()
     files: list[str] = table["file"].to_pylist()
 
@@ -283,7 +349,7 @@ def load_table(
     to_file = np.array(table["to_file"].to_pylist()).reshape(-1, 2, 3)
     scale, corner = to_file[:, 0, :1], to_file[:, :, 2]
     sizes = np.array(table["file_size"].to_pylist(), np.float64)
-    # of what a network learns from, whatever the file's layout
+    # of what a network learns from: the file's layout does not change it
     fingerprint = hashlib.sha256(b"".join([*raw, points.tobytes()])).hexdigest()[:16]
     return FaceTable(
         info=info,

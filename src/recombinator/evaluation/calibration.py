@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,7 @@ from torch import Tensor
 from recombinator.data.table import FaceTable, load_table
 from recombinator.evaluation import metrics
 from recombinator.keypoints import RADII, SURE
-from recombinator.models import Joint, ScoreMapNet
+from recombinator.models.base import KeypointNet, check_takes_images
 from recombinator.models.decode import decode
 from recombinator.transforms.augment import COVERED, Augment, occluded
 from recombinator.transforms.samples import fixed_samples
@@ -29,9 +28,7 @@ LOST = 0.001  # share of uncovered faces that may be taken for false detections
 
 
 @torch.no_grad()
-def answers(
-    net: ScoreMapNet | Joint, table: FaceTable, cover: bool, temperatures: Sequence[float]
-) -> dict[str, np.ndarray]:
+def answers(net: KeypointNet, table: FaceTable, cover: bool, temperatures: Sequence[float]) -> dict[str, np.ndarray]:
     """Of every known point inside the crop, on jittered images, `cover`ed by one black rectangle each or not.
 
     `gap` (P,): the larger of |dx| and |dy| between truth and highest cell in network pixels; `keypoint`, `image` (P,);
@@ -51,7 +48,7 @@ def answers(
             hidden = there[torch.arange(len(points))[:, None], 0, cell[..., 1], cell[..., 0]] == 0
         scores = net(pixels)
         inside = ((points >= 0) & (points < net.size)).all(dim=2).cpu() & known[64 * i : 64 * i + len(points)]
-        told = [decode(scores, t, getattr(net, "tile", 1)) for t in temperatures]
+        told = [decode(scores, t, net.tile) for t in temperatures]
         within = torch.stack([d.within for d in told], dim=2)
         found = {
             "gap": (told[0].highest - points).abs().amax(dim=2), "hidden": hidden, "within": within,
@@ -63,7 +60,7 @@ def answers(
     return {k: torch.cat(v).numpy() for k, v in parts.items()}
 
 
-def both(net: ScoreMapNet | Joint, table: FaceTable) -> dict[str, np.ndarray]:
+def both(net: KeypointNet, table: FaceTable) -> dict[str, np.ndarray]:
     """`answers` without and with a rectangle, one after the other."""
     plain, covered = (answers(net, table, cover, TEMPERATURES) for cover in (False, True))
     covered["image"] += len(table)
@@ -80,7 +77,7 @@ def _quantile(values: np.ndarray, share: float) -> float:
     return float(np.quantile(values, share)) if len(values) else 0.0
 
 
-def fit(net: ScoreMapNet | Joint, table: FaceTable) -> dict[str, Any]:
+def fit(net: KeypointNet, table: FaceTable) -> dict[str, Any]:
     """The temperature with the least cross-entropy of the five squares' probabilities, half of the images covered; for
     each keypoint the confidence under which a visible point falls FALSE_ALARMS of the time; and `least`, under which
     the mean confidence of a face falls LOST of the time."""
@@ -104,9 +101,10 @@ def fit(net: ScoreMapNet | Joint, table: FaceTable) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _image_net(weights: Weights, name: str) -> ScoreMapNet | Joint:
-    if not isinstance(weights.net, ScoreMapNet | Joint):
-        raise InputError(f"{name}: gives no score maps of images, so there is nothing to calibrate")
+def _image_net(weights: Weights, name: str) -> KeypointNet:
+    check_takes_images(weights.net, name)
+    if weights.net.task == "regression":
+        raise InputError(f"{name}: has no score maps, so there is nothing to calibrate")
     return weights.net
 
 
@@ -123,7 +121,7 @@ def calibrate(weights: str | os.PathLike[str], data: str | os.PathLike[str]) -> 
     fit."""
     loaded = load_weights(weights)
     net = _image_net(loaded, str(weights))
-    return replace(loaded, calibration=fit(net, _table(loaded, data, None)))
+    return loaded.calibrated(fit(net, _table(loaded, data, None)))
 
 
 def report(

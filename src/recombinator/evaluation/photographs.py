@@ -22,7 +22,7 @@ SAME = 0.5  # a prediction whose points are on average nearer than this to a fac
 def evaluate_photographs(
     weights: str | os.PathLike[str], data: str | os.PathLike[str], photographs: str | os.PathLike[str], *,
     detector: Detector | None = None, passes: int = 2, min_confidence: float | None = None, limit: int | None = None,
-    advance: Callable[[int, int], None] = lambda done, total: None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Any]:  # fmt: skip
     """Predicts on the photographs that a table's crops were cut from and looks for each of its faces among the answers.
 
@@ -58,7 +58,7 @@ def evaluate_photographs(
                 with_true_crop.append(float(np.linalg.norm(again.points - true, axis=1)[mask].mean() / scale))
                 sure.append(float(faces.pop(best).confidence.mean()))
         others += [float(f.confidence.mean()) for f in faces]
-        advance(done, len(by_file))
+        progress(done, len(by_file))
     errors = np.array(found)
     return {
         "weights": str(weights), "passes": passes,

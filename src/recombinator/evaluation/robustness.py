@@ -16,7 +16,7 @@ from torch import Generator, Tensor
 from recombinator.data.table import FaceTable, load_table
 from recombinator.evaluation import metrics
 from recombinator.evaluation.plots import COLORS, new_figure, save
-from recombinator.models import Denoiser
+from recombinator.models.base import check_takes_images
 from recombinator.models.decode import answers
 from recombinator.transforms.affine import apply, box_affine, invert, warp
 from recombinator.transforms.augment import blurred, occluded
@@ -81,7 +81,7 @@ def samples(table: FaceTable, size: int, name: str, value: float) -> tuple[Tenso
 @torch.no_grad()
 def measure(
     weights: Sequence[str | os.PathLike[str]], data: str | os.PathLike[str], *, limit: int | None = None,
-    advance: Callable[[int, int], None] = lambda done, total: None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Any]:  # fmt: skip
     """Mean errors in percent (continuous) of the points that lie in the crop, for each disturbance, value and network.
 
@@ -90,8 +90,7 @@ def measure(
     loaded = [load_weights(w) for w in weights]
     tables: dict[int, FaceTable] = {}
     for w, one in zip(weights, loaded, strict=True):
-        if isinstance(one.net, Denoiser):
-            raise InputError(f"{w}: a denoiser, which sees no image")
+        check_takes_images(one.net, str(w))
         if one.net.channels not in tables:
             tables[one.net.channels] = load_table(data, one.net.channels, limit, spread=True)
         if tables[one.net.channels].info.keypoints.names != one.keypoints.names:
@@ -110,7 +109,7 @@ def measure(
             errors = metrics.image_errors(metrics.point_errors(found.numpy(), points.numpy(), scale), inside)
             told = {"disturbance": name, "unit": unit, "value": value, "weights": str(w)}
             rows.append({**told, "nme": 100 * float(np.nanmean(errors))})
-        advance(done, len(asked))
+        progress(done, len(asked))
     table = next(iter(tables.values()))
     return {
         "images": len(table), "rows": rows,

@@ -14,7 +14,7 @@ import torch
 from recombinator.data.table import FaceTable, load_table
 from recombinator.evaluation import metrics
 from recombinator.keypoints import SURE, KeypointSet
-from recombinator.models import TCDCN, Joint, ScoreMapNet
+from recombinator.models import Joint, KeypointNet
 from recombinator.models.decode import answers
 from recombinator.predict.engine import ENGINES, Engine, load_engine
 from recombinator.transforms.augment import COVERED, Augment
@@ -138,7 +138,7 @@ PROTOCOLS = {
 
 @torch.no_grad()
 def evaluate_table(
-    net: ScoreMapNet | TCDCN | Joint | Engine, table: FaceTable, augment: Augment | None = None, batch: int = 64
+    net: KeypointNet | Engine, table: FaceTable, augment: Augment | None = None, batch: int = 64
 ) -> Evaluation:
     """Runs `net` over the table; `augment` jitters every sample once, from seed 0 (the authors' validation)."""
     if isinstance(net, torch.nn.Module):

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, cast
 
+from recombinator.models.base import KeypointNet
 from recombinator.models.denoiser import Denoiser, MapDenoiser, PointDenoiser
 from recombinator.models.joint import Joint
 from recombinator.models.networks import RCN, Level, ScoreMapNet, SumNet
@@ -13,13 +16,14 @@ from recombinator.models.tcdcn import TCDCN
 from recombinator.utils.errors import InputError
 
 __all__ = [
-    "DENOISERS",
     "MODELS",
     "OPTIONS",
     "RCN",
     "TCDCN",
+    "Architecture",
     "Denoiser",
     "Joint",
+    "KeypointNet",
     "Level",
     "ScoreMapNet",
     "SumNet",
@@ -31,12 +35,15 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Architecture:
-    """A named network: its class, its levels (finest first) by form, and the keypoints it was made for."""
+    """A named network.
 
-    network: type[ScoreMapNet]
-    forms: dict[str, tuple[Level, ...]]  # the first one is the default
+    Attributes:
+        make: Called with K and the options of `create_model`; returns the network.
+        keypoints: K by default: what the network was designed for.
+    """
+
+    make: Callable[..., KeypointNet]
     keypoints: int = 5
-    options: dict[str, Any] = field(default_factory=dict)
 
 
 def _level(trunk: int, *branch: int, kernels: tuple[int, ...] | None = None, trunk_kernel: int = 3) -> Level:
@@ -70,26 +77,36 @@ _FACE_68: dict[str, tuple[Level, ...]] = {
 }  # fmt: skip
 _SUM_68 = (_level(64, 64, 64, 64, 64), *(_level(64, 64, 64),) * 4)  # SPEC 1.5
 
+
+def _score_maps(
+    network: type[ScoreMapNet], forms: dict[str, tuple[Level, ...]], **fixed: Any
+) -> Callable[..., ScoreMapNet]:
+    """A factory of SumNet or RCN. forms: levels, finest first, by the value of the option `form`; the first is the
+    default."""
+
+    def make(keypoints: int, *, form: str = next(iter(forms)), width: float = 1.0, **options: Any) -> ScoreMapNet:
+        if form not in forms:
+            raise InputError(f"unknown form={form!r}; expected one of {', '.join(forms)}")
+        if not 0 < width <= 100:
+            raise InputError(f"width={width} must be a positive factor, at most 100")
+        return network(tuple(level.scaled(width) for level in forms[form]), keypoints, **fixed, **options)
+
+    return make
+
+
 MODELS: dict[str, Architecture] = {
-    **{f"sumnet-{n}": Architecture(SumNet, {"code": _SUM_5[:n]}) for n in (4, 5, 6)},
-    **{f"rcn-{n}": Architecture(RCN, _rcn_5(n)) for n in (4, 5, 6, 7)},
-    **{f"rcn-{n}-skip": Architecture(RCN, _rcn_5(n), options={"skip": True}) for n in (5, 6, 7)},
-    "rcn-6-fast": Architecture(RCN, {"code": _FACE_5[1:6]}, options={"fold": 2}),
-    "sumnet-68": Architecture(SumNet, {"code": _SUM_68}, 68),
-    "rcn-68": Architecture(RCN, _FACE_68, 68),
-    "rcn-68-skip": Architecture(RCN, _FACE_68, 68, options={"skip": True}),
+    **{f"sumnet-{n}": Architecture(_score_maps(SumNet, {"code": _SUM_5[:n]})) for n in (4, 5, 6)},
+    **{f"rcn-{n}": Architecture(_score_maps(RCN, _rcn_5(n))) for n in (4, 5, 6, 7)},
+    **{f"rcn-{n}-skip": Architecture(_score_maps(RCN, _rcn_5(n), skip=True)) for n in (5, 6, 7)},
+    "rcn-6-fast": Architecture(_score_maps(RCN, {"code": _FACE_5[1:6]}, fold=2)),
+    "sumnet-68": Architecture(_score_maps(SumNet, {"code": _SUM_68}), 68),
+    "rcn-68": Architecture(_score_maps(RCN, _FACE_68), 68),
+    "rcn-68-skip": Architecture(_score_maps(RCN, _FACE_68, skip=True), 68),
+    "tcdcn": Architecture(TCDCN),
+    "tcdcn-alone": Architecture(partial(TCDCN, auxiliary=False)),
+    "denoiser": Architecture(MapDenoiser, 68),
+    "denoiser-lite": Architecture(PointDenoiser, 68),
 }
-
-
-DENOISERS: dict[str, tuple[type[Denoiser], dict[str, Any]]] = {
-    "denoiser": (MapDenoiser, {}),
-    "denoiser-lite": (PointDenoiser, {}),
-}
-BASELINES: dict[str, tuple[type[TCDCN], dict[str, Any]]] = {
-    "tcdcn": (TCDCN, {}),
-    "tcdcn-alone": (TCDCN, {"auxiliary": False}),
-}
-
 
 # options of `create_model` that can be given as text, and their types
 OPTIONS: dict[str, str] = {
@@ -99,44 +116,46 @@ OPTIONS: dict[str, str] = {
 
 
 def model_names() -> list[str]:
-    return [*MODELS, *BASELINES, *DENOISERS]
+    """Return the names that `create_model` accepts."""
+    return list(MODELS)
 
 
-def create_model(name: str, keypoints: int | None = None, **options: Any) -> Any:
-    """A freshly initialized network.
+def create_model(name: str, keypoints: int | None = None, **options: Any) -> KeypointNet:
+    """Create a freshly initialized network.
 
-    name: one of `model_names()`. keypoints: K, by default what the network was made for. Options: `size` (input
-    side in pixels, 80), `channels` (1), `mask` (branches to keep, coarsest first), `upsampling` ("tile" |
-    "bilinear"), `mirror`, `shift` (see ScoreMapNet), `norm` (local contrast normalization, its floor per "image" or
-    "batch"; or "global"), `width` (factor on all widths), for SumNet `alpha` ("map" | "pixel"), for RCN `fold` (so
-    many cells a side enter the finest level as channels, 1) and `form`: with five keypoints "code" or "twice" (two
-    convolutions in the 10x10 branch), with 68 "code" (5x5, then 1x1) or "text" (3x3), and the released variant's
-    `upsampling="learned"` and `keep_maxima` (see RCN). A denoiser takes `size`, `width` and `kernel`, or for
-    "denoiser-lite" `layers`, `heads`, `parts`.
+    Args:
+        name: One of `model_names()`.
+        keypoints: K; by default what the network was designed for.
+        **options: `size` (input side in pixels, 80) and, for networks that take images, `channels` (1) and `norm`
+            (local contrast normalization with its floor per "image" or "batch", or "global"). SumNet and RCN: `mask`
+            (branches to keep, coarsest first), `upsampling` ("tile" | "bilinear"), `width` (factor on all widths),
+            `mirror` and `shift` (see ScoreMapNet). SumNet: `alpha` ("map" | "pixel"). RCN: `fold` (n: squares of n x n
+            pixels enter the finest level as channels), `form` ("code" | "twice" with 5 keypoints, where "twice" has two
+            convolutions in the 10x10 branch; "code" | "text" with 68, where "code" is 5x5, then 1x1), and the released
+            variant's `upsampling="learned"` and `keep_maxima`. Denoiser: `width`, `kernel`; denoiser-lite: `width`,
+            `layers`, `heads`, `parts`.
 
-    Returns a ScoreMapNet (RCN or SumNet), a TCDCN, a Denoiser or a Joint model.
+    Returns:
+        The network in training mode.
 
-    Raises InputError for an unknown name or option and for sizes that the poolings do not allow.
+    Raises:
+        InputError: Unknown name or option, or a size that the poolings do not allow.
     """
     if name == "joint" and "image" in options:  # a weights file: two configurations, how to add them
         parts = [dict(options[part]) for part in ("image", "denoiser")]
         nets = [create_model(part.pop("name"), part.pop("keypoints"), **part) for part in parts]
-        return Joint(nets[0], nets[1], options["weight"], options["iterations"])
-    if name not in model_names():
-        near = difflib.get_close_matches(name, model_names(), n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise InputError(f"no model is called {name!r}{hint} (known: {', '.join(model_names())})")
-    architecture = MODELS.get(name)
-    if keypoints is None:
-        keypoints = architecture.keypoints if architecture else 5 if name in BASELINES else 68
+        return Joint(cast(ScoreMapNet, nets[0]), cast(Denoiser, nets[1]), options["weight"], options["iterations"])
+    if name not in MODELS:
+        near = difflib.get_close_matches(name, MODELS, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise InputError(f"unknown model {name!r}{hint} (known: {', '.join(MODELS)})")
+    keypoints = MODELS[name].keypoints if keypoints is None else keypoints
     try:
-        if architecture:
-            net: Any = _scored(name, architecture, keypoints, options)
-        else:
-            network, fixed = {**DENOISERS, **BASELINES}[name]
-            net = network(keypoints, **fixed, **options)
+        net = MODELS[name].make(keypoints, **options)
     except TypeError as error:
         raise InputError(f"model {name}: {str(error).split('() ')[-1]}") from None
+    except InputError as error:
+        raise InputError(f"model {name}: {error}") from None
     net.config = {"name": name, "keypoints": keypoints, **options}
     return net
 
@@ -158,14 +177,3 @@ def catalogue(keypoints: int | None = None, size: int = 80) -> list[dict[str, An
     if not rows:
         raise last
     return rows
-
-
-def _scored(name: str, architecture: Architecture, keypoints: int, options: dict[str, Any]) -> ScoreMapNet:
-    rest = dict(options)
-    form, width = rest.pop("form", next(iter(architecture.forms))), rest.pop("width", 1.0)
-    if form not in architecture.forms:
-        raise InputError(f"model {name}: form={form!r} is not known: use one of {', '.join(architecture.forms)}")
-    if not 0 < width <= 100:
-        raise InputError(f"model {name}: width={width} must be a positive factor")
-    levels = tuple(level.scaled(width) for level in architecture.forms[form])
-    return architecture.network(levels, keypoints, **architecture.options, **rest)

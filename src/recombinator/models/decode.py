@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from recombinator.keypoints import RADII, SURE
+from recombinator.models.base import KeypointNet
 
 
 @dataclass(frozen=True)
@@ -28,9 +28,9 @@ class Decoded:
         return self.within[..., SURE]
 
 
-def answers(net: Any, inputs: Tensor) -> Decoded:
+def answers(net: KeypointNet, inputs: Tensor) -> Decoded:
     """What a network for images says of `inputs`."""
-    return decode(net(inputs), net.temperature, getattr(net, "tile", 1))
+    return decode(net(inputs), net.temperature, net.tile)
 
 
 def decode(output: Tensor, temperature: float = 1.0, tile: int = 1) -> Decoded:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
-from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from recombinator.models.base import KeypointNet, merge_groups, split_weights
 from recombinator.models.layers import Conv
 from recombinator.transforms.samples import BLANK
 from recombinator.transforms.shapes import ShapeModel
@@ -119,13 +120,15 @@ class SpectralConv(nn.Module):
         return out.permute(3, 2, 1, 0).contiguous()
 
 
-class Denoiser(nn.Module):
+class Denoiser(KeypointNet):
     """Keypoints in, one score map a keypoint out."""
+
+    task = "denoising"
+    takes_images = False
 
     def __init__(self, keypoints: int, size: int) -> None:
         super().__init__()
-        self.keypoints, self.size = keypoints, size
-        self.config: dict[str, Any] = {}
+        self.keypoints, self.size, self.channels = keypoints, size, 0
 
     def forward(self, cells: Tensor) -> Tensor:
         """(B, K, 2) whole cells x, y in 0..size-1, or BLANK -> (B, K, S, S) pre-softmax scores."""
@@ -139,9 +142,10 @@ class Denoiser(nn.Module):
     def scores(self, cells: Tensor) -> Tensor:
         raise NotImplementedError
 
-    def multiply_adds(self) -> int:
-        """Per set of points, of the dense form."""
-        raise NotImplementedError
+    def log_likelihood(self, cells: Tensor, points: Tensor) -> Tensor | None:
+        """Return the (B, K) log probabilities of the true (B, K, 2) points in pixels, as a share of a cell; None if
+        the network has them as score maps only."""
+        return None
 
 
 class MapDenoiser(Denoiser):
@@ -159,13 +163,19 @@ class MapDenoiser(Denoiser):
     def multiply_adds(self) -> int:
         return self.size**2 * sum(p.numel() for n, p in self.named_parameters() if n.endswith("weight"))
 
+    def weight_groups(self) -> dict[str, list[nn.Parameter]]:
+        return split_weights("branch", self)
+
+    def check_exportable(self, name: str) -> None:
+        raise InputError(f"{name}: the paper's denoiser has no ONNX form; join denoiser-lite instead")
+
     def scores(self, cells: Tensor) -> Tensor:
         x = torch.relu(self.large[0].from_cells(cells))  # type: ignore[operator]
         for conv in list(self.large)[1:]:
             x = torch.relu(conv(x))
         return self.out(x.permute(3, 2, 1, 0).contiguous())
 
-    def resized(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    def adapt(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """The tensors of a denoiser of another size, such as 23x23 kernels on 40x40 cells, as this one's: kernels
         interpolated over the same share of the map. A sum over a map's cells grows with their number, the first
         layer's, over one cell a map, does not."""
@@ -233,8 +243,9 @@ class PointDenoiser(Denoiser):
         )
         self.answer = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 6 * parts + 1))
 
-    def start_from(self, model: ShapeModel) -> None:
-        """The linear model to begin with."""
+    def initialize(self, points: np.ndarray, mask: np.ndarray) -> None:
+        """Begin with the linear shape model of the training points."""
+        model = ShapeModel.fit(points.astype(float), mask, len(self.modes))
         with torch.no_grad():
             self.shape.copy_(torch.from_numpy(model.mean))
             self.modes[: len(model.modes)].copy_(torch.from_numpy(model.modes).flatten(1))
@@ -303,8 +314,11 @@ class PointDenoiser(Denoiser):
         """A part's log probability of the cell at its mean, about: the density there times a cell's area."""
         return share + inverse.log().sum(dim=-1) + math.log(4 / self.size**2 / (2 * math.pi))
 
+    def weight_groups(self) -> dict[str, list[nn.Parameter]]:
+        others = [self.name, self.blank, self.shape, self.modes, self.noise, *self.trust.parameters()]
+        return merge_groups(split_weights("branch", self.place, self.layers, self.answer), {"none": others})
+
     def log_likelihood(self, cells: Tensor, points: Tensor) -> Tensor:
-        """(B, K): of the true (B, K, 2) points in pixels, as a share of a cell; needs no maps."""
         share, mean, inverse, tilt = self.mixture(cells)
         u, v = (inverse * (self._unit(points)[:, :, None] - mean)).unbind(dim=-1)
         parts = self._log_cell(share[..., :-1], inverse) - (u * u + (v + tilt * u) ** 2) / 2

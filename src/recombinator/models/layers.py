@@ -11,6 +11,12 @@ from torch import Tensor, nn
 from recombinator.utils.errors import InputError
 
 
+def initial_bound(conv: nn.Conv2d) -> float:
+    """Return b of the uniform distribution U(-b, b) that a convolution's weights start from (see `Conv`)."""
+    outputs, inputs, height, width = conv.weight.shape
+    return math.sqrt(6 / (inputs * height * width + outputs * height * width // 4))
+
+
 class Conv(nn.Conv2d):
     """Stride-1 convolution, zero-padded to keep the size, one bias a map.
 
@@ -20,8 +26,8 @@ class Conv(nn.Conv2d):
 
     def __init__(self, inputs: int, outputs: int, kernel: int = 3) -> None:
         super().__init__(inputs, outputs, kernel, padding=kernel // 2)
-        self.bound = math.sqrt(6 / (inputs * kernel**2 + outputs * kernel**2 // 4))
-        nn.init.uniform_(self.weight, -self.bound, self.bound)
+        bound = initial_bound(self)
+        nn.init.uniform_(self.weight, -bound, bound)
         assert self.bias is not None
         nn.init.zeros_(self.bias)
 

@@ -12,7 +12,7 @@ SIGMA, TAPS = 1.591, 9
 
 
 class LocalContrastNorm(nn.Module):
-    """Gray (B, C, H, W), values 0..255 -> (B, C, H, W), centerd at 0.5.
+    """Gray (B, C, H, W), values 0..255 -> (B, C, H, W), centered at 0.5.
 
     v = x - g*x with a 9x9 Gaussian g (zero-padded); s = sqrt(g*v^2); out = (v / max(s, m) + 2.5) / 5.
     The floor m is the mean of s over each image and channel (`floor="image"`), or over the whole batch

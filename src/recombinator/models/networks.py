@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from recombinator.models.base import KeypointNet, check_input, merge_groups, split_weights
 from recombinator.models.layers import (
     Conv,
     LearnedUpsampling,
@@ -64,7 +65,7 @@ class CountedConv:
         return self.outputs * self.inputs * self.kernel**2 * self.size**2
 
 
-class ScoreMapNet(nn.Module):
+class ScoreMapNet(KeypointNet):
     """The trunk T and what SumNet and RCN share. `mask` is ordered coarsest to finest, as Table 1 prints it.
 
     A trunk convolution that only masked-out coarser branches would need is not built. With `fold` f the finest level
@@ -73,8 +74,6 @@ class ScoreMapNet(nn.Module):
     its mirror image, at twice the cost; with `shift`, of the image where it is and moved by so many pixels towards each
     corner, at five times the cost (both beyond the paper).
     """
-
-    temperature = 1.0  # scores are divided by it where probabilities are wanted; weights files set it
 
     def __init__(
         self, levels: tuple[Level, ...], keypoints: int, *, size: int = 80, channels: int = 1,
@@ -110,7 +109,6 @@ class ScoreMapNet(nn.Module):
                 f"input size {size} is too small for {len(levels)} branches: {len(levels) - 1} poolings need "
                 f"at least {smallest} pixels; use a larger size or fewer branches"
             )
-        self.config: dict[str, object] = {}
         self.size, self.channels, self.keypoints, self.upsampling = size, channels, keypoints, upsampling
         self.fold, self.mirror, self.shift = fold, list(mirror), shift
         self.layout = torch.channels_last  # of the maps in memory: the fast one on CPUs and GPUs
@@ -123,7 +121,7 @@ class ScoreMapNet(nn.Module):
         )
 
     @property
-    def tile(self) -> int:
+    def tile(self) -> int:  # type: ignore[override]
         """Side in cells of the squares over which a score is the same everywhere: more than 1 where the finest
         branches are masked out and what is left is tiled."""
         factor, rest = divmod(self.size, self.fold * self.sizes[self.included[0]])
@@ -131,10 +129,7 @@ class ScoreMapNet(nn.Module):
 
     def features(self, x: Tensor) -> list[Tensor]:
         """Trunk maps, finest first: T^(R) .. T^(1)."""
-        if x.shape[-2:] != (self.size, self.size) or x.shape[1] != self.channels:
-            raise InputError(
-                f"expected images of shape (B, {self.channels}, {self.size}, {self.size}), got {tuple(x.shape)}"
-            )
+        check_input(x, self.channels, self.size)
         maps: list[Tensor] = []
         if self.fold > 1:
             x = F.pixel_unshuffle(x, self.fold).contiguous(memory_format=self.layout)
@@ -171,10 +166,16 @@ class ScoreMapNet(nn.Module):
         for i in self.included:
             yield i, cast(list[Conv], list(cast(nn.ModuleList, self.branch[str(i)])))
 
-    def rectified(self) -> list[Conv]:
-        """Every convolution that a rectifier follows."""
+    def rectified(self) -> list[nn.Conv2d]:
         ends = {convs[-1] for i, convs in self.branches() if self.ends(i)}
         return [c for c in (*self.trunk, *(c for _, convs in self.branches() for c in convs)) if c not in ends]
+
+    def weight_groups(self) -> dict[str, list[nn.Parameter]]:
+        return merge_groups(split_weights("branch", self.branch), split_weights("trunk", self.trunk))
+
+    def plain(self) -> Self:
+        self.layout, self.fused = torch.contiguous_format, False  # ONNX Runtime chooses the layout itself
+        return self
 
     def ends(self, level: int) -> bool:
         """Whether that level's branch ends in score maps, which nothing rectifies."""
@@ -226,11 +227,14 @@ class SumNet(ScoreMapNet):
         self.alpha = nn.Parameter(torch.rand(len(self.included), keypoints, *shapes[alpha]))
 
     @property
-    def tile(self) -> int:
+    def tile(self) -> int:  # type: ignore[override]
         return super().tile if self.alpha.shape[-1] == 1 else 1
 
     def _multiply_adds_once(self) -> int:
         return super()._multiply_adds_once() + len(self.included) * self.keypoints * self.size**2  # alpha
+
+    def weight_groups(self) -> dict[str, list[nn.Parameter]]:
+        return {**super().weight_groups(), "alpha": [self.alpha]}
 
     def ends(self, level: int) -> bool:
         return True
@@ -288,6 +292,10 @@ class RCN(ScoreMapNet):
                 Conv(a, b, k) for a, b, (_, k) in zip(widths, widths[1:], spec, strict=False)
             )
             received = widths[-1] + (received if skip else 0)
+
+    def weight_groups(self) -> dict[str, list[nn.Parameter]]:
+        # a learned upsampling kernel does not decay
+        return merge_groups(super().weight_groups(), {"none": list(self.up.parameters())})
 
     def ends(self, level: int) -> bool:
         return level == self.included[0]

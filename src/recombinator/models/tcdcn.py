@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from recombinator.models.base import KeypointNet, check_input, merge_groups, split_weights
 from recombinator.models.lcn import NORMALIZATIONS
 from recombinator.utils.errors import InputError
 
@@ -21,14 +21,14 @@ _CONVOLUTIONS = ((16, 5, True), (48, 3, True), (64, 3, True), (64, 2, False))  #
 FEATURES = 100
 
 
-class TCDCN(nn.Module):
+class TCDCN(KeypointNet):
     """(B, channels, S, S) images -> (B, K, 2) points in the input's pixels.
 
     The input is averaged down by 2 (80 to the original's 40), then four convolutions without padding, 100 features,
     |tanh| everywhere, linear heads. `auxiliary` False leaves the heads for the attributes out.
     """
 
-    temperature = 1.0  # scores are divided by it where probabilities are wanted; weights files set it
+    task = "regression"
 
     def __init__(
         self, keypoints: int = 5, *, size: int = 80, channels: int = 1, norm: str = "image", auxiliary: bool = True
@@ -61,7 +61,6 @@ class TCDCN(nn.Module):
         # task-wise early stopping, kept with the weights so that a resumed run goes on as it was
         self.register_buffer("best", torch.full((len(tasks),), math.inf))
         self.register_buffer("since", torch.zeros(len(tasks)))
-        self.config: dict[str, Any] = {}
 
     best: Tensor  # (tasks,) lowest validation loss of each auxiliary task
     since: Tensor  # (tasks,) epochs since then
@@ -70,12 +69,12 @@ class TCDCN(nn.Module):
         convolved = sum(c.weight.numel() * s**2 for c, s in zip(self.trunk, self.sizes, strict=True))  # type: ignore
         return convolved + sum(layer.weight.numel() for layer in self.branch.values())  # type: ignore
 
+    def weight_groups(self) -> dict[str, list[nn.Parameter]]:
+        return merge_groups(split_weights("trunk", self.trunk), split_weights("branch", self.branch))
+
     def heads(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Points, (B, K, 2) in units of half the input around its center, and each auxiliary task's (B, classes)."""
-        if x.shape[-2:] != (self.size, self.size) or x.shape[1] != self.channels:
-            raise InputError(
-                f"expected images of shape (B, {self.channels}, {self.size}, {self.size}), got {tuple(x.shape)}"
-            )
+        check_input(x, self.channels, self.size)
         with torch.autocast(x.device.type, enabled=False):
             x = F.avg_pool2d(self.norm(x.float()), 2)
         for conv, (_, _, halved) in zip(self.trunk, _CONVOLUTIONS, strict=True):

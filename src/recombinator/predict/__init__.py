@@ -1,1 +1,1 @@
-"""Photograph to keypoints: detection, crop, network, points in the photograph."""
+"""Prediction: from photographs and videos to keypoints in image coordinates."""

@@ -1,7 +1,8 @@
-"""Many photographs: found, decoded ahead, predicted, written line by line, resumed."""
+"""Predict many photographs: find them, decode ahead, write results line by line, resume."""
 
 from __future__ import annotations
 
+import csv
 import glob
 import json
 import os
@@ -17,55 +18,74 @@ from typing import Any, TextIO
 import numpy as np
 
 from recombinator.data.images import decode_image, read_image
-from recombinator.predict.output import FORMATS, face_chip, save_picture
+from recombinator.predict.drawing import draw_faces
+from recombinator.predict.output import FILES, FORMATS, face_chip, save_picture
 from recombinator.predict.predictor import Predictor
-from recombinator.predict.result import Face, draw_faces
+from recombinator.predict.result import Face
 from recombinator.utils.errors import InputError
 from recombinator.utils.files import write_text
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 STDIN = "-"
-AHEAD = 8  # photographs decoded before their turn: what memory holds
+AHEAD = 8  # photographs that are decoded in advance; this bounds the memory
 
 
 def find_photographs(inputs: Iterable[str | os.PathLike[str]], out: Path | None = None) -> list[str]:
-    """Files as they are named, folders with all that is below them, patterns with * ? [ ] opened; each once, folders
-    and patterns sorted. What lies in `out` is found by neither: those are earlier results. Raises InputError for a
-    folder or pattern without a photograph, and for a URL."""
-    found: dict[str, None] = {}
+    """Find the photographs that files, folders and patterns name.
+
+    Args:
+        inputs: Files, which are taken as they are; folders, which are searched with all subfolders; patterns with
+            * ? [ ]; "-" for standard input.
+        out: The folder for results. Photographs that folders or patterns find in it are left out, since they are
+            results of an earlier run.
+
+    Returns:
+        Each photograph once, in the order of `inputs`; those of a folder or pattern are sorted.
+
+    Raises:
+        InputError: For a folder or pattern without a photograph, and for a URL.
+    """
+    names: dict[str, None] = {}
     for item in (os.fspath(i) for i in inputs):
         if "://" in item:
             raise InputError(f"{item}: a URL; download it first")
         if item == STDIN or os.path.isfile(item):
-            found[item] = None
+            names[item] = None
             continue
         if os.path.isdir(item):
             inside = sorted(str(p) for p in Path(item).rglob("*") if p.suffix.lower() in ENDINGS and p.is_file())
         elif glob.has_magic(item):
             inside = sorted(p for p in glob.glob(item, recursive=True) if p.lower().endswith(ENDINGS))
         else:
-            inside = [item]  # missing: a failure of this one, told with the others
+            inside = [item]  # a missing file: reported later, as one that cannot be read
         earlier = inside
         if out is not None and inside != [item]:
             inside = [p for p in inside if not Path(p).resolve().is_relative_to(out.resolve())]
         if not inside and earlier:
-            raise InputError(f"{item}: all its photographs lie in --out {out}; choose another folder")
+            raise InputError(f"{item}: all its photographs are in --out {out}; choose another folder")
         if not inside:
             raise InputError(f"{item}: no photograph in it ({', '.join(ENDINGS)})")
-        found |= dict.fromkeys(inside)
-    return list(found)
+        names |= dict.fromkeys(inside)
+    return list(names)
 
 
-def _decoded(name: str) -> np.ndarray:
+def _decode(name: str) -> np.ndarray:
     return decode_image(sys.stdin.buffer.read(), "standard input") if name == STDIN else read_image(name)
 
 
 def decoded_ahead(names: Sequence[str]) -> Iterator[tuple[str, np.ndarray | InputError]]:
-    """(name, image or what is wrong with it), in order, decoded by other threads while the caller works."""
+    """Decode photographs in other threads while the caller works.
+
+    Args:
+        names: Files, or "-" for standard input.
+
+    Yields:
+        The name and the (H, W, 3) RGB uint8 image, or the error that decoding gave, in the order of `names`.
+    """
 
     def attempt(name: str) -> np.ndarray | InputError:
         try:
-            return _decoded(name)
+            return _decode(name)
         except InputError as error:
             return error
 
@@ -82,7 +102,16 @@ def decoded_ahead(names: Sequence[str]) -> Iterator[tuple[str, np.ndarray | Inpu
 
 @dataclass
 class Outcome:
-    """What a run over photographs came to; `last`: the faces of the last one."""
+    """Summarize a run over photographs.
+
+    Args:
+        photographs: Number of photographs predicted in this run.
+        faces: Number of faces in them.
+        skipped: Number of photographs that an earlier run had finished.
+        empty: Names of the photographs without a face.
+        failed: One sentence for each photograph that could not be used.
+        last: The faces of the last photograph.
+    """
 
     photographs: int = 0
     faces: int = 0
@@ -93,17 +122,36 @@ class Outcome:
 
 
 class Lines:
-    """points.jsonl: one object a photograph. Written as points.jsonl.part and renamed when the run is over, so that a
-    killed run leaves its finished lines, and an earlier result stands until the new one is whole."""
+    """Write points.jsonl, one object per photograph.
 
-    def __init__(self, folder: Path, resume: bool, weights: str) -> None:
+    The file is called points.jsonl.part until the run has finished. A killed run leaves its finished lines there, and
+    an earlier result stays in place until the new one is complete.
+
+    Args:
+        folder: The folder for results.
+        resume: Keep the lines of an earlier run; their photographs are in `done`.
+        overwrite: Replace the results of an earlier run.
+        weights: What the run's weights are called.
+
+    Raises:
+        InputError: If the folder holds earlier results and neither option is given, or those of other weights.
+    """
+
+    def __init__(self, folder: Path, resume: bool, overwrite: bool, weights: str) -> None:
         self.path, self.part = folder / "points.jsonl", folder / "points.jsonl.part"
         self.done: set[str] = set()
         self.stems: set[str] = set()  # of pictures and chips
-        self.stream: TextIO | None = None  # opened with the first line: a run that finds nothing leaves nothing
+        self.stream: TextIO | None = None  # opened with the first line: a run without results writes no file
+        if resume and overwrite:
+            raise InputError("--resume keeps earlier results and --overwrite replaces them; give one of them")
+        source = self.part if self.part.is_file() else self.path
         kept: list[str] = []
+        if source.is_file() and not (resume or overwrite):
+            raise InputError(
+                f"{folder}: already holds results ({source.name}); --overwrite replaces them, --resume continues that "
+                "run, or choose another --out"
+            )
         if resume:
-            source = self.part if self.part.is_file() else self.path
             for text in source.read_text(encoding="utf-8").splitlines() if source.is_file() else []:
                 try:
                     record = json.loads(text)
@@ -114,7 +162,9 @@ class Lines:
                 except (json.JSONDecodeError, KeyError, TypeError):
                     break  # half a line, where the last run was stopped
                 if before != weights:
-                    raise InputError(f"{source}: was begun with the weights {before}, not {weights}; use another --out")
+                    raise InputError(
+                        f"{source}: written with the weights {before}, not {weights}; choose another --out"
+                    )
         self.kept = "".join(kept)
         if kept:
             self._open()
@@ -125,12 +175,13 @@ class Lines:
         return self.stream
 
     def add(self, record: dict[str, Any]) -> None:
+        """Write one object."""
         stream = self.stream or self._open()
         stream.write(json.dumps(record) + "\n")
         stream.flush()
 
     def close(self) -> bool:
-        """True where there is a points.jsonl now."""
+        """Finish the file. Return whether there is one."""
         if self.stream:
             self.stream.close()
             os.replace(self.part, self.path)
@@ -138,23 +189,46 @@ class Lines:
 
 
 def predict_all(
-    predictor: Predictor, names: Sequence[str], out: Path, *, formats: Sequence[str] = ("json", "csv"),
+    predictor: Predictor, names: Sequence[str], out: Path | None, *, formats: Sequence[str] = ("json", "csv"),
     boxes: dict[str, list[list[float]]] | None = None, passes: int = 2, min_confidence: float | None = None,
-    pictures: bool = True, numbers: bool = False, chips: int = 0, resume: bool = False, weights: str = "",
-    advance: Callable[[int, int], None] = lambda done, total: None,
+    pictures: bool = True, numbers: bool = False, chips: int = 0, resume: bool = False, overwrite: bool = False,
+    weights: str = "", progress: Callable[[int, int], None] | None = None,
 ) -> Outcome:  # fmt: skip
-    """Every face of every photograph: points.jsonl in `out` (a line a photograph), other `formats` made from it at the
-    end, annotated pictures, and aligned face chips of `chips` pixels where asked for.
+    """Predict every face of every photograph and write the results.
 
-    boxes: faces by photograph in place of detection. A photograph that cannot be read is a failure in the result, the
-    others are done all the same. resume: leave out what an earlier run into `out` has finished. Memory does not grow
-    with the number of photographs.
+    A photograph that cannot be used is recorded in the result, and the others are done all the same. Memory does not
+    grow with the number of photographs.
+
+    Args:
+        predictor: The predictor.
+        names: Photographs, as `find_photographs` returns them.
+        out: The folder for points.jsonl (one line per photograph) and everything else. None writes only these lines,
+            to standard output.
+        formats: Further files to write from points.jsonl at the end: "json", "csv", "coco", "pts". Those that the
+            folder holds already are updated too.
+        boxes: Faces by photograph as (x, y, width, height) in pixels, in place of the detector.
+        passes: As in `Predictor.predict`.
+        min_confidence: As in `Predictor.predict`.
+        pictures: Write annotated pictures.
+        numbers: Number the points in the pictures.
+        chips: Side in pixels of aligned face chips to write; 0 writes none.
+        resume: Leave out what an earlier run into `out` has finished.
+        overwrite: Replace the results of an earlier run.
+        weights: What the weights are called in the results.
+        progress: Called with the number of photographs done and in total.
+
+    Returns:
+        A summary.
+
+    Raises:
+        InputError: If a format is unknown or `out` holds results that must not be replaced.
     """
     unknown = [f for f in formats if f not in FORMATS]
     if unknown:
         raise InputError(f"format {unknown[0]!r} is not known: use {', '.join(FORMATS)}")
-    lines, outcome = Lines(out, resume, weights), Outcome()
-    todo = [n for n in names if n not in lines.done]
+    lines = Lines(out, resume, overwrite, weights) if out else None
+    outcome, stems = Outcome(), lines.stems if lines else set()
+    todo = [n for n in names if n not in lines.done] if lines else list(names)
     outcome.skipped = len(names) - len(todo)
     for done, (name, image) in enumerate(decoded_ahead(todo), 1):
         try:
@@ -170,50 +244,67 @@ def predict_all(
         outcome.last = faces
         if not faces:
             outcome.empty.append(name)
-        stem = _free_stem("stdin" if name == STDIN else Path(name).stem, lines.stems)
-        if faces:
-            if pictures:
-                save_picture(out / f"{stem}.keypoints.png", draw_faces(image, faces, numbers=numbers))
-            for i, face in enumerate(faces, 1) if chips else ():
+        stem = _free_stem("stdin" if name == STDIN else Path(name).stem, stems)
+        if out and faces and pictures:
+            save_picture(out / f"{stem}.keypoints.png", draw_faces(image, faces, numbers=numbers))
+        if out and chips:
+            for i, face in enumerate(faces, 1):
                 chip = face_chip(image, face, np.array(predictor.about.template), chips)
                 save_picture(out / "chips" / f"{stem}.face{i}.png", chip)
         height, width = image.shape[:2]
-        lines.add({
+        record = {
             "file": name, "weights": weights, "stem": stem, "width": width, "height": height,
             "faces": [f.to_dict() for f in faces],
-        })  # fmt: skip
-        advance(done, len(todo))
-    for kind in formats if lines.close() else ():
-        FORMATS[kind](lines.path, out, weights, predictor.keypoints)
+        }  # fmt: skip
+        if lines:
+            lines.add(record)
+        else:
+            print(json.dumps(record), flush=True)
+        if progress:
+            progress(done, len(todo))
+    if out and lines and lines.close():
+        # a file of an earlier run that this one did not update would contradict points.jsonl
+        stale = [kind for kind, file in FILES.items() if kind not in formats and (out / file).is_file()]
+        for kind in (*formats, *stale):
+            FORMATS[kind](lines.path, out, weights, predictor.keypoints)
     return outcome
 
 
 def _free_stem(stem: str, taken: set[str]) -> str:
-    """Two folders may hold the same file name: the second one's pictures are NAME-2."""
+    """Return a stem for output files that no other photograph has: a second NAME in another folder is NAME-2."""
     chosen = next(s for s in chain([stem], (f"{stem}-{n}" for n in count(2))) if s not in taken)
     taken.add(chosen)
     return chosen
 
 
 def read_boxes(path: Path) -> dict[str, list[list[float]]]:
-    """A CSV with the columns file, x, y, width, height -> boxes by photograph. Raises InputError with file and line."""
-    import csv
+    """Read face boxes from a CSV file.
 
+    Args:
+        path: A file with the columns file, x, y, width, height, in pixels.
+
+    Returns:
+        Boxes [x, y, width, height] by photograph.
+
+    Raises:
+        InputError: If the file or one of its lines cannot be used.
+    """
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read as text ({error})") from None
     rows = csv.DictReader(text.splitlines())
-    wanted = ("file", "x", "y", "width", "height")
-    if not set(wanted) <= set(rows.fieldnames or ()):
-        raise InputError(f"{path}:1: wants the columns {', '.join(wanted)}; has {', '.join(rows.fieldnames or ())}")
-    found: dict[str, list[list[float]]] = {}
+    columns = ("file", "x", "y", "width", "height")
+    if not set(columns) <= set(rows.fieldnames or ()):
+        present = ", ".join(rows.fieldnames or ()) or "none"
+        raise InputError(f"{path}:1: expected the columns {', '.join(columns)}, got {present}")
+    boxes: dict[str, list[list[float]]] = {}
     for row in rows:
         try:
-            box = [float(row[c]) for c in wanted[1:]]
+            box = [float(row[c]) for c in columns[1:]]
         except (TypeError, ValueError):
             box = []
         if not box or not np.isfinite(box).all() or min(box[2:]) <= 0:
             raise InputError(f"{path}:{rows.line_num}: x, y, width and height must be numbers, the last two positive")
-        found.setdefault(row["file"], []).append(box)
-    return found
+        boxes.setdefault(row["file"], []).append(box)
+    return boxes

@@ -1,9 +1,13 @@
-"""What turns crops into points: an exported graph by ONNX Runtime, or the network by torch. Same answers, two costs."""
+"""Engines that turn crops into keypoints: an exported graph with ONNX Runtime, or a network with torch."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,7 +17,7 @@ import numpy as np
 
 from recombinator.keypoints import KeypointSet
 from recombinator.utils.errors import InputError, remedy
-from recombinator.weights.shipped import shipped_graphs
+from recombinator.weights.shipped import shipped_graphs, shipped_models, unknown_model
 
 ENGINES = ("onnx", "torch")
 GRAPH_FORMAT = "recombinator-graph-3"
@@ -22,9 +26,19 @@ OUTPUTS = ("points", "highest", "within", "covariance")
 
 @dataclass(frozen=True)
 class Description:
-    """What a network wants and gives: keypoint set, crop rule by name, template (K mean positions in the crop, as
-    shares of its side), input side in pixels, channels (1 gray, 3 RGB), what `calibrate` found, the model's
-    configuration and how it was trained (weights.Weights), and for an 8-bit graph which images gave its ranges."""
+    """Describe the input and output of a network.
+
+    Args:
+        keypoints: The keypoint set, K names.
+        crop_rule: Name of the rule that cuts the network's input from a photograph (data.crops.RULES).
+        template: K mean positions (x, y) in the crop, in units of the crop's side.
+        size: Side of the square input in pixels.
+        channels: 1 for gray, 3 for RGB.
+        calibration: What `calibrate` fitted; empty if the weights are not calibrated.
+        model: Configuration of the network, with its `name`.
+        training: How the network was trained (weights.files.Weights).
+        int8: For an 8-bit graph, the images that the quantization ranges come from.
+    """
 
     keypoints: KeypointSet
     crop_rule: str
@@ -38,9 +52,15 @@ class Description:
 
 
 @dataclass(frozen=True)
-class Found:
-    """Answers in crop pixels. points, highest (the highest cells' centers): (N, K, 2); within: (N, K, 5),
-    probabilities of the squares metrics.RADII around the highest cells; covariance: (N, K, 3): xx, xy, yy."""
+class Predictions:
+    """Hold the predictions for N crops, in pixels of the crop; a pixel's center is at its integer + 0.5.
+
+    Args:
+        points: (N, K, 2) keypoints x, y.
+        highest: (N, K, 2) centers of the highest cells of the score maps.
+        within: (N, K, 5) probabilities of the squares that reach keypoints.RADII cells from the highest cell.
+        covariance: (N, K, 3) covariance of the error of `points`: xx, xy, yy.
+    """
 
     points: np.ndarray
     highest: np.ndarray
@@ -49,15 +69,27 @@ class Found:
 
 
 class Engine(Protocol):
+    """What a Predictor needs of an engine."""
+
     about: Description
 
-    def run(self, crops: np.ndarray) -> Found:
-        """(N, channels, size, size) uint8 -> answers. Thread-safe."""
+    def run(self, crops: np.ndarray) -> Predictions:
+        """Predict the keypoints of (N, channels, size, size) uint8 crops. Thread-safe."""
         ...
 
 
 class OnnxEngine:
-    """A file that `recombinator export` wrote. threads: 0 leaves the number to ONNX Runtime."""
+    """Run a graph that `recombinator export` wrote, on the CPU.
+
+    Args:
+        path: The .onnx file.
+        threads: Number of threads; 0 leaves the choice to ONNX Runtime.
+
+    Raises:
+        InputError: If ONNX Runtime is not installed or the file cannot be used.
+    """
+
+    name, device = "onnx", "cpu"
 
     def __init__(self, path: Path, threads: int = 0) -> None:
         try:
@@ -68,71 +100,135 @@ class OnnxEngine:
         options.intra_op_num_threads, options.log_severity_level = threads, 3
         try:
             self.session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-            found = self.session.get_modelmeta().custom_metadata_map.get("recombinator")
+            text = self.session.get_modelmeta().custom_metadata_map.get("recombinator")
         except Exception as error:  # ONNX Runtime has its own exceptions for each kind of damage
             raise InputError(f"{path}: not a readable ONNX file ({str(error).splitlines()[0]})") from None
-        if found is None:
+        if text is None:
             raise InputError(f"{path}: not written by `recombinator export` (its metadata is missing)")
-        meta = json.loads(found)
-        if meta.pop("format", None) != GRAPH_FORMAT:
+        metadata = json.loads(text)
+        if metadata.pop("format", None) != GRAPH_FORMAT:
             raise InputError(f"{path}: written by another version of `recombinator export`; export it again")
-        self.about = Description(**{**meta, "keypoints": KeypointSet.from_dict(meta["keypoints"])})
+        self.about = Description(**{**metadata, "keypoints": KeypointSet.from_dict(metadata["keypoints"])})
 
-    def run(self, crops: np.ndarray) -> Found:
-        return Found(*self.session.run(OUTPUTS, {"image": crops}))
+    def run(self, crops: np.ndarray) -> Predictions:
+        """Predict the keypoints of (N, channels, size, size) uint8 crops."""
+        return Predictions(*self.session.run(OUTPUTS, {"image": crops}))
 
 
 class TorchEngine:
-    """Weights of any kind, by torch."""
+    """Run a network with torch.
 
-    def __init__(self, weights: Any, threads: int = 0) -> None:
+    Args:
+        weights: A network in memory (weights.files.Weights). Its network is moved to the device.
+        threads: Number of CPU threads, in force during `run` only; 0 leaves torch's setting alone. Calls with a limit
+            run one after the other.
+        device: "cpu", "cuda" or "cuda:N".
+
+    Raises:
+        InputError: If the weights are a denoiser's, or the device is unknown or not available.
+    """
+
+    name = "torch"
+
+    def __init__(self, weights: Any, threads: int = 0, device: str = "cpu") -> None:
         import torch
 
-        from recombinator.models import Denoiser
+        from recombinator.models.base import check_takes_images
 
-        if isinstance(weights.net, Denoiser):
-            raise InputError("these weights are a denoiser's, which sees no image; give a network for images")
-        if threads:
-            torch.set_num_threads(threads)
-        self.net = weights.net.eval().to(memory_format=torch.channels_last)
-        said = json.loads(json.dumps([weights.calibration, self.net.config, weights.training]))
+        check_takes_images(weights.net, "these weights")
+        _check_device(device)
+        if device != "cpu" and not torch.cuda.is_available():
+            raise InputError(f"device {device!r}: torch finds no CUDA GPU on this machine; use device 'cpu'")
+        _, _, index = device.partition(":")
+        if index and int(index) >= torch.cuda.device_count():
+            raise InputError(f"device {device!r}: this machine has {torch.cuda.device_count()} GPU(s), counted from 0")
+        self.device, self.threads = device, threads
+        self.net = weights.net.eval().to(device=device, memory_format=torch.channels_last)
+        # as JSON holds them, so that both engines describe a network in the same way
+        plain = json.loads(json.dumps([weights.calibration, self.net.config, weights.training]))
         self.about = Description(
-            weights.keypoints, weights.crop_rule, weights.template, self.net.size, self.net.channels, *said
+            weights.keypoints, weights.crop_rule, weights.template, self.net.size, self.net.channels, *plain
         )
 
-    def run(self, crops: np.ndarray) -> Found:
+    def run(self, crops: np.ndarray) -> Predictions:
+        """Predict the keypoints of (N, channels, size, size) uint8 crops."""
         import torch
 
         from recombinator.models.decode import answers
 
-        with torch.inference_mode():
-            found = answers(self.net, torch.from_numpy(crops))
-        return Found(*(getattr(found, name).numpy() for name in OUTPUTS))
+        with _limit_torch_threads(self.threads), torch.inference_mode():
+            decoded = answers(self.net, torch.from_numpy(crops).to(self.device))
+        return Predictions(*(getattr(decoded, name).cpu().numpy() for name in OUTPUTS))
 
 
-def load_engine(name_or_path: str | os.PathLike[str], engine: str | None = None, threads: int = 0) -> Engine:
-    """An engine for a shipped name, an .onnx file, a weights file or a run's folder.
+_TORCH_THREADS = threading.Lock()
 
-    engine: "onnx" or "torch"; by default ONNX Runtime where there is a graph, torch otherwise. Raises InputError where
-    there is nothing of that name, or not in that form.
+
+@contextmanager
+def _limit_torch_threads(threads: int) -> Iterator[None]:
+    """Set torch's number of threads, which belongs to the whole process, and restore it afterwards. 0: do nothing."""
+    import torch
+
+    if not threads:
+        yield
+        return
+    with _TORCH_THREADS:
+        before = torch.get_num_threads()
+        if threads != before:  # setting it drops torch's cache of prepared kernels
+            torch.set_num_threads(threads)
+        try:
+            yield
+        finally:
+            if threads != before:
+                torch.set_num_threads(before)
+
+
+def _check_device(device: str) -> None:
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
+        raise InputError(f"unknown device {device!r}; use cpu, cuda or cuda:N")
+
+
+def load_engine(
+    name_or_path: str | os.PathLike[str], engine: str | None = None, threads: int = 0, device: str = "cpu"
+) -> Engine:
+    """Load the engine for a model.
+
+    Args:
+        name_or_path: A shipped name, an .onnx file, a weights file or a run's folder. An existing file or folder
+            takes precedence over a shipped name.
+        engine: "onnx" or "torch". By default ONNX Runtime if there is a graph and `device` is "cpu", torch otherwise.
+        threads: Number of CPU threads; 0 leaves the choice to the engine.
+        device: "cpu", or for the torch engine "cuda" or "cuda:N".
+
+    Returns:
+        An OnnxEngine or a TorchEngine.
+
+    Raises:
+        InputError: If there is no such model, or not for this engine or device.
     """
     if engine not in (None, *ENGINES):
         raise InputError(f"engine={engine!r} is not known: use one of {', '.join(ENGINES)}")
+    _check_device(device)
+    if device != "cpu":
+        if engine == "onnx":
+            raise InputError(f"device {device!r}: ONNX Runtime runs on the CPU here; use the torch engine")
+        engine = "torch"
     text = os.fspath(name_or_path)
-    graph = Path(text) if text.endswith(".onnx") else shipped_graphs().get(text)
-    if Path(text).exists() and not text.endswith(".onnx"):
-        graph = None  # a file or folder of that name comes before what ships
-    if text.endswith(".onnx") and not Path(text).is_file():
+    is_onnx_file, exists = text.endswith(".onnx"), Path(text).exists()
+    if is_onnx_file and not Path(text).is_file():
         raise InputError(f"{text}: no such file")
+    if not exists and text not in shipped_models():
+        raise unknown_model(text)
+    graph = Path(text) if is_onnx_file else None if exists else shipped_graphs().get(text)
     if graph and engine != "torch":
         return OnnxEngine(graph, threads)
-    if text.endswith(".onnx"):
-        raise InputError(f"{text}: an exported graph; torch wants the weights it was exported from")
+    if is_onnx_file:
+        raise InputError(f"{text}: an exported graph; the torch engine needs the weights that it was exported from")
     if engine == "onnx":
         raise InputError(f"{text}: has no exported graph; `recombinator export {text} --onnx FILE` writes one")
     if find_spec("torch") is None:
-        known = ", ".join(shipped_graphs())
-        raise InputError(f"{text}: needs torch, or an exported graph ({known}); {remedy('train')}")
+        names = ", ".join(shipped_graphs())
+        raise InputError(f"{text}: needs torch ({remedy('train')}), or a model with an exported graph ({names})")
     from recombinator.weights.files import load_weights
 
-    return TorchEngine(load_weights(name_or_path), threads)
+    return TorchEngine(load_weights(name_or_path), threads, device)

@@ -1,4 +1,4 @@
-"""What becomes of found keypoints: drawn on the photograph, as a text table, as CSV."""
+"""Output writers: annotated pictures, face chips, text tables, and files of keypoints in several formats."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from recombinator.utils.files import write_atomically, write_json, write_text
 
 
 def save_picture(path: Path, image: np.ndarray) -> None:
-    """(H, W, 3) RGB uint8 as PNG."""
+    """Write an (H, W, 3) RGB uint8 image as PNG."""
     write_atomically(path, lambda p: p.write_bytes(encode_image(image, 0)))
 
 
 def as_table(faces: list[Face]) -> str:
-    """A line a keypoint, for a terminal."""
+    """Return a text table for a terminal with one line per keypoint."""
     lines = [f"{'face':>4}  {'keypoint':14}{'x':>9}{'y':>9}{'confidence':>12}"]
     lines += [
         f"{number:>4}  {p['name']:14}{p['x']:>9.2f}{p['y']:>9.2f}{p['confidence']:>12.3f}"
@@ -35,14 +35,25 @@ def as_table(faces: list[Face]) -> str:
 
 
 def face_chip(image: np.ndarray, face: Face, template: np.ndarray, size: int) -> np.ndarray:
-    """(size, size[, 3]) picture of the face, turned and scaled by the similarity that brings its points nearest to the
-    template's (K, 2) places, as shares of the side."""
+    """Cut out a face, rotated and scaled to a standard position.
+
+    The similarity transform is the least-squares fit of the face's points to the template.
+
+    Args:
+        image: (H, W[, 3]) uint8 image.
+        face: A face in pixels of this image.
+        template: (K, 2) standard positions x, y in units of the chip's side.
+        size: Side of the chip in pixels.
+
+    Returns:
+        (size, size[, 3]) uint8. Parts outside the image are black.
+    """
     import cv2
 
     from recombinator.transforms.shapes import similarity
 
     linear, shift = similarity(template * size, face.points[None], np.ones((1, len(template))))  # chip -> image
-    # warping takes single samples: a photograph much larger than the chip is averaged down first
+    # warping takes single samples, so a photograph much larger than the chip is averaged down first
     factor = max(1, int(np.sqrt(np.linalg.det(linear[0]))))
     image = np.ascontiguousarray(image)
     if factor > 1:
@@ -51,21 +62,23 @@ def face_chip(image: np.ndarray, face: Face, template: np.ndarray, size: int) ->
         image = cv2.resize(image, smaller, interpolation=cv2.INTER_AREA)
         linear, shift = linear * shrink[:, None], shift * shrink
     matrix = np.concatenate([linear[0], shift[0][:, None]], axis=1)
-    matrix[:, 2] += linear[0] @ [0.5, 0.5] - 0.5  # OpenCV counts a pixel's center at its integer
+    matrix[:, 2] += linear[0] @ [0.5, 0.5] - 0.5  # in OpenCV a pixel's center is at its integer
     return cv2.warpAffine(image, matrix, (size, size), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
 
 
-# ---- files, each from points.jsonl, a line at a time -------------------------------------------------------------
+# ---- file formats: each writer reads points.jsonl line by line, so memory does not grow with it -------------------
 
 
 def records(path: Path) -> Iterator[dict[str, Any]]:
-    """The objects of a points.jsonl."""
+    """Yield the objects of a points.jsonl file, one per photograph."""
     with open(path, encoding="utf-8") as stream:
         for line in stream:
             yield json.loads(line)
 
 
 def _write_json(lines: Path, out: Path, weights: str, keypoints: KeypointSet) -> None:
+    """Write points.json: one object with the weights and the list of photographs."""
+
     def write(path: Path) -> None:
         with open(path, "w", encoding="utf-8") as stream:
             stream.write(f'{{"weights": {json.dumps(weights)}, "photographs": [')
@@ -77,7 +90,7 @@ def _write_json(lines: Path, out: Path, weights: str, keypoints: KeypointSet) ->
 
 
 def _write_csv(lines: Path, out: Path, weights: str, keypoints: KeypointSet) -> None:
-    """A row a keypoint: file, face (from 1), keypoint, x, y, confidence."""
+    """Write points.csv, one row per keypoint: file, face (from 1), keypoint, x, y, confidence."""
 
     def write(path: Path) -> None:
         with open(path, "w", encoding="utf-8", newline="") as stream:
@@ -92,7 +105,7 @@ def _write_csv(lines: Path, out: Path, weights: str, keypoints: KeypointSet) -> 
 
 
 def _write_coco(lines: Path, out: Path, weights: str, keypoints: KeypointSet) -> None:
-    """COCO's keypoints, where a pixel's center is its integer: half a pixel less than elsewhere here."""
+    """Write points.coco.json. COCO counts a pixel's center at its integer, so coordinates are half a pixel less."""
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for record in records(lines):
@@ -112,7 +125,7 @@ def _write_coco(lines: Path, out: Path, weights: str, keypoints: KeypointSet) ->
 
 
 def _write_pts(lines: Path, out: Path, weights: str, keypoints: KeypointSet) -> None:
-    """A .pts file a face, as 300-W has them (data.w300.read_pts)."""
+    """Write one .pts file per face in the format and coordinates of 300-W."""
     origin = RULES["300w"].origin
     for record in records(lines):
         for number, face in enumerate(record["faces"], 1):
@@ -123,3 +136,4 @@ def _write_pts(lines: Path, out: Path, weights: str, keypoints: KeypointSet) -> 
 
 Writer = Callable[[Path, Path, str, KeypointSet], None]
 FORMATS: dict[str, Writer] = {"json": _write_json, "csv": _write_csv, "coco": _write_coco, "pts": _write_pts}
+FILES = {"json": "points.json", "csv": "points.csv", "coco": "points.coco.json", "pts": "pts"}  # what they write

@@ -1,4 +1,4 @@
-"""The predictor: images and coordinates outside, tensors inside."""
+"""The predictor: from images to keypoints in image coordinates. Tensors stay inside the engine."""
 
 from __future__ import annotations
 
@@ -10,40 +10,27 @@ from typing import Any, overload
 import numpy as np
 
 from recombinator.data.crops import GRID, RULES
-from recombinator.data.images import read_image, to_gray
+from recombinator.data.images import Image, as_image, to_gray
 from recombinator.data.resample import square
 from recombinator.keypoints import RADII, SURE
 from recombinator.predict.detect import Detector, HaarDetector
 from recombinator.predict.engine import Engine, load_engine
-from recombinator.predict.result import Face
+from recombinator.predict.result import Face, Faces
 from recombinator.utils.errors import InputError
 
-Image = np.ndarray | str | os.PathLike[str]
-SAME_FACE = 0.5  # two results nearer than this share of the face's spread are one face
-
-
-def as_image(image: Image) -> np.ndarray:
-    """A path or an array -> (H, W) or (H, W, 3) uint8. Raises InputError saying what is wrong with the array."""
-    if isinstance(image, str | os.PathLike):
-        return read_image(image)
-    if getattr(image, "mode", "L") not in ("L", "RGB", "RGBA", "I;16"):  # a PIL image of another kind
-        image = image.convert("RGB")  # type: ignore[attr-defined]
-    image = np.asarray(image)
-    if image.ndim == 3 and image.shape[2] == 1:
-        image = image[..., 0]
-    if image.ndim == 3 and image.shape[2] == 4:
-        image = image[..., :3]
-    if image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] != 3) or 0 in image.shape:
-        raise InputError(f"an image must be (H, W), (H, W, 3) RGB or (H, W, 4) RGBA, got shape {image.shape}")
-    if image.dtype == np.uint16:
-        image = (image >> 8).astype(np.uint8)
-    if image.dtype != np.uint8:
-        raise InputError(f"an image must be uint8 (or uint16) with values from 0, got {image.dtype}")
-    return np.ascontiguousarray(image)
+SAME_FACE = 0.5  # two results nearer than this share of the face's extent are one face
 
 
 class Predictor:
-    """A network with the crop rule it was trained on. `recombinator.load` makes one."""
+    """Predict the keypoints of faces in images. `recombinator.load` makes one.
+
+    Coordinates are in pixels of the image, x to the right and y down; the center of the first pixel is at (0.5, 0.5).
+    "left" and "right" in names of keypoints are the left and right of the image, not of the person.
+
+    Args:
+        engine: Runs the network on crops.
+        detector: Finds face boxes; OpenCV's Haar cascades by default.
+    """
 
     def __init__(self, engine: Engine, detector: Detector | None = None) -> None:
         self.engine, self.about, self.keypoints = engine, engine.about, engine.about.keypoints
@@ -51,34 +38,53 @@ class Predictor:
         self.detector: Detector = detector or HaarDetector()
         self.min_confidence = float(self.about.calibration.get("least", self.rule.least))
 
+    def __repr__(self) -> str:
+        model, size = self.about.model.get("name", "unknown"), self.about.size
+        engine = getattr(self.engine, "name", type(self.engine).__name__)
+        color = "gray" if self.about.channels == 1 else "RGB"
+        return (
+            f"Predictor(model={model!r}, keypoints={len(self.keypoints)} ({self.keypoints.name}), engine={engine!r}, "
+            f"device={getattr(self.engine, 'device', 'cpu')!r}, input={size}x{size} {color})"
+        )
+
     @overload
     def predict(
         self, image: Image, boxes: Iterable[Iterable[float]] | None = None, passes: int = 2,
         min_confidence: float | None = None, search: bool = True,
-    ) -> list[Face]: ...  # fmt: skip
+    ) -> Faces: ...  # fmt: skip
     @overload
     def predict(
         self, image: list[Image] | tuple[Image, ...], boxes: None = None, passes: int = 2,
         min_confidence: float | None = None, search: bool = True,
-    ) -> list[list[Face]]: ...  # fmt: skip
+    ) -> list[Faces]: ...  # fmt: skip
     @overload
     def predict(
         self, image: Iterator[Image], boxes: None = None, passes: int = 2, min_confidence: float | None = None,
         search: bool = True,
-    ) -> Iterator[list[Face]]: ...  # fmt: skip
+    ) -> Iterator[Faces]: ...  # fmt: skip
     def predict(
         self, image: Any, boxes: Iterable[Iterable[float]] | None = None, passes: int = 2,
         min_confidence: float | None = None, search: bool = True,
     ) -> Any:  # fmt: skip
-        """Every face's keypoints, largest face first; for a list of images a list of such lists, for an iterator an
-        iterator that holds one image at a time.
+        """Predict the keypoints of every face in an image.
 
-        image: a path, or (H, W), (H, W, 3) RGB uint8. boxes: faces as (x, y, width, height) in pixels, in place
-        of the detector. passes: each pass after the first crops again from the last one's points by the training
-        rule, so that the box's habits do not matter. min_confidence: a detected face whose keypoints' mean
-        confidence is lower is taken for a false detection (by default
-        what the calibration found, else the crop rule's figure). search: where no face is found at
-        once, look for turned and tilted ones, eight times as long. An image without a face gives an empty list.
+        Args:
+            image: A path, a uint8 array (H, W) or (H, W, 3) RGB, a Pillow image, or a torch tensor (H, W), (H, W, 3)
+                or (3, H, W), uint8 or float from 0 to 1. Also a list, tuple or iterator of these.
+            boxes: Faces as (x, y, width, height) in pixels, in place of the detector. One face is returned for each.
+            passes: Number of passes. Each pass after the first crops again around the points of the last one, by the
+                crop rule of the training, so that the result depends less on the box.
+            min_confidence: Drop a detected face if the mean confidence of its keypoints is lower. By default the
+                value of the calibration, or else of the crop rule. Given boxes are not filtered.
+            search: If no upright face is found, also search for turned and tilted faces, which takes about eight times
+                as long.
+
+        Returns:
+            Faces, a list with the largest face first, empty if there is no face. For a list of images, a list of such
+            lists; for an iterator, an iterator that reads one image at a time.
+
+        Raises:
+            InputError: If the image, the boxes or an option cannot be used.
         """
         if passes < 1:
             raise InputError(f"passes={passes} must be 1 or more")
@@ -87,54 +93,73 @@ class Predictor:
         if isinstance(image, list | tuple | Iterator):
             if boxes is not None:
                 raise InputError("boxes belong to one image; give the images one by one")
-            answers = (self.predict(one, None, passes, min_confidence, search) for one in image)
-            return answers if isinstance(image, Iterator) else list(answers)
+            keep = not isinstance(image, Iterator)  # results of an iterator must not keep all its arrays in memory
+            results = (self._predict_one(one, None, passes, min_confidence, search, keep) for one in image)
+            return list(results) if keep else results
+        return self._predict_one(image, boxes, passes, min_confidence, search, True)
+
+    def _predict_one(
+        self, image: Image, boxes: Iterable[Iterable[float]] | None, passes: int, min_confidence: float | None,
+        search: bool, keep: bool,
+    ) -> Faces:  # fmt: skip
         pixels = as_image(image)
-        source = self._as_network_wants(pixels)
+        shown = image if keep or isinstance(image, str | os.PathLike) else None
+        source = self._network_channels(pixels)
         if boxes is not None:
-            given = self._found(source, checked_boxes(boxes, pixels), passes)
-            if None in given:
-                raise InputError(f"box {given.index(None) + 1}: the points found in it leave no crop; is there a face?")
-            return given
+            given = self._predict_boxes(source, check_boxes(boxes, pixels), passes)
+            for number, face in enumerate(given, 1):
+                if face is None:
+                    raise InputError(f"box {number}: the points found in it leave no crop; is there a face?")
+            return Faces([face for face in given if face], shown)
         min_confidence = self.min_confidence if min_confidence is None else min_confidence
         further = getattr(self.detector, "search", None) if search else None
-        for found in chain([self.detector.detect(pixels)], further(pixels) if further else []):
+        for detected in chain([self.detector.detect(pixels)], further(pixels) if further else []):
             faces = [
-                f for f in self._found(source, found, passes) if f and float(f.confidence.mean()) >= min_confidence
-            ]
+                face for face in self._predict_boxes(source, detected, passes)
+                if face and float(face.confidence.mean()) >= min_confidence
+            ]  # fmt: skip
             if faces:
-                return distinct(faces)
-        return []
+                return Faces(distinct(faces), shown)
+        return Faces([], shown)
 
-    def _found(self, source: np.ndarray, boxes: np.ndarray, passes: int) -> list[Face | None]:
-        """One face for each of the (N, 4) boxes, None where its points leave no crop."""
+    def _predict_boxes(self, source: np.ndarray, boxes: np.ndarray, passes: int) -> list[Face | None]:
+        """Return one face for each of the (N, 4) boxes, None where the points leave no crop."""
         boxes = np.asarray(boxes, float).reshape(-1, 4)  # a detector of the user's may give lists
         if boxes.size == 0:
             return []
-        faces = self._refine(source, self._from_boxes(boxes))
+        faces = self._refine(source, self._points_from_boxes(boxes))
         for _ in range(passes - 1):
-            alive = [i for i, f in enumerate(faces) if f]
-            again = self._refine(source, np.array([f.points for f in faces if f]))
+            alive = [i for i, face in enumerate(faces) if face]
+            again = self._refine(source, np.array([face.points for face in faces if face]))
             for i, face in zip(alive, again, strict=True):
                 faces[i] = face
         return faces
 
-    def follow(self, image: np.ndarray, points: Iterable[np.ndarray]) -> list[Face | None]:
-        """Faces whose (K, 2) points are roughly known, from the last frame of a video say: one pass, no detector. None
-        for points that leave no crop."""
+    def follow(self, image: Image, points: Iterable[np.ndarray]) -> list[Face | None]:
+        """Predict faces whose keypoints are roughly known, for example from the last frame of a video.
+
+        This takes one pass and no detector.
+
+        Args:
+            image: Anything that `predict` accepts for one image.
+            points: One (K, 2) array for each face, x and y in image pixels.
+
+        Returns:
+            One face for each array, in the same order; None where the points leave no crop.
+        """
         rough, pixels = np.array(list(points), np.float64), as_image(image)
         if not rough.size:
             return []
-        return self._refine(self._as_network_wants(pixels), rough)
+        return self._refine(self._network_channels(pixels), rough)
 
-    def _as_network_wants(self, pixels: np.ndarray) -> np.ndarray:
-        """Gray, or RGB also where the photograph is gray."""
+    def _network_channels(self, pixels: np.ndarray) -> np.ndarray:
+        """Return the image as gray or as RGB, whichever the network takes."""
         if self.about.channels == 1:
             return to_gray(pixels)
         return np.repeat(pixels[..., None], 3, axis=2) if pixels.ndim == 2 else pixels
 
-    def _from_boxes(self, boxes: np.ndarray) -> np.ndarray:
-        """(N, 4) detector boxes -> (N, K, 2) typical points in them."""
+    def _points_from_boxes(self, boxes: np.ndarray) -> np.ndarray:
+        """Return (N, K, 2) typical points for (N, 4) boxes of a detector."""
         scale, lower = self.rule.from_detector
         side = boxes[:, 2:].max(axis=1)
         center = boxes[:, :2] + boxes[:, 2:] / 2 + np.stack([np.zeros_like(side), lower * side], axis=1)
@@ -142,8 +167,11 @@ class Predictor:
         return center[:, None] + scale * side[:, None, None] * template
 
     def _refine(self, image: np.ndarray, points: np.ndarray) -> list[Face | None]:
-        """(N, K, 2) rough points in image pixels -> the faces found around them, in the same order; None for points
-        that leave no crop, as those of a false detection can."""
+        """Crop around (N, K, 2) rough points in image pixels and predict.
+
+        Returns one face for each, in the same order; None where the points leave no crop, as those of a false
+        detection can.
+        """
         inputs, affines, boxes = [], [], []
         faces: list[Face | None] = [None] * len(points)
         kept = []
@@ -158,48 +186,61 @@ class Predictor:
             boxes.append(box)
         if not kept:
             return faces
-        found = self.engine.run(np.stack(inputs))
+        predictions = self.engine.run(np.stack(inputs))
+        # from the network's input to the stage-1 crop, then by the crop's affine to the image
         scale, corner = np.array([a[0, 0] for a in affines]), np.array([a[:, 2] for a in affines])
-        looked_at = np.stack(boxes).astype(np.float64)
-        in_crop = found.points * (looked_at[:, 2] / self.about.size)[:, None, None] + looked_at[:, None, :2]
+        inner = np.stack(boxes).astype(np.float64)
+        in_crop = predictions.points * (inner[:, 2] / self.about.size)[:, None, None] + inner[:, None, :2]
         in_image = in_crop * scale[:, None, None] + corner[:, None]
-        around = np.concatenate([looked_at[:, :2] * scale[:, None] + corner, looked_at[:, 2:] * scale[:, None]], axis=1)
-        pixel = around[:, 2] / self.about.size  # side of one of the network's pixels in the image
+        squares = np.concatenate([inner[:, :2] * scale[:, None] + corner, inner[:, 2:] * scale[:, None]], axis=1)
+        pixel = squares[:, 2] / self.about.size  # side of one of the network's pixels in the image
         below = self.about.calibration.get("covered_below")
-        for i, within in enumerate(found.within):
-            sure: dict[str, Any] = {}
+        for i, within in enumerate(predictions.within):
+            calibrated: dict[str, Any] = {}
             if below is not None:
-                sure = {
+                calibrated = {
                     "within": within, "reach": (np.array(RADII) + 0.5) * pixel[i],
-                    "covariance": found.covariance[i] * pixel[i] ** 2, "covered": within[:, SURE] < np.array(below),
+                    "covariance": predictions.covariance[i] * pixel[i] ** 2,
+                    "covered": within[:, SURE] < np.array(below),
                 }  # fmt: skip
-            faces[kept[i]] = Face(in_image[i], within[:, SURE], around[i], self.keypoints, **sure)
+            faces[kept[i]] = Face(in_image[i], within[:, SURE], squares[i], self.keypoints, **calibrated)
         return faces
 
 
-def checked_boxes(boxes: Iterable[Iterable[float]], image: np.ndarray) -> np.ndarray:
-    """(N, 4) floats. Raises InputError for anything but boxes x, y, width, height that meet the image."""
+def check_boxes(boxes: Iterable[Iterable[float]], image: np.ndarray) -> np.ndarray:
+    """Return face boxes as an array.
+
+    Args:
+        boxes: N boxes x, y, width, height in pixels.
+        image: (H, W[, 3]) image that they belong to.
+
+    Returns:
+        (N, 4) floats.
+
+    Raises:
+        InputError: If they are not such boxes, or one of them does not overlap the image.
+    """
     try:
-        found = np.array([[float(v) for v in box] for box in boxes], np.float64)
+        array = np.array([[float(v) for v in box] for box in boxes], np.float64)
     except (TypeError, ValueError):
         raise InputError("boxes must be a list of (x, y, width, height)") from None
-    if found.size == 0:
-        return found
+    if array.size == 0:
+        return array
     height, width = image.shape[:2]
-    if found.ndim != 2 or found.shape[1] != 4 or not np.isfinite(found).all() or (found[:, 2:] <= 0).any():
+    if array.ndim != 2 or array.shape[1] != 4 or not np.isfinite(array).all() or (array[:, 2:] <= 0).any():
         raise InputError("boxes must be (x, y, width, height) each, finite, with positive width and height")
-    for x, y, w, h in found:
+    for x, y, w, h in array:
         if x >= width or y >= height or x + w <= 0 or y + h <= 0 or max(w, h) > 100 * max(width, height):
-            raise InputError(f"box {x:g},{y:g},{w:g},{h:g} does not lie on the {width}x{height} image")
-    return found
+            raise InputError(f"box {x:g},{y:g},{w:g},{h:g} does not overlap the {width}x{height} image")
+    return array
 
 
 def distinct(faces: list[Face]) -> list[Face]:
-    """Drops a face that lies on a more confident one."""
+    """Drop each face that coincides with a more confident one, and sort the rest by size, largest first."""
     kept: list[Face] = []
     for face in sorted(faces, key=lambda f: -float(f.confidence.mean())):
-        spread = np.linalg.norm(np.ptp(face.points, axis=0))
-        if all(np.linalg.norm(face.points - k.points, axis=1).mean() > SAME_FACE * spread for k in kept):
+        extent = np.linalg.norm(np.ptp(face.points, axis=0))
+        if all(np.linalg.norm(face.points - k.points, axis=1).mean() > SAME_FACE * extent for k in kept):
             kept.append(face)
     return sorted(kept, key=lambda f: -f.box[2])
 
@@ -210,10 +251,23 @@ def load(
     *,
     engine: str | None = None,
     threads: int = 0,
+    device: str = "cpu",
 ) -> Predictor:
-    """A shipped name ("rcn-6-mtfl"), an exported .onnx file, weights or a run folder -> a Predictor.
+    """Load a model for prediction.
 
-    engine: "onnx" or "torch"; by default ONNX Runtime where there is a graph, which needs no torch. threads: of the
-    engine, 0 for its own choice. Raises InputError if there is nothing of that name or form.
+    Args:
+        name_or_path: A shipped name ("rcn-6-mtfl"; `shipped_models()` lists them), an exported .onnx file, a weights
+            file or a run's folder.
+        detector: Finds face boxes; OpenCV's Haar cascades by default.
+        engine: "onnx" or "torch". By default ONNX Runtime, which needs no torch, if there is a graph and `device` is
+            "cpu"; torch otherwise.
+        threads: Number of CPU threads of the engine; 0 leaves the choice to it.
+        device: "cpu", or for the torch engine "cuda" or "cuda:N".
+
+    Returns:
+        A Predictor.
+
+    Raises:
+        InputError: If there is no such model, or not for this engine or device.
     """
-    return Predictor(load_engine(name_or_path, engine, threads), detector)
+    return Predictor(load_engine(name_or_path, engine, threads, device), detector)

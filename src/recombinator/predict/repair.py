@@ -25,9 +25,15 @@ from recombinator.weights.files import Weights
 
 @dataclass(frozen=True)
 class Repair:
-    """points: (K, 2) in the input's frame; moved: (K,) how far each went, in the input's unit; implausible: (K,) how
-    many times less probable the given cell was than the best one, as a natural logarithm (0 and up; infinite for a
-    point that was not given); kept: (K,) True where a point stayed as it was."""
+    """Hold the repaired keypoints of one face.
+
+    Args:
+        points: (K, 2) repaired points x, y in the frame of the input.
+        moved: (K,) distance from the given point, in units of the input; NaN for a missing point.
+        implausible: (K,) natural logarithm of the probability of the best cell over that of the given cell: 0 or more,
+            infinite for a missing point.
+        kept: (K,) True where the given point was kept.
+    """
 
     points: np.ndarray
     moved: np.ndarray
@@ -35,9 +41,20 @@ class Repair:
     kept: np.ndarray
 
 
-def _frame(points: np.ndarray, template: np.ndarray, seed: int = 0) -> np.ndarray:
-    """(K, 2) points, some of them NaN or wrong -> where the template's points lie by the similarity that most points
-    agree with: of those through 500 random pairs, then least squares over the points near it."""
+def _fit_template(points: np.ndarray, template: np.ndarray, seed: int = 0) -> np.ndarray:
+    """Move the template to a face robustly.
+
+    Of the similarity transforms through 500 random pairs of points, the one that most points agree with is refined by
+    least squares over these points (RANSAC).
+
+    Args:
+        points: (K, 2) points; they may be NaN or wrong.
+        template: (K, 2) mean positions.
+        seed: Seed of the random pairs.
+
+    Returns:
+        (K, 2) template in the frame of the points.
+    """
     known = np.flatnonzero(np.isfinite(points).all(axis=1))
     rng = np.random.RandomState(seed)
     pairs = np.array([rng.choice(known, 2, replace=False) for _ in range(500)])
@@ -58,22 +75,34 @@ def _frame(points: np.ndarray, template: np.ndarray, seed: int = 0) -> np.ndarra
 
 @torch.no_grad()
 def repair(weights: Weights, points: np.ndarray, keep_below: float = 0.0) -> Repair:
-    """(K, 2) points in any frame (NaN: not given) -> their repair. Points whose implausibility is below `keep_below`
-    stay as they are. Raises InputError for another shape, fewer than 3 points, or points that all coincide."""
+    """Repair the keypoints of one face with a denoiser.
+
+    Args:
+        weights: Weights of a denoiser.
+        points: (K, 2) x, y in any frame; NaN for a missing point.
+        keep_below: Keep a point if its implausibility is below this value.
+
+    Returns:
+        The repaired points.
+
+    Raises:
+        InputError: If the weights are not a denoiser's, the shape does not fit, fewer than 3 points are given, or all
+            points coincide.
+    """
     net = weights.net
     if not isinstance(net, Denoiser):
-        raise InputError("these weights are not a denoiser's")
+        raise InputError("these are not weights of a denoiser")
     points = np.asarray(points, np.float64)
     if points.shape != (net.keypoints, 2):
-        raise InputError(f"points of shape {points.shape}, this denoiser wants ({net.keypoints}, 2)")
+        raise InputError(f"expected points of shape ({net.keypoints}, 2), got {points.shape}")
     given = np.isfinite(points).all(axis=1)
     if given.sum() < 3:
         raise InputError(f"has {given.sum()} known points; at least 3 are needed")
     if np.ptp(points[given], axis=0).max() <= 0:
-        raise InputError("all its points coincide")
-    # the crop rules count whole pixels: done on a photograph's scale, whatever the unit of the input, which the face
-    # gives, not a point that went astray
-    typical = _frame(points, np.array(weights.template))
+        raise InputError("all points coincide")
+    # crop rules count whole pixels, so the face is brought to the scale of a photograph first; the fitted template
+    # gives its size, since a wrong point must not
+    typical = _fit_template(points, np.array(weights.template))
     unit = GRID / max(float(np.ptp(typical, axis=0).max()), 1e-9)
     typical, rule = typical * unit, RULES[weights.crop_rule]
     x, y, side = rule.box(typical + rule.origin, rule.stage2, 1 << 30, 1 << 30)
@@ -90,9 +119,18 @@ def repair(weights: Weights, points: np.ndarray, keep_below: float = 0.0) -> Rep
     return Repair(best, distance, implausible, kept)
 
 
-def repair_rows(face: PointSet, mended: Repair, keypoints: KeypointSet) -> list[dict[str, Any]]:
-    """A row a keypoint: where it should lie, how far it moved (nothing for a point that was not given), how implausible
-    it was, whether it was kept."""
+def repair_rows(face: PointSet, repaired: Repair, keypoints: KeypointSet) -> list[dict[str, Any]]:
+    """Return the repaired points as one row per keypoint.
+
+    Args:
+        face: The face as it was read.
+        repaired: Its repair.
+        keypoints: The keypoint set.
+
+    Returns:
+        Rows with `file`, `face`, `keypoint`, `x`, `y`, `moved`, `implausible` and `kept`. `moved` and `implausible`
+        are None for a missing point.
+    """
 
     def number(value: float, digits: int) -> float | None:
         return round(float(value), digits) if np.isfinite(value) else None
@@ -103,13 +141,18 @@ def repair_rows(face: PointSet, mended: Repair, keypoints: KeypointSet) -> list[
             "moved": number(moved, 3), "implausible": number(implausible, 2), "kept": bool(kept),
         }
         for name, (x, y), moved, implausible, kept in zip(
-            keypoints.names, mended.points, mended.moved, mended.implausible, mended.kept, strict=True
+            keypoints.names, repaired.points, repaired.moved, repaired.implausible, repaired.kept, strict=True
         )
     ]  # fmt: skip
 
 
 def write_repairs(path: Path, rows: list[dict[str, Any]]) -> None:
-    """`repair_rows` of all faces as .csv, or as a list of objects in .json."""
+    """Write the rows of `repair_rows` for all faces.
+
+    Args:
+        path: A .csv file, or a .json file, which gets a list of objects.
+        rows: The rows; at least one.
+    """
     if path.suffix.lower() == ".json":
         write_json(path, rows)
         return

@@ -1,27 +1,48 @@
-"""What is found of one face, and its picture."""
+"""Results of a prediction: one face, and the list of the faces of one image."""
 
 from __future__ import annotations
 
+import csv
+import difflib
+import io
+import os
+from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from recombinator.data.images import Image, as_image, encode_image
 from recombinator.keypoints import KeypointSet
+from recombinator.predict.drawing import draw_faces
 from recombinator.utils.errors import InputError
+from recombinator.utils.files import check_output_file, write_json, write_text
 
-_LOW, _HIGH = np.array([213, 94, 0]), np.array([0, 158, 115])  # vermilion to green, told apart by the color-blind
+NOTEBOOK_SIDE = 1024  # pixels of the longer side of the picture that a notebook shows
+_NOT_CALIBRATED = "this face has only one confidence per point: its weights are not calibrated"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Face:
-    """One face. points: (K, 2) x, y in image pixels, a pixel's center at its integer + 0.5; confidence: (K,)
-    probability that the true point lies in the square of 7x7 network pixels around the network's highest cell, where
-    the answer lies too; box: x, y, side of the square it looked at.
+    """Hold the keypoints of one face.
 
-    Where the weights are calibrated: within, (K, 5) probabilities of the squares that reach `reach` (5,) image pixels
-    each way from the middle of the highest cell; covariance, (K, 3) of the answer's error in square pixels: xx, xy, yy;
-    covered, (K,) whether the point is probably hidden (a visible one is called so one time in twenty).
+    `face["left_eye"]` and `face[0]` give the (x, y) of one keypoint. Coordinates are in pixels of the image, x to the
+    right and y down; the center of the first pixel is at (0.5, 0.5). "left" and "right" in names of keypoints are the
+    left and right of the image, not of the person.
+
+    Args:
+        points: (K, 2) keypoints x, y.
+        confidence: (K,) probability that the true point lies in the square of 7x7 network pixels around the highest
+            cell of the keypoint's score map.
+        box: (3,) x, y and side of the square that the network saw.
+        keypoints: The keypoint set, K names.
+        within: (K, 5) probabilities of five squares around the highest cell; None without calibrated weights.
+        reach: (5,) half sides of these squares in image pixels; None without calibrated weights.
+        covariance: (K, 3) covariance of the point's error in square pixels: xx, xy, yy; None without calibrated
+            weights.
+        covered: (K,) True where the point is probably occluded; on validation images one visible point in twenty is
+            called so. None without calibrated weights.
     """
 
     points: np.ndarray
@@ -33,33 +54,106 @@ class Face:
     covariance: np.ndarray | None = None
     covered: np.ndarray | None = None
 
+    def __repr__(self) -> str:
+        x, y, side = self.box
+        return (
+            f"Face({len(self.points)} keypoints, confidence {self.confidence.mean():.2f}, "
+            f"box x={x:.0f} y={y:.0f} side={side:.0f})"
+        )
+
+    def __getitem__(self, key: str | int) -> np.ndarray:
+        """Return one keypoint.
+
+        Args:
+            key: The keypoint's name, or its index from 0.
+
+        Returns:
+            (2,) x, y in image pixels.
+
+        Raises:
+            KeyError: If no keypoint has this name.
+            IndexError: If the index is out of range.
+        """
+        if not isinstance(key, str):
+            return self.points[key]
+        names = self.keypoints.names
+        if key not in names:
+            near = difflib.get_close_matches(key, names, n=3)
+            hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"use one of {', '.join(names)}"
+            raise KeyError(f"unknown keypoint {key!r}; {hint}")
+        return self.points[names.index(key)]
+
     def probability_within(self, pixels: float) -> np.ndarray:
-        """(K,) probability that the true point lies within so many image pixels of the highest cell, left or right and
-        up or down: between the known squares a straight line, beyond the largest its own. Raises InputError without
-        them, and for a negative distance."""
+        """Return the probability that each true point is near the highest cell of its score map.
+
+        The network gives the probability for five squares. Between them it is interpolated linearly; beyond the
+        largest square it is constant.
+
+        Args:
+            pixels: Largest distance in x and in y from the middle of the cell, in image pixels.
+
+        Returns:
+            (K,) probabilities.
+
+        Raises:
+            InputError: If the weights are not calibrated or the distance is negative.
+        """
         if self.within is None or self.reach is None:
-            raise InputError("this face has one confidence a point only: its weights are not calibrated")
+            raise InputError(_NOT_CALIBRATED)
         if not pixels >= 0:
             raise InputError(f"pixels={pixels} must be 0 or more")
         steps = np.concatenate([[0.0], self.reach])
         return np.array([np.interp(pixels, steps, [0.0, *row]) for row in self.within])
 
-    def draw(self, image: np.ndarray) -> np.ndarray:
-        """A copy of the (H, W[, 3 or 4]) uint8 image as RGB with the points on it, colored by confidence."""
-        return draw_faces(np.asarray(image)[..., :3] if np.ndim(image) == 3 else image, [self])
-
     def ellipses(self, deviations: float = 2.0) -> np.ndarray:
-        """(K, 3) error ellipses: longer and shorter half axis in image pixels, angle of the longer one in degrees
-        from x towards y. Raises InputError where the weights are not calibrated."""
+        """Return the error ellipse of each point.
+
+        Args:
+            deviations: Size of the ellipses in standard deviations.
+
+        Returns:
+            (K, 3) longer and shorter half axis in image pixels, and the angle of the longer one in degrees from x
+            towards y.
+
+        Raises:
+            InputError: If the weights are not calibrated.
+        """
         if self.covariance is None:
-            raise InputError("this face has one confidence a point only: its weights are not calibrated")
+            raise InputError(_NOT_CALIBRATED)
         xx, xy, yy = self.covariance.T
         middle, gap = (xx + yy) / 2, np.hypot((xx - yy) / 2, xy)
         axes = np.sqrt(np.maximum([middle + gap, middle - gap], 0)) * deviations
         return np.stack([*axes, np.degrees(np.arctan2(2 * xy, xx - yy) / 2)], axis=1)
 
+    def draw(self, image: Image) -> np.ndarray:
+        """Draw the face on a copy of its image.
+
+        Args:
+            image: Anything that `Predictor.predict` accepts.
+
+        Returns:
+            (H, W, 3) RGB, uint8. The color of a point shows its confidence.
+        """
+        return draw_faces(as_image(image), [self])
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the face to a file.
+
+        Args:
+            path: A .json file, which gets `to_dict()`, or a .csv file, which gets one row per keypoint.
+
+        Raises:
+            InputError: If the name ends in something else.
+        """
+        path = Path(path)
+        check_output_file(path, ".json", ".csv")
+        if path.suffix.lower() == ".json":
+            write_json(path, self.to_dict())
+        else:
+            write_text(path, _csv_text([self]))
+
     def to_dict(self) -> dict[str, Any]:
-        """Plain numbers, ready for JSON."""
+        """Return the face as plain numbers, ready for JSON."""
         return {
             "box": [round(float(v), 2) for v in self.box],
             "confidence": round(float(self.confidence.mean()), 4),
@@ -68,40 +162,78 @@ class Face:
 
     def _keypoint(self, i: int) -> dict[str, Any]:
         x, y = (round(float(v), 2) for v in self.points[i])
-        told = {"name": self.keypoints.names[i], "x": x, "y": y, "confidence": round(float(self.confidence[i]), 4)}
+        row = {"name": self.keypoints.names[i], "x": x, "y": y, "confidence": round(float(self.confidence[i]), 4)}
         if self.covered is not None and self.covariance is not None:
             covariance = [round(float(v), 3) for v in self.covariance[i]]
-            told |= {"covered": bool(self.covered[i]), "covariance": covariance}
-        return told
+            row |= {"covered": bool(self.covered[i]), "covariance": covariance}
+        return row
 
 
-def draw_faces(image: np.ndarray, faces: list[Face], box: bool = True, numbers: bool = False) -> np.ndarray:
-    """(H, W[, 3]) uint8 -> an RGB copy with every face's box, lines and points; a point's color is its
-    confidence, its size follows the face's. numbers: each point's number beside it, from 1."""
-    import cv2
+class Faces(list[Face]):
+    """List the faces of one image, largest face first. A notebook shows it as the annotated picture.
 
-    canvas = np.ascontiguousarray(np.repeat(image[..., None], 3, 2) if image.ndim == 2 else image.copy())
+    Args:
+        faces: The faces.
+        image: The image that they were found in, as it was given to `Predictor.predict`. It is kept by reference.
+    """
 
-    def at(p: np.ndarray) -> tuple[int, int]:  # 1/16 pixel; OpenCV counts a pixel's center at its integer
-        x, y = np.round((p - 0.5) * 16).astype(int)
-        return int(x), int(y)
+    def __init__(self, faces: Iterable[Face] = (), image: Image | None = None) -> None:
+        super().__init__(faces)
+        self.image = image
 
-    for face in faces:
-        side = float(face.box[2])
-        thickness = max(1, round(side / 160))
-        radius = max(2.0, side / (60 if len(face.points) <= 10 else 120))
-        if box:
-            corner = face.box[:2]
-            cv2.rectangle(canvas, at(corner), at(corner + side), (86, 180, 233), thickness, cv2.LINE_AA, 4)
-        for path in face.keypoints.lines:
-            line = np.array([at(face.points[i]) for i in path], np.int32)
-            cv2.polylines(canvas, [line], False, (240, 228, 66), thickness, cv2.LINE_AA, 4)
-        for point, confidence in zip(face.points, face.confidence, strict=True):
-            color = tuple(float(v) for v in _LOW + (_HIGH - _LOW) * float(confidence))
-            cv2.circle(canvas, at(point), round(radius * 16), color, -1, cv2.LINE_AA, 4)
-            cv2.circle(canvas, at(point), round(radius * 16), (255, 255, 255), thickness, cv2.LINE_AA, 4)
-        letters = side / (500 if len(face.points) <= 10 else 1000)
-        for number, (x, y) in enumerate(face.points, 1) if numbers else ():
-            place = (round(x + radius), round(y - radius))
-            cv2.putText(canvas, str(number), place, cv2.FONT_HERSHEY_SIMPLEX, letters, (255, 255, 255), thickness)
-    return canvas
+    def draw(self, numbers: bool = False) -> np.ndarray:
+        """Draw all faces on a copy of their image.
+
+        Args:
+            numbers: Also draw the number of each keypoint, from 1, where there is room.
+
+        Returns:
+            (H, W, 3) RGB, uint8. The color of a point shows its confidence.
+
+        Raises:
+            InputError: If the list does not hold its image, as for arrays that came from an iterator.
+        """
+        if self.image is None:
+            raise InputError("these faces do not hold their image; use face.draw(image) for each of them")
+        return draw_faces(as_image(self.image), self, numbers=numbers)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write all faces to a file.
+
+        Args:
+            path: A .json file, which gets {"faces": [...]}, or a .csv file, which gets one row per keypoint.
+
+        Raises:
+            InputError: If the name ends in something else.
+        """
+        path = Path(path)
+        check_output_file(path, ".json", ".csv")
+        if path.suffix.lower() == ".json":
+            write_json(path, {"faces": [face.to_dict() for face in self]})
+        else:
+            write_text(path, _csv_text(self))
+
+    def _repr_png_(self) -> bytes | None:
+        """Return the annotated picture as PNG for a notebook; None, for the plain list, without an image."""
+        import cv2
+
+        if self.image is None:
+            return None
+        picture = self.draw()
+        scale = NOTEBOOK_SIDE / max(picture.shape[:2])
+        if scale < 1:
+            size = [max(1, round(side * scale)) for side in picture.shape[1::-1]]
+            picture = cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
+        return encode_image(picture, 0)
+
+
+def _csv_text(faces: Iterable[Face]) -> str:
+    """Return one row per keypoint: face (from 1), keypoint, x, y, confidence."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["face", "keypoint", "x", "y", "confidence"])
+    for number, face in enumerate(faces, 1):
+        writer.writerows(
+            [number, row["name"], row["x"], row["y"], row["confidence"]] for row in face.to_dict()["keypoints"]
+        )
+    return text.getvalue()

@@ -1,4 +1,4 @@
-"""Faces through a video: the last frame's points give the next crop, so that the detector rarely runs."""
+"""Track faces through a video: points of the last frame give the next crop, so the detector rarely runs."""
 
 from __future__ import annotations
 
@@ -15,16 +15,21 @@ from recombinator.predict.predictor import Predictor
 from recombinator.predict.result import Face
 from recombinator.utils.errors import InputError
 
-LOST_AFTER = 3  # frames without a confident answer
+LOST_AFTER = 3  # frames without a confident prediction
 REMEMBERED = 2.0  # seconds for which a lost face keeps its number
 
 
 class OneEuro:
-    """The One-Euro filter (Casiez, Roussel, Vogel; CHI 2012): a low pass whose cut-off grows with speed, so that rest
-    is steady and motion does not lag. Speed is in face sides a second, so that a face's size does not matter; a point
-    of low confidence is held more firmly.
+    """Smooth points with the One-Euro filter (Casiez, Roussel, Vogel; CHI 2012).
 
-    slow: cut-off at rest in Hz; gain: Hz for each face side a second; derivative: cut-off of the speed itself.
+    It is a low-pass filter whose cut-off frequency grows with speed: points at rest are steady, and moving points do
+    not lag. Speed is measured in face sides per second, so it does not depend on the size of the face. Points of low
+    confidence are smoothed more.
+
+    Args:
+        slow: Cut-off frequency at rest, in Hz.
+        gain: Increase of the cut-off frequency, in Hz for each face side per second.
+        derivative: Cut-off frequency for the speed itself, in Hz.
     """
 
     def __init__(self, slow: float = 1.0, gain: float = 12.0, derivative: float = 1.0) -> None:
@@ -33,7 +38,17 @@ class OneEuro:
         self.speed: np.ndarray | None = None
 
     def __call__(self, points: np.ndarray, side: float, seconds: float, confidence: np.ndarray) -> np.ndarray:
-        """(K, 2) new points, the face's side in the same unit, seconds since the last ones, (K,) confidences."""
+        """Filter the points of the next frame.
+
+        Args:
+            points: (K, 2) x, y in pixels.
+            side: Side of the face in pixels.
+            seconds: Time since the last call.
+            confidence: (K,) confidences.
+
+        Returns:
+            (K, 2) smoothed points.
+        """
         if self.value is None or self.speed is None or seconds <= 0:
             self.value, self.speed = points, np.zeros_like(points)
             return points
@@ -47,28 +62,43 @@ class OneEuro:
 
 
 def _share(cutoff: Any, seconds: float) -> Any:
-    """What a new value counts in a first-order low pass of that cut-off in Hz."""
+    """Return the weight of a new value in a first-order low-pass filter with this cut-off frequency in Hz."""
     return 1 / (1 + 1 / (2 * math.pi * cutoff * seconds))
 
 
 @dataclass
 class Track:
-    """One face over time: `face` with the smoothed points, `raw` as the network found it."""
+    """Hold one face over time.
+
+    Args:
+        number: The number that the face keeps.
+        face: The face with smoothed points.
+        raw: The face as the network predicted it.
+        smooth: The filter; None without smoothing.
+        missed: Frames since the last confident prediction.
+        seen: Time of the last confident prediction, in seconds.
+    """
 
     number: int
     face: Face
     raw: Face
     smooth: OneEuro | None
     missed: int = 0
-    seen: float = 0.0  # seconds
+    seen: float = 0.0
 
 
 @dataclass
 class Tracker:
-    """Feed it frames in order; it gives the faces with lasting numbers.
+    """Follow faces through frames that are given in order, and number them.
 
-    detect_every: frames between looks for new faces while some are followed (with none, every frame is looked at).
-    smooth: the One-Euro filter on or off.
+    Args:
+        predictor: The predictor.
+        detect_every: Run the detector every this many frames while faces are followed. Without faces it runs on
+            every frame.
+        smooth: Smooth the points with the One-Euro filter.
+        tracks: Faces that are followed now.
+        lost: Faces that were lost a short time ago.
+        detections: How many times the detector ran.
     """
 
     predictor: Predictor
@@ -81,26 +111,36 @@ class Tracker:
     _numbers: int = 0
 
     def update(self, image: np.ndarray, seconds: float) -> list[Track]:
-        """(H, W[, 3]) RGB uint8 frame at `seconds` -> the faces in it, each with its number."""
+        """Process the next frame.
+
+        Args:
+            image: (H, W) gray or (H, W, 3) RGB, uint8.
+            seconds: Time of the frame.
+
+        Returns:
+            The faces in this frame.
+        """
         min_confidence = self.predictor.min_confidence
         followed = self.predictor.follow(image, [t.raw.points for t in self.tracks])
         kept: list[Track] = []
         for track, face in zip(self.tracks, followed, strict=True):
-            elsewhere = face is not None and any(_same(face, other.raw) for other in kept)  # two tracks, one face
-            if face is not None and float(face.confidence.mean()) >= min_confidence and not elsewhere:
+            # two tracks can converge on one face; the second one is dropped
+            duplicate = face is not None and any(_same(face, other.raw) for other in kept)
+            if face is not None and float(face.confidence.mean()) >= min_confidence and not duplicate:
                 self._take(track, face, seconds)
                 kept.append(track)
             else:
                 track.missed += 1
-                (kept if track.missed < LOST_AFTER and not elsewhere else self.lost).append(track)
+                (kept if track.missed < LOST_AFTER and not duplicate else self.lost).append(track)
         self.tracks = kept
         if not self.tracks or self._frames % self.detect_every == 0:
-            self._look(image, seconds)
+            self._detect(image, seconds)
         self._frames += 1
         self.lost = [t for t in self.lost if seconds - t.seen <= REMEMBERED]
-        return [replace(t) for t in self.tracks if not t.missed]  # as they are now
+        return [replace(t) for t in self.tracks if not t.missed]  # copies, which later frames do not change
 
     def _take(self, track: Track, face: Face, seconds: float) -> None:
+        """Give a track its face in the current frame."""
         since = seconds - track.seen
         track.raw, track.missed, track.seen = face, 0, seconds
         points = face.points
@@ -108,8 +148,8 @@ class Tracker:
             points = track.smooth(points, float(face.box[2]), since, face.confidence)
         track.face = replace(face, points=points)
 
-    def _look(self, image: np.ndarray, seconds: float) -> None:
-        """New faces, and lost ones found again near where they were."""
+    def _detect(self, image: np.ndarray, seconds: float) -> None:
+        """Add new faces. A face near a lost one continues its track."""
         self.detections += 1
         for face in self.predictor.predict(image, search=False):
             if any(_same(face, t.raw) for t in self.tracks):
@@ -135,7 +175,17 @@ def _same(a: Face, b: Face) -> bool:
 
 
 def frames(source: str) -> Iterator[tuple[float, np.ndarray, float]]:
-    """(seconds, RGB frame, frames a second) of a video file, or of a webcam given by its number. Raises InputError."""
+    """Read the frames of a video.
+
+    Args:
+        source: A video file, or the number of a webcam.
+
+    Yields:
+        Time in seconds, the (H, W, 3) RGB uint8 frame, and the frame rate in frames per second.
+
+    Raises:
+        InputError: If there is no such video, or it cannot be read.
+    """
     import cv2
 
     camera = source.isdigit()
@@ -162,7 +212,7 @@ def frames(source: str) -> Iterator[tuple[float, np.ndarray, float]]:
 
 
 def count_frames(source: str) -> int:
-    """How many frames the container claims; 0 where it does not say."""
+    """Return the number of frames that a video file claims to have; 0 if it does not say, and for a webcam."""
     import cv2
 
     if source.isdigit():

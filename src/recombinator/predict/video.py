@@ -1,4 +1,4 @@
-"""A tracked video as files: points by frame, and the video with the points drawn."""
+"""Write a tracked video to files: points by frame, and the video with the points drawn."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from typing import Any, TextIO
 
 import numpy as np
 
-from recombinator.predict.result import draw_faces
-from recombinator.predict.track import Track, Tracker, frames
+from recombinator.predict.drawing import draw_faces
+from recombinator.predict.track import Track, Tracker, count_frames, frames
 from recombinator.utils.errors import InputError
 from recombinator.utils.files import check_output_file
 
 
-def _drawn(image: np.ndarray, tracks: list[Track]) -> np.ndarray:
+def _draw(image: np.ndarray, tracks: list[Track]) -> np.ndarray:
     import cv2
 
-    canvas = draw_faces(image, [t.face for t in tracks])
+    canvas = draw_faces(image, [t.face for t in tracks], legend=False)  # a legend would jump between corners
     for t in tracks:
         x, y, side = t.face.box
         place = (round(x), max(12, round(y) - 4))
@@ -31,14 +31,29 @@ def _drawn(image: np.ndarray, tracks: list[Track]) -> np.ndarray:
 
 def write_track(
     tracker: Tracker, source: str, out: Path, *, annotated: Path | None = None, show: bool = False,
-    limit: int | None = None, advance: Callable[[int], None] = lambda done: None,
+    limit: int | None = None, progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Follows `source` and writes `out` (.jsonl or .csv) and, where given, the annotated video; both appear under
-    their names at the end, which Ctrl-C is too.
+    """Track the faces of a video and write their points.
 
-    Returns counts, the seconds that following took, and `motion` and `motion_raw`: by how much points move from frame
-    to frame, root mean square, as a share of the face's box. Of a still scene that is the jitter, with and without
-    smoothing. Raises InputError for names of the wrong kind.
+    Files get their names at the end. Ctrl-C is a regular end: what was tracked until then is kept.
+
+    Args:
+        tracker: A new tracker.
+        source: A video file, or the number of a webcam.
+        out: A .jsonl file, one line per frame, or a .csv file, one row per keypoint.
+        annotated: An .mp4 file for the video with the points drawn.
+        show: Show the video in a window while it is tracked.
+        limit: Track this many frames only.
+        progress: Called with the number of frames done and in total, as far as that is known.
+
+    Returns:
+        A report: `frames`, `faces` (summed over frames), `numbers` (different faces), `detections` (calls of the
+        detector), `seconds` (time that tracking took), `motion` and `motion_raw`: root mean square movement of the
+        points from frame to frame, as a share of the face's box, with and without smoothing. In a still scene this is
+        the jitter.
+
+    Raises:
+        InputError: If the video cannot be read or an output cannot be written.
     """
     check_output_file(out, ".jsonl", ".csv")
     if annotated:
@@ -48,12 +63,13 @@ def write_track(
             raise InputError(f"{path}: would overwrite the video; choose another name")
         if path:
             path.parent.mkdir(parents=True, exist_ok=True)
+    total = min(count_frames(source), limit or 1 << 60) if progress else 0
     partial = {p: p.with_name(f".{p.stem}.{os.getpid()}.part{p.suffix}") for p in (out, annotated) if p}
     writer: Any = None
-    told: dict[str, Any] = {"frames": 0, "faces": 0, "seconds": 0.0}
-    last: dict[int, tuple[int, Track]] = {}
+    report: dict[str, Any] = {"frames": 0, "faces": 0, "seconds": 0.0}
+    last: dict[int, tuple[int, Track]] = {}  # by the face's number: its last frame, and the track there
     moved, steps = np.zeros(2), 0
-    whole = False
+    complete = False
     try:
         with open(partial[out], "w", encoding="utf-8", newline="") as stream:
             rows = csv.writer(stream, lineterminator="\n")
@@ -64,9 +80,9 @@ def write_track(
                     break
                 began = time.perf_counter()
                 tracks = tracker.update(image, seconds)
-                told["seconds"] += time.perf_counter() - began
-                told["frames"] += 1
-                told["faces"] += len(tracks)
+                report["seconds"] += time.perf_counter() - began
+                report["frames"] += 1
+                report["faces"] += len(tracks)
                 for t in tracks:
                     seen, before = last.get(t.number, (-1, t))
                     if seen == number - 1 >= 0:
@@ -77,26 +93,27 @@ def write_track(
                     last[t.number] = (number, t)
                 _write_frame(stream, rows, out.suffix.lower() == ".csv", number, seconds, tracks)
                 if annotated or show:
-                    bgr = np.ascontiguousarray(_drawn(image, tracks)[..., ::-1])
+                    bgr = np.ascontiguousarray(_draw(image, tracks)[..., ::-1])
                     if annotated:
                         writer = writer or _open_writer(partial[annotated], annotated, image, rate)
                         writer.write(bgr)
-                    if show and not _shown(bgr):
+                    if show and not _show(bgr):
                         break
-                advance(number + 1)
-        whole = True
-    except KeyboardInterrupt:  # the usual end of a webcam: what was recorded is kept
-        whole = told["frames"] > 0
+                if progress:
+                    progress(number + 1, max(total, number + 1))
+        complete = True
+    except KeyboardInterrupt:  # the usual end of a webcam
+        complete = report["frames"] > 0
     finally:
         if writer is not None:
             writer.release()
         for path, temporary in partial.items():
-            if whole and temporary.exists():
+            if complete and temporary.exists():
                 os.replace(temporary, path)
             temporary.unlink(missing_ok=True)
     motion, motion_raw = np.sqrt(moved / max(steps, 1)).tolist()
     more = {"numbers": len(last), "detections": tracker.detections, "motion": motion, "motion_raw": motion_raw}
-    return {**told, **more}
+    return {**report, **more}
 
 
 def _write_frame(stream: TextIO, rows: Any, as_csv: bool, number: int, seconds: float, tracks: list[Track]) -> None:
@@ -115,12 +132,12 @@ def _open_writer(path: Path, name: Path, image: np.ndarray, rate: float) -> Any:
     size = (image.shape[1], image.shape[0])
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), rate, size)
     if not writer.isOpened():
-        raise InputError(f"--video {name}: this OpenCV cannot write MP4 video")
+        raise InputError(f"{name}: this OpenCV cannot write MP4 video; leave --video-out out")
     return writer
 
 
-def _shown(bgr: np.ndarray) -> bool:
-    """Shows a frame; False once the user pressed q. Raises InputError where OpenCV has no windows."""
+def _show(bgr: np.ndarray) -> bool:
+    """Show a frame. Return False once the user has pressed q. Raises InputError if OpenCV has no windows."""
     import cv2
 
     try:

@@ -9,17 +9,17 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
 from recombinator.data.crops import GRID, RULES
-from recombinator.data.images import read_image
+from recombinator.data.images import SAMPLE_PHOTOGRAPH, read_image
 from recombinator.data.table import FaceTable, TableInfo
 from recombinator.keypoints import FACE_5
-from recombinator.models import DENOISERS, ScoreMapNet, create_model
+from recombinator.models import ScoreMapNet, create_model
 from recombinator.models.decode import maximum, subpixel
 from recombinator.models.denoiser import MapDenoiser, SpectralConv
 from recombinator.predict.engine import ENGINES, load_engine
@@ -62,8 +62,9 @@ def _trainer(model: str, table: FaceTable, variant: str, out: Path) -> Trainer:
     bfloat16, fused, layout = VARIANTS[variant]
     recipe = get_recipe("fast", model, epochs=1, batch=BATCH, precision="bfloat16" if bfloat16 else "float32")
     trainer = Trainer(model, table, table, out, recipe)
-    trainer.net.fused, trainer.net.layout = fused, layout
-    trainer.net.to(memory_format=layout)
+    net = cast(ScoreMapNet, trainer.net)
+    net.fused, net.layout = fused, layout
+    net.to(memory_format=layout)  # type: ignore[call-overload]
     return trainer
 
 
@@ -105,7 +106,7 @@ def _denoiser_jobs(name: str) -> dict[str, tuple[Timed, float, str]]:
         jobs[f"{name} prediction, batch {batch}, float32"] = (predict(batch), batch, "ms")
     if name != "denoiser":
         return jobs
-    jobs["denoiser prediction, dense, float32"] = (_dense(net, cells[:1]), 1, "ms")
+    jobs["denoiser prediction, dense, float32"] = (_dense(cast(MapDenoiser, net), cells[:1]), 1, "ms")
     x = torch.randn(1, 64, 80, 80)
     laid_out = x.permute(3, 2, 1, 0).contiguous()
     for kernel in (5, 15, 25, 35, 45):
@@ -124,10 +125,8 @@ def _denoiser_jobs(name: str) -> dict[str, tuple[Timed, float, str]]:
 
 
 def _shipped_jobs(name: str, threads: int) -> dict[str, tuple[Timed, float, str]]:
-    """A network that ships: both engines on crops, and the way of a photograph (matplotlib's, 512x600) in its parts."""
-    import matplotlib
-
-    photo = Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg"
+    """A network that ships: both engines on crops, and the way of a photograph (the sample, 512x600) in its parts."""
+    photo = SAMPLE_PHOTOGRAPH
     jobs: dict[str, tuple[Timed, float, str]] = {}
     for engine in ENGINES if name in shipped_weights() else ENGINES[:1]:  # an 8-bit graph has no weights of its own
         for n in sorted({1, threads}) if engine == "onnx" else (threads,):
@@ -149,10 +148,10 @@ def _shipped_jobs(name: str, threads: int) -> dict[str, tuple[Timed, float, str]
     }
 
 
-def run(models: list[str], rounds: int, threads: int | None, advance: Callable[[int, int], None]) -> dict[str, Any]:
+def run(
+    models: list[str], rounds: int, progress: Callable[[int, int], None] = lambda done, total: None
+) -> dict[str, Any]:
     """Times every job once a round for `rounds` rounds; returns medians with lowest and highest, and ratios."""
-    if threads:
-        torch.set_num_threads(threads)
     a = torch.randn(2048, 2048)
     x = torch.randn(BATCH, 64, 80, 80).contiguous(memory_format=torch.channels_last)
     w = torch.randn(64, 64, 3, 3).contiguous(memory_format=torch.channels_last)
@@ -168,7 +167,7 @@ def run(models: list[str], rounds: int, threads: int | None, advance: Callable[[
     table = random_table(8 * BATCH)
     with tempfile.TemporaryDirectory() as folder:
         for model in models:
-            if model in DENOISERS:
+            if model.startswith("denoiser"):
                 jobs |= _denoiser_jobs(model)
                 continue
             if model in shipped_graphs():
@@ -176,9 +175,9 @@ def run(models: list[str], rounds: int, threads: int | None, advance: Callable[[
                 continue
             for variant in variants:
                 trainer = _trainer(model, table, variant, Path(folder))
-                epoch: Timed = lambda t=trainer: t.run_epoch(lambda i, n: None)  # type: ignore[misc]  # noqa: E731
+                epoch: Timed = lambda t=trainer: t.run_epoch()  # type: ignore[misc]  # noqa: E731
                 jobs[f"{model} training, {variant}"] = (epoch, len(table), "images/s")
-            net = create_model(model).eval().to(memory_format=torch.channels_last)
+            net = cast(ScoreMapNet, create_model(model)).eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
             for batch in (1, 64):
                 for bfloat16 in (False, True) if fast else (False,):
                     kind = "bfloat16" if bfloat16 else "float32"
@@ -198,16 +197,16 @@ def run(models: list[str], rounds: int, threads: int | None, advance: Callable[[
                     call()
                 if i:
                     times[name].append((time.perf_counter() - began) / repeats)
-            advance(i + 1, rounds + 1)
+            progress(i + 1, rounds + 1)
     rows: dict[str, dict[str, Any]] = {}
     for name, (_, work, unit) in jobs.items():
         rates = [1000 * t / work if unit == "ms" else work / t for t in times[name]]
         rows[name] = {"median": statistics.median(rates), "low": min(rates), "high": max(rates), "unit": unit}
     for name, row in rows.items():
-        slow = rows.get(name.replace("by FFT", "dense").replace("batch 1, ", "dense, "))
+        slow = rows.get(name.replace("by spectra", "dense").replace("batch 1, ", "dense, "))
         if slow and slow is not row:
             row["times_faster_than_dense"] = slow["median"] / row["median"]
-    for model in (m for m in models if m not in DENOISERS and m not in shipped_graphs()):
+    for model in (m for m in models if not m.startswith("denoiser") and m not in shipped_graphs()):
         gflop = (
             3 * 2 * create_model(model, 5).multiply_adds() / 1e9
         )  # as trained: five points; forward, and twice that backward

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Sequence
 from itertools import cycle, pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from recombinator.evaluation.plots import COLORS, new_figure, save
 from recombinator.evaluation.tables import Evaluation, evaluate_table
 from recombinator.models import RCN, Denoiser, Joint, ScoreMapNet, SumNet, create_model
 from recombinator.models.decode import maximum
+from recombinator.models.denoiser import MapDenoiser, SpectralConv
 from recombinator.study.plan import FIGURES
 from recombinator.transforms.samples import fixed_samples
 from recombinator.utils.errors import InputError
@@ -112,7 +113,7 @@ def architectures(folder: Path) -> list[Path]:
     """Fig. 1: SumNet and RCN with four branches. C convolution, P pooling, U upsampling, K concatenation."""
     figure = new_figure(11, 3.4)
     for axes, name in zip(figure.subplots(1, 2), ("sumnet-4", "rcn-4"), strict=True):
-        net = create_model(name)
+        net = cast(ScoreMapNet, create_model(name))
         count = sum(p.numel() for p in net.parameters())
         draw_network(axes, net, f"{name}: {count:,} parameters")
     return save(figure, folder, "fig1")
@@ -122,10 +123,11 @@ def joint_architecture(folder: Path) -> list[Path]:
     """Fig. 2: RCN-68, the denoiser, and their sum."""
     figure = new_figure(11, 4.6)
     upper, lower = figure.subplots(2, 1, height_ratios=(2.4, 1))
-    net, denoiser = create_model("rcn-68"), create_model("denoiser")
+    net, denoiser = cast(ScoreMapNet, create_model("rcn-68")), cast(MapDenoiser, create_model("denoiser"))
     draw_network(upper, net, "rcn-68: pre-softmax maps A")
     large = [
-        f"C {m.weight.shape[-1]}×{m.weight.shape[-1]}\n{m.weight.shape[0]} @ {denoiser.size}²" for m in denoiser.large
+        f"C {m.weight.shape[-1]}×{m.weight.shape[-1]}\n{m.weight.shape[0]} @ {denoiser.size}²"
+        for m in cast(list[SpectralConv], list(denoiser.large))
     ]
     steps = [
         "highest cell of A\none-hot",

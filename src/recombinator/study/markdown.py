@@ -1,4 +1,4 @@
-"""Pieces of tables in Markdown. A result is the content of results/NAME.json, by that name."""
+"""Build Markdown tables. A result is the content of results/NAME.json; results are keyed by NAME."""
 
 from __future__ import annotations
 
@@ -10,16 +10,18 @@ POSES = ("left profile", "left", "frontal", "right", "right profile")  # MTFL's 
 
 
 def markdown(header: list[str], rows: list[list[str]]) -> str:
+    """Return a table in Markdown."""
     lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
     return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows]) + "\n"
 
 
 def link(name: str, text: str = "") -> str:
+    """Return a link to a result file, from the repository's root."""
     return f"[{text or name}](results/{name}.json)"
 
 
 def interval(r: Result, key: str, bold: bool = False, unit: str = "") -> str:
-    """A figure with its 95 % interval."""
+    """Return a figure with its 95 % interval, such as "5.47 [5.37, 5.59]"."""
     low, high = r[f"{key}_ci95"]
     figure = f"{r[key]:.2f}{unit}"
     return f"{f'**{figure}**' if bold else figure} [{low:.2f}, {high:.2f}]"

@@ -4,39 +4,47 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from recombinator.study.markdown import POSES, Results, interval, link, markdown
+from recombinator.study.markdown import POSES, Result, Results, interval, link, markdown
+
+TEST_SETS = {"mtfl": "AFLW", "300w": "300-W Common"}  # by the dataset's name in a test table
 
 
 def joint_table(results: Results) -> str:
-    """Every comparison of networks on the same images: differences with the paired bootstrap's interval."""
+    """Compare networks on the same images: differences with the interval of the paired bootstrap."""
     rows = []
     for name, r in results.items():
         if r.get("kind") != "comparison":
             continue
-        for part, text in (("all", "all"), ("worst_tenth", "the first one's worst tenth")):
+        for part, text in (("all", "all"), ("worst_tenth", "the first network's worst tenth")):
             for row in r["rows"]:
                 low, high = row[f"nme_paper_{part}_difference_ci95"]
                 difference = f"{row[f'nme_paper_{part}_difference']:+.2f} [{low:+.2f}, {high:+.2f}]"
-                images = ("covered" if r["occluded"] else "as they are") + f", {text}"
+                images = ("occluded" if r["occluded"] else "plain") + f", {text}"
                 rows.append([f"[{images}](results/{name}.json)", row["weights"], f"{row[f'nme_paper_{part}']:.2f}",
                              "" if row is r["rows"][0] else difference])  # fmt: skip
     return markdown(["images", "network", "paper's protocol", "difference from the first"], rows)
 
 
 def denoiser_table(results: Results) -> str:
-    """Corrupted points found again, beside simple rivals."""
+    """Compare denoisers with simple baselines on corrupted points."""
     rows = []
     for name, r in results.items():
         if r.get("kind") == "denoising":
             for who, row in r["rows"].items():
                 label = link(name) if who == "denoiser" else who
                 error = interval(row, "nme_paper")
-                told = [label, f"{r['corrupted']}", error, f"{row['nme']:.2f}"]
-                rows += [told] if told not in rows else []  # the rivals are the same beside every denoiser
-    return markdown(["model", "corrupted of 68", "error, paper's grid", "continuous"], rows)
+                t = r["training"]
+                budget = (f"{t['images']:,}", f"{t['epoch']} of {t['recipe']['epochs']}, {t['seconds'] / 60:.0f} min")
+                cells = [label, f"{r['corrupted']}", error, f"{row['nme']:.2f}"]
+                cells += budget if who == "denoiser" else ("-", "-")
+                rows += [cells] if cells not in rows else []  # every denoiser's file repeats the baselines
+    return markdown(
+        ["model", "corrupted of 68", "paper's protocol", "continuous", "training images", "best epoch, time"], rows
+    )
 
 
 def speed_table(results: Results) -> str:
+    """List the benchmark's rows, with ratios to the plain form."""
     rows = []
     for r in (r for name, r in results.items() if name == "bench"):
         for name, row in r["rows"].items():
@@ -44,12 +52,15 @@ def speed_table(results: Results) -> str:
             other = f"{row['ratio_to_plain_channels_last']:.2f}" if ratio else ""
             speed = f"{row['median']:.3g} {row['unit']} [{row['low']:.3g}, {row['high']:.3g}]"
             dense = f"{row['times_faster_than_dense']:.1f}" if "times_faster_than_dense" in row else ""
-            rows.append([name, speed, ratio, other, dense])
+            label = name.replace(" by onnx,", ", ONNX Runtime,").replace(" by torch,", ", torch,")
+            label = label.replace(", by FFT", " by FFT").replace("training, ours", "training, this package")
+            rows.append([label, speed, ratio, other, dense])
     header = ["what", "median [lowest, highest]", "× plain", "× plain channels-last", "× dense"]
     return markdown(header, rows)
 
 
 def machine_line(results: Results) -> str:
+    """Name the machine and the settings of the benchmark."""
     lines = []
     for r in (r for name, r in results.items() if name == "bench"):
         p = r["provenance"]
@@ -61,25 +72,25 @@ def machine_line(results: Results) -> str:
 
 
 def engines_table(results: Results) -> str:
-    """Shipped graphs in 32 and in 8 bits: errors of the same images, and milliseconds a face, alone."""
+    """Compare shipped graphs in 32 and 8 bits: errors on the same images, and milliseconds per face."""
     rows = []
     times = {k: row for _, r in sorted(results.items()) if r.get("kind") == "bench" for k, row in r["rows"].items()}
     for name in sorted(n.removesuffix("-int8") for n, r in results.items() if r.get("int8")):
         for key in (name, f"{name}-int8"):
             r = results.get(key)
-            spent = [times.get(f"{key} by onnx, {threads}, batch 1") for threads in ("1 thread", "2 threads")]
+            measured = [times.get(f"{key} by onnx, {threads}, batch 1") for threads in ("1 thread", "2 threads")]
             if r:
                 rows.append([
-                    f"[{key}](results/{key}.json)", f"{r['data']['dataset']}, {r['data']['split']}",
+                    link(key), TEST_SETS[r["data"]["dataset"]],
                     f"{r['nme_paper']:.2f}", f"{r['nme']:.2f}",
-                    *(f"{t['median']:.1f} ms [{t['low']:.1f}, {t['high']:.1f}]" if t else "-" for t in spent),
+                    *(f"{t['median']:.1f} ms [{t['low']:.1f}, {t['high']:.1f}]" if t else "-" for t in measured),
                 ])  # fmt: skip
-    header = ["graph", "images", "paper's protocol", "continuous", "a face, one thread", "two threads"]
+    header = ["graph", "test set", "paper's protocol", "continuous", "per face, one thread", "two threads"]
     return markdown(header, rows)
 
 
 def photographs_table(results: Results) -> str:
-    """Whole photographs, detection included."""
+    """List errors on whole photographs, detection included."""
     rows = []
     for name, r in results.items():
         if r.get("kind") == "photographs":
@@ -89,12 +100,12 @@ def photographs_table(results: Results) -> str:
             rows.append([f"[{r['data']['dataset']}, {r['data']['split']}](results/{name}.json)", r["weights"],
                          str(r["passes"]), faces, str(r["others"]), error, true_crop])  # fmt: skip
     header = ["photographs", "network", "passes", "faces found", "other detections", "error of those found",
-              "the same faces, true crop"]  # fmt: skip
+              "same faces, ground-truth crop"]  # fmt: skip
     return markdown(header, sorted(rows))
 
 
 def reliability_table(results: Results) -> str:
-    """How well "within 3 pixels" holds, and how well low confidence finds covered points."""
+    """Show how well "within 3 pixels" holds, and how well low confidence finds occluded points."""
     rows = []
     for name, r in results.items():
         if r.get("kind") == "reliability":
@@ -108,30 +119,46 @@ def reliability_table(results: Results) -> str:
             flags = " / ".join("-" if v is None else f"{100 * v:.0f} %" for v in shares)
             area = "-" if r["covered_auroc"] is None else f"{r['covered_auroc']:.3f}"
             rows.append([where, r["weights"], f"{r['calibration'].get('temperature', 1):g}", *errors, area, flags])
-    header = ["images", "network", "temperature", "plain: true", "calibration error", "covered: true",
-              "calibration error", "AUROC of covered points", "called covered: covered / visible"]  # fmt: skip
+    header = ["images", "network", "temperature", "plain: hit rate", "calibration error", "occluded: hit rate",
+              "calibration error", "AUROC of occluded points", "flagged: occluded / visible points"]  # fmt: skip
     return markdown(header, sorted(rows))
 
 
+def _disturbed(r: Result, kind: str) -> tuple[list[float], str, dict[str, list[float]]]:
+    """Return a disturbance's values, their unit, and each network's errors at them."""
+    rows = [row for row in r["rows"] if row["disturbance"] == kind]
+    errors: dict[str, list[float]] = {}
+    for row in rows:
+        errors.setdefault(Path(row["weights"]).name, []).append(row["nme"])
+    unit = rows[0]["unit"].replace("grey", "gray")  # earlier files have the other spelling
+    return list(dict.fromkeys(row["value"] for row in rows)), unit, errors
+
+
 def robustness_table(results: Results) -> str:
-    """Error at the smallest, the neutral and the largest value of each disturbance."""
-    rows, header = [], ["images", "disturbance"]
+    """List errors at the smallest, the neutral and the largest value of each disturbance."""
+    table = []
     for name, r in ((n, r) for n, r in results.items() if r.get("kind") == "robustness"):
         for kind in dict.fromkeys(row["disturbance"] for row in r["rows"]):
-            told = [row for row in r["rows"] if row["disturbance"] == kind]
-            values = list(dict.fromkeys(row["value"] for row in told))
-            cells = []
-            for who in dict.fromkeys(row["weights"] for row in told):
-                line = [row["nme"] for row in told if row["weights"] == who]
-                shown = dict.fromkeys((0, values.index(1.0) if 1.0 in values and values[0] else 0, len(line) - 1))
-                cells.append(f"{Path(who).name}: " + " / ".join(f"{line[i]:.1f}" for i in shown))
-            where = f"[{r['data']['dataset']}, {r['images']} images](results/{name}.json)"
-            rows.append([where, f"{kind}, {values[0]:g} to {values[-1]:g} {told[0]['unit']}", "; ".join(cells)])
-    return markdown([*header, "error, continuous, at these ends (and undisturbed, between)"], rows)
+            values, unit, errors = _disturbed(r, kind)
+            # the first and the last value, and 1 between them where that is the neutral factor
+            shown = dict.fromkeys((0, values.index(1.0) if 1.0 in values and values[0] else 0, len(values) - 1))
+            cells = [f"{who}: " + " / ".join(f"{line[i]:.1f}" for i in shown) for who, line in errors.items()]
+            where = link(name, f"{TEST_SETS[r['data']['dataset']]}, {r['images']} images")
+            table.append([where, f"{kind}: {' / '.join(f'{values[i]:g}' for i in shown)} ({unit})", "; ".join(cells)])
+    return markdown(["images", "disturbance: values (unit)", "error at these values, continuous"], table)
+
+
+def noise_table(results: Results, name: str) -> str:
+    """List every network's error by the standard deviation of Gaussian noise."""
+    if name not in results:
+        return ""
+    values, unit, errors = _disturbed(results[name], "noise")
+    rows = [[who, *(f"{e:.1f}" for e in line)] for who, line in errors.items()]
+    return markdown([link(name, f"noise, {unit}"), *(f"{v:g}" for v in values)], rows)
 
 
 def explorations_table(results: Results) -> str:
-    """Short runs that chose the recipe, one source after the other, best first."""
+    """List the short trainings that chose the recipe, best first within a source."""
     rows = []
     found = results.get("explorations", {}).get("rows", [])
     for r in sorted(found, key=lambda r: (-r["images"], r["epochs"], r["final"]["clean"])):
@@ -146,23 +173,22 @@ def explorations_table(results: Results) -> str:
     return markdown(header, rows)
 
 
-def legs_table(results: Results) -> str:
-    """Candidates for a shipped network on the validation faces: plain, the mean over the classes of pose, and with a
-    rectangle."""
+def stages_table(results: Results) -> str:
+    """Compare candidates for a shipped network on validation faces: plain, mean over poses, and occluded."""
     rows = []
     for name, r in ((n, r) for n, r in results.items() if n.startswith("legs/") and f"{n}-occluded" in results):
         poses = [p["nme_paper"] for p in r["by"]["pose"]]
-        covered = results[f"{name}-occluded"]
+        occluded = results[f"{name}-occluded"]
         rows.append([
             link(name, name.removeprefix("legs/")), f"{r['nme_paper']:.2f}", f"{r['nme']:.2f}",
-            f"{sum(poses) / len(poses):.2f}", f"{covered['nme_paper']:.2f}",
+            f"{sum(poses) / len(poses):.2f}", f"{occluded['nme_paper']:.2f}",
         ])  # fmt: skip
-    header = ["validation faces", "paper's protocol", "continuous", "mean over five poses", "with a rectangle"]
+    header = ["validation faces", "paper's protocol", "continuous", "mean over five poses", "occluded"]
     return markdown(header, sorted(rows, key=lambda row: -float(row[1])))
 
 
 def trials_table(results: Results) -> str:
-    """Short trainings on from one network, each told by what of its recipe differs; errors by the head's pose."""
+    """List short trainings continued from one network: recipe settings, and errors by head pose."""
     rows = []
     for name, r in ((n, r) for n, r in results.items() if n.startswith("trials/")):
         recipe = r["training"]["recipe"]
@@ -178,7 +204,7 @@ def trials_table(results: Results) -> str:
 
 
 def models_table(results: Results) -> str:
-    """Every network by name, counted from its definition."""
+    """List every network with its size, counted from its definition."""
     from recombinator.models import catalogue
 
     rows = [
@@ -186,3 +212,21 @@ def models_table(results: Results) -> str:
         for m in catalogue()
     ]
     return markdown(["network", "parameters", "million multiply-adds", "keypoints"], rows)
+
+
+OFFSETS = ("rcn-6-mtfl", "rcn-6-fast-mtfl", "sumnet-6-mtfl", "table2/rcn-6", "table2/sumnet-6", "table3/tcdcn",
+           "legs/mean-of-both", "legs/shipped-before")  # fmt: skip
+
+
+def offset_table(results: Results) -> str:
+    """List the median of (predicted - true) on AFLW and, for comparison, on MTFL's validation faces."""
+    rows = []
+    for name in OFFSETS:
+        if name in results:
+            r = results[name]
+            where = "AFLW" if r["data"]["split"] == "test" else "MTFL validation"
+            x, y = r["offset"]
+            rows.append([where, link(name), f"{x:+.1f}", f"{y:+.1f}", f"{r['nme']:.2f}",
+                         f"{r['nme_without_offset']:.2f}"])  # fmt: skip
+    header = ["images", "network", "median x, %", "median y, %", "error, continuous", "the offset removed"]
+    return markdown(header, rows)

@@ -1,6 +1,6 @@
-"""README's and docs' tables from results/*.json.
+"""Write the tables of README and docs from results/*.json.
 
-A document marks a table's place with `<!-- results: NAME -->` and `<!-- end -->`; what stands between is
+A document marks a table's place with `<!-- results: NAME -->` and `<!-- end -->`. The text between the two marks is
 written here and nowhere else.
 """
 
@@ -23,24 +23,24 @@ _BLOCK = re.compile(r"(<!-- results: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTAL
 
 
 def load_results(root: Path) -> Results:
-    """results/NAME.json and results/STUDY/RUN.json by name."""
-    found = {}
+    """Read results/NAME.json and results/STUDY/RUN.json, by name."""
+    results = {}
     folder = root / "results"
     for path in sorted([*folder.glob("*.json"), *folder.glob("*/*.json")]):
         try:
-            found[path.relative_to(folder).with_suffix("").as_posix()] = json.loads(path.read_text(encoding="utf-8"))
+            results[path.relative_to(folder).with_suffix("").as_posix()] = json.loads(path.read_text(encoding="utf-8"))
         except json.JSONDecodeError as error:
             raise InputError(f"{path}: not JSON ({error})") from None
-    return found
+    return results
 
 
 TABLES: dict[str, Callable[[Results], str]] = {
     "aflw": tables.aflw_table,
     "beyond": tables.beyond_table,
-    "aflw-all": partial(tables.aflw_table, ending=""),
+    "aflw-all": partial(tables.aflw_table, suffix=""),
     **{f"card-{name}": partial(tables.card_table, name=name) for name in tables.CARDS},
     "trials": measurements.trials_table,
-    "legs": measurements.legs_table,
+    "stages": measurements.stages_table,
     "explorations": measurements.explorations_table,
     "speed": measurements.speed_table,
     "common": tables.common_table,
@@ -56,16 +56,30 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "machine": measurements.machine_line,
     "photographs": measurements.photographs_table,
     "reliability": measurements.reliability_table,
+    "headline": tables.headline,
+    "summary": tables.summary_table,
+    "offset": measurements.offset_table,
+    "noise-aflw": partial(measurements.noise_table, name="robustness-aflw"),
+    "noise-common": partial(measurements.noise_table, name="robustness-common"),
 }
 
 
 def render_text(text: str, results: Results, where: str) -> str:
-    """The document with every marked table written anew. Raises InputError for an unknown table."""
+    """Return the document with every marked table rewritten.
+
+    Args:
+        text: The document in Markdown.
+        results: Contents of the result files, by name.
+        where: The document's path from the root; links of a document in docs/ start with ../results/.
+
+    Raises:
+        InputError: A mark names an unknown table.
+    """
 
     def table(match: re.Match[str]) -> str:
         name = match[2]
         if name not in TABLES:
-            raise InputError(f"{where}: no table is called {name!r} (known: {', '.join(TABLES)})")
+            raise InputError(f"{where}: unknown table {name!r} (known: {', '.join(TABLES)})")
         text = TABLES[name](results)
         if Path(where).parent.name == "docs":  # links start from the document
             text = text.replace("](results/", "](../results/")
@@ -75,14 +89,14 @@ def render_text(text: str, results: Results, where: str) -> str:
 
 
 def render_documents(root: Path, write: bool) -> list[Path]:
-    """Documents whose tables differ from results/, rewritten if `write`."""
+    """Return the documents whose tables differ from results/, and rewrite them if `write`."""
     results, changed = load_results(root), []
     documents = [p for pattern in DOCUMENTS for p in sorted(root.glob(pattern))]
     if not documents:
         raise InputError(f"{root}: no README.md or docs/*.md here; run in the checkout or give --root")
     for path in documents:
         text = path.read_text(encoding="utf-8")
-        rendered = render_text(text, results, str(path))
+        rendered = render_text(text, results, path.relative_to(root).as_posix())
         if rendered != text:
             changed.append(path)
             if write:

@@ -8,11 +8,12 @@ from typing import Any
 from recombinator.study.markdown import POSES, Results, interval, link, markdown
 from recombinator.study.plan import QUOTED, QUOTED_COMMON, STUDIES, Run, run_at
 
-# SPEC 8, Table 2: AFLW errors with occlusion, six branches.
+# The paper's Table 2: AFLW errors of the networks with six branches, trained with occlusion.
 PAPER_AFLW = {"rcn-6": 5.60, "sumnet-6": 6.27}
 
 
 def evaluations(results: Results, dataset: str, split: str) -> Results:
+    """Return the results of `evaluate` on one table, by name."""
     return {
         name: r
         for name, r in results.items()
@@ -20,64 +21,96 @@ def evaluations(results: Results, dataset: str, split: str) -> Results:
     }
 
 
-def _before(training: dict[str, Any]) -> str:
-    start = Path(training.get("start") or "")
-    name = start.stem if start.parent.name == "weights_data" else start  # one that shipped
-    return f" more, from the weights of {name}" if training.get("start") else ""
+def _started_from(training: dict[str, Any]) -> str:
+    """Say where the weights came from at the start: an earlier version of a shipped network, or an earlier stage."""
+    if not training.get("start"):
+        return ""
+    start = Path(training["start"])
+    return f", started from an earlier {start.stem if start.parent.name == 'weights_data' else 'stage'}"
 
 
-def _length(training: dict[str, Any]) -> str:
-    """Epochs and minutes; of each part where the weights are a mean."""
+def _budget(training: dict[str, Any]) -> str:
+    """Describe epochs and minutes of a training; of each one where the weights are a mean of several."""
     parts = training.get("averaged", [training])
-    told = [f"{p['epoch']} of {p['recipe']['epochs']}, {p['seconds'] / 60:.0f} min{_before(p)}" for p in parts]
-    return ("mean of: " if len(parts) > 1 else "") + "; ".join(told)
+    texts = [f"{p['epoch']} of {p['recipe']['epochs']}, {p['seconds'] / 60:.0f} min" for p in parts]
+    return (f"mean of {len(parts)}: " if len(parts) > 1 else "") + "; ".join(texts) + _started_from(parts[0])
 
 
 def _options(model: dict[str, Any]) -> str:
-    """What of a network differs from its name's, such as " (size 128, width 1.5, mirror)"."""
-    told = [k if k == "mirror" else f"{k} {v}" for k, v in model.items() if k not in ("name", "keypoints")]
-    return f" ({', '.join(told)})" if told else ""
+    """List the options that differ from the name's defaults, such as " (size 128, width 1.5, mirror)"."""
+    texts = [k if k == "mirror" else f"{k} {v}" for k, v in model.items() if k not in ("name", "keypoints")]
+    return f" ({', '.join(texts)})" if texts else ""
 
 
-def aflw_table(results: Results, ending: str = "-mtfl") -> str:
-    """AFLW beside the paper's Table 2; `ending` of the results' names: "-mtfl" marks the finished networks."""
+def aflw_table(results: Results, suffix: str = "-mtfl") -> str:
+    """Compare networks on AFLW with the paper's Table 2.
+
+    Args:
+        suffix: End of the results' names; "-mtfl" selects the finished networks.
+    """
     rows = []
-    found = {n: r for n, r in evaluations(results, "mtfl", "test").items() if n.endswith(ending)}
-    for name, r in sorted(found.items(), key=lambda item: item[1]["nme_paper"]):
-        model, training = r["model"]["name"] + _options(r["model"]), r["training"]
-        low, high = r["nme_paper_ci95"]
-        c_low, c_high = r["nme_ci95"]
+    selected = {n: r for n, r in evaluations(results, "mtfl", "test").items() if n.endswith(suffix)}
+    for name, r in sorted(selected.items(), key=lambda item: item[1]["nme_paper"]):
+        model = r["model"]["name"] + _options(r["model"])
         paper = PAPER_AFLW.get(model)
-        rows.append(
-            [
-                f"[{name}](results/{name}.json): {model}, {training['recipe']['name']} recipe",
-                f"{paper:.2f}" if paper else "-",
-                f"**{r['nme_paper']:.2f}** [{low:.2f}, {high:.2f}]",
-                f"{r['nme']:.2f} [{c_low:.2f}, {c_high:.2f}]",
-                f"{r['nme_without_offset']:.2f}" if "nme_without_offset" in r else "-",
-                f"{100 * r['failure_rate_10']:.1f} %",
-                f"{r['auc_10']:.3f}",
-                _length(training),
-            ]
-        )
-    header = [
-        "network",
-        "paper",
-        "ours, paper's protocol",
-        "ours, continuous",
-        "without the offset",
-        "over 10 %",
-        "AUC to 10 %",
-        "epochs, time",
-    ]
+        rows.append([
+            f"{link(name)}: {model}", f"{paper:.2f}" if paper else "-",
+            interval(r, "nme_paper", bold=True), interval(r, "nme"),
+            f"{r['nme_without_offset']:.2f}" if "nme_without_offset" in r else "-",
+            f"{100 * r['failure_rate_10']:.1f} %", f"{r['auc_10']:.3f}", _budget(r["training"]),
+        ])  # fmt: skip
+    header = ["network", "paper", "paper's protocol", "continuous", "without the offset", "over 10 %", "AUC to 10 %",
+              "best epoch, time"]  # fmt: skip
     return markdown(header, rows)
+
+
+# README's small table: (method, test set, the paper's figure, our result)
+SUMMARY = (
+    ("RCN, 6 branches", "AFLW, 5 points", PAPER_AFLW["rcn-6"], "rcn-6-mtfl"),
+    ("SumNet, 6 branches", "AFLW, 5 points", PAPER_AFLW["sumnet-6"], "sumnet-6-mtfl"),
+    ("RCN, 5 branches", "300-W Common, 68 points", QUOTED_COMMON["rcn-68"][0], "rcn-68-300w"),
+    ("RCN + denoiser", "300-W Common, 68 points", QUOTED_COMMON["joint"][0], "joint-68-300w"),
+)
+
+
+def summary_table(results: Results) -> str:
+    """Compare the main networks with the paper, one row per network."""
+    rows = []
+    for method, where, paper, name in SUMMARY:
+        if name in results:
+            r = results[name]
+            training = r["training"].get("image", r["training"])
+            rows.append([link(name, method), where, f"{paper:.2f}", interval(r, "nme_paper", bold=True),
+                         f"{training['images']:,}", _budget(training)])  # fmt: skip
+    return markdown(["network", "test set", "paper", "here", "training images", "best epoch, time"], rows)
+
+
+FASTEST = "rcn-6-fast-mtfl-int8"
+
+
+def headline(results: Results) -> str:
+    """State README's three figures: five points, 68 points, and milliseconds per face."""
+    lines = []
+    for _, where, paper, name in (SUMMARY[0], SUMMARY[3]):
+        if name in results:
+            r = results[name]
+            lines.append(f"- {interval(r, 'nme_paper', bold=True, unit=' %')} mean error on {where}, {r['images']:,} "
+                         f"faces ({link(name)}); the paper: {paper:.2f} %.\n")  # fmt: skip
+    bench = results.get("bench-engines", {"rows": {}})
+    row = bench["rows"].get(f"{FASTEST} by onnx, 1 thread, batch 1")
+    if row and FASTEST in results:
+        machine = bench["provenance"]["machine"]["processor"]
+        lines.append(f"- **{row['median']:.1f} ms** per face on one CPU thread ({machine}, "
+                     f"{link('bench-engines', FASTEST)}), crop to points and probabilities, at an AFLW error of "
+                     f"{results[FASTEST]['nme_paper']:.2f} %.\n")  # fmt: skip
+    return "".join(lines)
 
 
 BEYOND = ("rcn-6-mtfl", "rcn-6-mirror-mtfl", "rcn-6-shift-mtfl", "rcn-6-fast-mtfl", "rcn-6-wide", "rcn-6-wide-mirror")
 
 
 def beyond_table(results: Results) -> str:
-    """Our own networks beside the paper's, with what they cost."""
+    """Compare networks that are not in the paper with rcn-6, with their cost."""
     from recombinator.models import create_model
 
     rows = []
@@ -85,7 +118,7 @@ def beyond_table(results: Results) -> str:
         net = create_model(**r["model"])
         count = sum(p.numel() for p in net.parameters())
         rows.append([
-            f"[{name}](results/{name}.json): {r['model']['name']}{_options(r['model'])}", f"{net.size}x{net.size}",
+            f"{link(name)}: {r['model']['name']}{_options(r['model'])}", f"{net.size}x{net.size}",
             f"{count:,}", f"{net.multiply_adds() / 1e6:.0f}",
             interval(r, "nme_paper", bold=True),
             f"{r['nme']:.2f}", f"{r['nme_without_offset']:.2f}",
@@ -104,35 +137,31 @@ CARDS = {
 }
 
 
-def _trained(training: dict[str, Any]) -> list[list[str]]:
-    recipe = training["recipe"]
-    judged = (
-        "the denoiser's validation: mean of the mended and the uniformly corrupted error"
-        if str(training["model"]["name"]).startswith("denoiser")
-        else "validation, jittered and occluded, paper's protocol"
-    )
-    told = (
-        f"recipe {recipe['name']}, seed {training['seed']}, epoch {training['epoch']} of {recipe['epochs']}"
-        f"{_before(training)}, {training['seconds'] / 60:.0f} minutes on {training['machine']['threads']} thread "
-        f"of {training['machine']['processor']}, commit {training['commit']}"
-    )
-    rows = [
-        # an average was not judged by its parts' own validation
-        ["averaged", _averaged(training["averaged"])]
-        if "averaged" in training
-        else [judged, f"{training['validation_nme_paper']:.2f} %"],
-        ["training" if "averaged" not in training else "training of the last part", told],
-        ["data", f"{training['dataset']}, {training['images']} images, fingerprint {training['data']}"],
-    ]
-    return rows
+def _training_rows(training: dict[str, Any]) -> list[list[str]]:
+    """Describe one network's training. An average has no validation error of its own."""
+    if str(training["model"]["name"]).startswith("denoiser"):
+        criterion = "denoiser, validation: mean of the repaired and the uniformly corrupted error"
+    else:
+        criterion = "validation, jittered and occluded, paper's protocol"
+    parts = training.get("averaged", [training])
+    rows = [] if "averaged" in training else [[criterion, f"{training['validation_nme_paper']:.2f} %"]]
+    for number, part in enumerate(parts, 1):
+        label = f"training {number} of {len(parts)}, averaged" if len(parts) > 1 else "training"
+        rows.append([label, _run_text(part)])
+    return [*rows, ["data", f"{training['dataset']}, {training['images']:,} images, fingerprint {training['data']}"]]
 
 
-def _averaged(parts: list[dict[str, Any]]) -> str:
-    return "the mean of the weights of " + " and ".join(f"`{p['command']}` (epoch {p['epoch']})" for p in parts)
+def _run_text(training: dict[str, Any]) -> str:
+    recipe, machine = training["recipe"], training["machine"]
+    return (
+        f"recipe {recipe['name']}, seed {training['seed']}, best epoch {training['epoch']} of {recipe['epochs']}"
+        f"{_started_from(training)}, {training['seconds'] / 60:.0f} minutes on {machine['threads']} thread"
+        f"{'s' * (machine['threads'] > 1)} of {machine['processor']}, commit {training['commit']}"
+    )
 
 
 def card_table(results: Results, name: str) -> str:
-    """A shipped network: what it reaches and how it was trained."""
+    """Describe a shipped network: its errors and its training."""
     r = results.get(name)
     if r is None:
         return ""
@@ -147,29 +176,30 @@ def card_table(results: Results, name: str) -> str:
         by_point = ", ".join(f"{n} {e:.2f}" for n, e in zip(r["keypoints"], r["per_keypoint"], strict=True))
         rows.append(["by keypoint, continuous, %", by_point])
     if "pose" in r.get("by", {}):
-        told = [f"{POSES[p['class']]} {p['nme_paper']:.2f} ({p['images']:,})" for p in r["by"]["pose"]]
-        rows.append(["by the head's pose (images), paper's protocol, %", ", ".join(told)])
+        texts = [f"{POSES[p['class']]} {p['nme_paper']:.2f} ({p['images']:,})" for p in r["by"]["pose"]]
+        rows.append(["by head pose (images), paper's protocol, %", ", ".join(texts)])
     more = {
-        "nme_outer": "by the outer eye corners, continuous", "nme_paper_49": "49 points, paper's protocol",
-        "nme_paper_oracle": "with the authors' border oracle",
+        "nme_outer": "normalized by the outer eye corners, continuous", "nme_paper_49": "49 points, paper's protocol",
+        "nme_paper_oracle": "paper's protocol with the authors' border oracle",
     }  # fmt: skip
     for key, text in more.items():
         if key in r:
             rows.append([text, f"{r[key]:.2f} %"])
     for part in r["training"].values() if "image" in r["training"] else [r["training"]]:
-        rows += _trained(part)
+        rows += _training_rows(part)
     if r["model"]["name"] == "joint":
-        rows.append(["denoiser", f"weight {r['model']['weight']:g}, {r['model']['iterations']} pass(es)"])
+        rows.append(["denoiser", f"weight {r['model']['weight']:g}, {r['model']['iterations']} passes"])
     return markdown([name, ""], rows)
 
 
 def _on_common(results: Results) -> Results:
-    found = evaluations(results, "300w", "test")
-    return {n: r for n, r in found.items() if not r.get("occluded") and not r.get("int8")}
+    return {
+        n: r for n, r in evaluations(results, "300w", "test").items() if not r.get("occluded") and not r.get("int8")
+    }
 
 
 def common_table(results: Results) -> str:
-    """300-W's Common set beside the paper's Table 4."""
+    """Compare networks on 300-W's Common set with the paper's Table 4."""
     rows = []
     for name, r in sorted(_on_common(results).items(), key=lambda item: -item[1]["nme_paper"]):
         model = r["model"]["name"]
@@ -182,13 +212,13 @@ def common_table(results: Results) -> str:
             f"{r['nme_paper_49']:.2f}", f"{100 * r['failure_rate_10']:.1f} %", f"{r['auc_10']:.3f}",
             f"{training['images']:,}",
         ])  # fmt: skip
-    header = ["network", "paper", "ours, paper's protocol", "ours, continuous", "outer eye corners", "49 points",
+    header = ["network", "paper", "paper's protocol", "continuous", "outer eye corners", "49 points",
               "over 10 %", "AUC to 10 %", "training images"]  # fmt: skip
     return markdown(header, rows)
 
 
 def table4(results: Results) -> str:
-    """Common beside the paper's Table 4; rows of others are quoted from it. The paper had twice the training images."""
+    """Compare with the paper's Table 4. Rows marked (quoted) are the paper's; it had twice the training images."""
     ours = {r["model"]["name"]: (name, r) for name, r in _on_common(results).items()}
     rows = []
     for who, figures in QUOTED_COMMON.items():
@@ -201,52 +231,61 @@ def table4(results: Results) -> str:
                          paper[1], own_49, f"{r['nme_paper_49'] - (figures[1] or 0):+.2f}"])  # fmt: skip
         else:
             rows.append([f"{who} (quoted)", paper[0], "-", "-", paper[1], "-", "-"])
-    header = ["method", "68 points: paper", "ours", "difference", "49 points: paper", "ours", "difference"]
+    header = ["method", "68 points: paper", "here", "difference", "49 points: paper", "here", "difference"]
     return markdown(header, rows)
 
 
 def _study_rows(results: Results, name: str) -> list[tuple[str, Run, dict[str, Any]]]:
-    """(result's name, run, result) of what a study's table shows and is done, in the paper's order."""
+    """Return (result's name, run, result) of a study's finished rows, in the paper's order."""
     plan = STUDIES[name]
     runs = [(f"{name}/{r.name}", r) for r in plan.runs]
     runs += [(other, run_at(other)[1]) for other in plan.beside]
     return [(key, run, results[key]) for key, run in runs if key in results]
 
 
-def _against_the_paper(rows: list[tuple[str, Run, dict[str, Any]]]) -> dict[str, list[str]]:
-    """For each row, the rows that the paper has the other way round: ours differ beyond both 95 % intervals."""
-    found: dict[str, list[str]] = {}
+def _contradictions(rows: list[tuple[str, Run, dict[str, Any]]]) -> dict[str, list[str]]:
+    """Find, for each row, the rows that it should beat by the paper's figures and does not, beyond both intervals."""
+    worse: dict[str, list[str]] = {}
     for key, run, r in rows:
         for _, other, s in rows:
             better_there = run.paper and other.paper and run.paper[0] < other.paper[0]
             if better_there and r["nme_paper_ci95"][0] > s["nme_paper_ci95"][1]:
-                found.setdefault(key, []).append(other.name)
-    return found
+                worse.setdefault(key, []).append(f"worse than {other.name}")
+    return worse
+
+
+STILL_IMPROVING = 0.01  # relative gain in validation error over the last quarter of the epochs
+
+
+def _converged(r: dict[str, Any]) -> bool:
+    """Return whether the best validation error gained less than 1 % in the last quarter of the epochs."""
+    errors = [point["valid"] for point in r.get("curve", [])]
+    cut = len(errors) - len(errors) // 4
+    return cut in (0, len(errors)) or min(errors) > (1 - STILL_IMPROVING) * min(errors[:cut])
 
 
 def study_table(results: Results, name: str) -> str:
-    """A study beside the paper: its figure, ours with the interval over images, the difference, and what contradicts
-    the paper's order."""
+    """Compare a study's trainings with the paper: error with its interval, difference, budget, and remarks."""
     rows, table = _study_rows(results, name), []
-    contradicted = _against_the_paper(rows)
+    contradictions = _contradictions(rows)
     for key, run, r in rows:
-        low, high = r["nme_paper_ci95"]
         paper = run.paper[0] if run.paper else None
         training = r["training"]
+        minutes = f", {training['seconds'] / 60:.0f} min" if "seconds" in training else ""
+        remarks = contradictions.get(key, []) + ["not converged"] * (not _converged(r))
         table.append([
-            f"[{run.name}](results/{key}.json)", f"{paper:.2f}" if paper else "-",
-            f"**{r['nme_paper']:.2f}** [{low:.2f}, {high:.2f}]", f"{r['nme_paper'] - paper:+.2f}" if paper else "-",
-            f"{r['nme']:.2f}", f"{training['epoch']} of {training['recipe']['epochs']}",
-            ", ".join(f"worse than {other}" for other in contradicted.get(key, [])),
+            link(key, run.name), f"{paper:.2f}" if paper else "-",
+            interval(r, "nme_paper", bold=True), f"{r['nme_paper'] - paper:+.2f}" if paper else "-",
+            f"{r['nme']:.2f}", f"{training['epoch']} of {training['recipe']['epochs']}{minutes}", "; ".join(remarks),
         ])  # fmt: skip
     if name == "table3":
         table += [[f"{who} (quoted)", f"{aflw:.2f}", "-", "-", "-", "-", ""] for who, (aflw, _) in QUOTED.items()]
-    header = ["run", "paper", "ours, paper's protocol", "difference", "ours, continuous", "epoch", "against the paper"]
+    header = ["run", "paper", "paper's protocol", "difference", "continuous", "best epoch, time", "remarks"]
     return markdown(header, table)
 
 
 def convergence_table(results: Results) -> str:
-    """Epochs and minutes until the weights chosen on validation are below 7 % on AFLW, and the way there."""
+    """List epochs and minutes until the weights chosen on validation are below 7 % on AFLW, and errors by epoch."""
     table, shown = [], (1, 2, 4, 8, 12)
     for key, run, r in _study_rows(results, "convergence"):
         curve = {point["epoch"]: point for point in r["curve"]}
@@ -258,7 +297,7 @@ def convergence_table(results: Results) -> str:
 
 
 def speedrun_table(results: Results) -> str:
-    """Time to an error, the clock of training and validation; what finished networks took below."""
+    """Compare training times with the errors reached; the finished network comes last."""
     runs = [(key, r) for key, _, r in _study_rows(results, "speedrun")]
     table = []
     for key, r in runs + [(name, r) for name, r in results.items() if name == "rcn-6-mtfl"]:

@@ -10,6 +10,7 @@ Random numbers of epoch e come from (seed, e) alone, so no generator state has t
 from __future__ import annotations
 
 import json
+import logging
 import math
 import time
 from collections.abc import Callable
@@ -22,12 +23,11 @@ import torch
 from torch import Tensor, nn
 
 from recombinator.data.table import FaceTable
-from recombinator.models import TCDCN, Denoiser, ScoreMapNet, create_model
-from recombinator.models.denoiser import MapDenoiser, PointDenoiser
+from recombinator.models import create_model
+from recombinator.models.base import KeypointNet
 from recombinator.training.recipe import Recipe, make_optimizer
 from recombinator.training.revive import revive
-from recombinator.training.tasks import FromPixels, FromPoints, Regression
-from recombinator.transforms.shapes import ShapeModel
+from recombinator.training.tasks import TASKS, FromPixels
 from recombinator.utils.errors import InputError
 from recombinator.utils.files import copy_file, write_json, write_text
 from recombinator.utils.provenance import provenance
@@ -39,6 +39,8 @@ from recombinator.weights.files import (
     score_map_weights,
     write_tensors,
 )
+
+logger = logging.getLogger(__name__)
 
 STATE = "recombinator-state-1"
 REVIVE_SAMPLES = 512  # training samples that tell which maps are silent
@@ -69,23 +71,21 @@ class Trainer:
         self.device = torch.device(device)
         torch.manual_seed(seed)
         self.net = create_model(model, len(train.info.keypoints), **(options or {}))
-        if isinstance(self.net, PointDenoiser):
-            self.net.start_from(ShapeModel.fit(train.points.astype(float), train.mask, len(self.net.modes)))
+        self.net.initialize(train.points, train.mask)
         if start and not copy_matching(load_weights(start).net.state_dict(), self.net):
             raise InputError(f"{start}: none of its tensors fits {model}; start from a network of its kind")
-        self.net.to(self.device, memory_format=torch.channels_last)
+        self.net.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.optimizer = make_optimizer(recipe, self.net)
-        self.task: FromPixels | FromPoints
-        if teacher and not isinstance(self.net, ScoreMapNet):
-            raise InputError(f"{teacher}: a teacher is for an RCN or a SumNet; {model} is neither")
-        if isinstance(self.net, Denoiser):
-            self.task = FromPoints(self.net, train, valid, recipe, self.device, _score_map_net(errors_of, train))
-        elif isinstance(self.net, TCDCN):
-            self.task = Regression(self.net, train, valid, recipe, self.device)
-        else:
-            self.task = FromPixels(self.net, train, valid, recipe, self.device, _score_map_net(teacher, train))
-        if recipe.revive and not isinstance(self.net, ScoreMapNet):
-            raise InputError(f"revive=true is for an RCN or a SumNet; {model} is neither")
+        if self.net.task not in TASKS:
+            raise InputError(f"{model}: cannot be trained as a whole; train its parts, then `recombinator join` them")
+        if teacher and self.net.task != "score_maps":
+            raise InputError(f"{teacher}: a teacher needs a network with score maps of images; {model} has none")
+        if recipe.revive and not self.net.rectified():
+            raise InputError(f"revive=true: {model} does not list its rectified convolutions")
+        if errors_of and self.net.task != "denoising":
+            raise InputError(f"{errors_of}: errors_of is for a denoiser; {model} learns from images")
+        helper = _score_map_net(errors_of or teacher, train)
+        self.task = TASKS[self.net.task](self.net, train, valid, recipe, self.device, helper)
         self.steps = math.ceil(len(train) / recipe.batch)
         self.at = Position()
         self.revived = 0  # maps, before the running epoch
@@ -99,8 +99,11 @@ class Trainer:
 
     # ---- one epoch -------------------------------------------------------------------------------------------
 
-    def run_epoch(self, step_done: Callable[[int, int], None]) -> float:
-        """Trains on every sample once; returns the mean loss. Raises InputError where the loss is not finite."""
+    def run_epoch(self, progress: Callable[[int, int], None] = lambda done, total: None) -> float:
+        """Trains on every sample once; returns the mean loss. Raises InputError where the loss is not finite.
+
+        progress: called with optimizer steps done and steps of the whole run.
+        """
         self.net.train()
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.at.epoch)
         n = len(self.train_table)
@@ -124,12 +127,11 @@ class Trainer:
             loss.backward()
             self.optimizer.step()
             total += value * len(index)
-            step_done(self.at.epoch * self.steps + i + 1, self.recipe.epochs * self.steps)
+            progress(self.at.epoch * self.steps + i + 1, self.recipe.epochs * self.steps)
         return total / n
 
     def _revive(self, index: Tensor, generator: torch.Generator) -> int:
-        assert isinstance(self.task, FromPixels) and isinstance(self.net, ScoreMapNet)
-        inputs = torch.cat([self.task.samples(part, generator)[0] for part in index.split(64)])
+        inputs = torch.cat([cast(FromPixels, self.task).samples(part, generator)[0] for part in index.split(64)])
         return revive(self.net, inputs, self.optimizer, generator)
 
     def _order(self, generator: torch.Generator) -> torch.Tensor:
@@ -164,10 +166,10 @@ class Trainer:
             tensors |= {f"optimiser.{i}.{k}": v for k, v in state.items()}
         write_tensors(self.out / name, tensors, {"format": STATE, **self.settings, "position": self.at.__dict__})
 
-    def restore(self, notice: Callable[[str], None] = lambda sentence: None) -> None:
+    def restore(self) -> None:
         """Continues the run in `out`, from the latest state that this recipe would also have passed through: the
-        last one; for another number of epochs, one before either learning rate fell, or the very start. `notice`
-        is told what is run anew. Raises InputError where there is nothing to continue, or other settings."""
+        last one; for another number of epochs, one before either learning rate fell, or the very start. A warning
+        names epochs that are run again. Raises InputError where there is nothing to continue, or other settings."""
         reached = -1
         for name in ("last.safetensors", "stable.safetensors"):
             if not (self.out / name).is_file():
@@ -185,9 +187,9 @@ class Trainer:
         if reached < 0:
             raise InputError(f"{self.out}: nothing to resume (no last.safetensors); leave --resume out")
         if self.at.epoch < reached:
-            notice(
+            logger.warning(
                 f"{self.out}: with {self.recipe.epochs} epochs the learning rate falls later than it did; "
-                f"epochs {self.at.epoch + 1} to {reached} are run anew; best-{reached}.safetensors keeps the old best"
+                f"epochs {self.at.epoch + 1} to {reached} are run again; best-{reached}.safetensors keeps the old best"
             )
             old_best = self.out / f"best-{reached}.safetensors"
             if not old_best.is_file():  # a stop in the first epoch that is run anew comes here again
@@ -234,9 +236,13 @@ class Trainer:
     # ---- the run ---------------------------------------------------------------------------------------------
 
     def fit(
-        self, report: Callable[[dict[str, Any]], None], step_done: Callable[[int, int], None] = lambda i, n: None
-    ) -> dict[str, Any]:
-        """Trains to the end; `report` gets each epoch's metrics. Returns the summary, also in summary.json."""
+        self, on_epoch: Callable[[dict[str, Any]], None] = lambda metrics: None,
+        progress: Callable[[int, int], None] = lambda done, total: None,
+    ) -> dict[str, Any]:  # fmt: skip
+        """Trains to the end; returns the summary, also in summary.json.
+
+        on_epoch: called with each epoch's metrics, after its state is written. progress: as in `run_epoch`.
+        """
         self.out.mkdir(parents=True, exist_ok=True)
         made_by = provenance() | {"bfloat16": self.task.bfloat16}
         sittings = record(self.out).get("sittings", []) if self.at.epoch else []
@@ -245,7 +251,7 @@ class Trainer:
         )
         while self.at.epoch < self.recipe.epochs and not self.out_of_patience:
             began = time.perf_counter()
-            loss = self.run_epoch(step_done)
+            loss = self.run_epoch(progress)
             trained = time.perf_counter() - began
             errors = self.task.validate()
             if not all(math.isfinite(v) for v in errors.values()):
@@ -270,7 +276,11 @@ class Trainer:
                 copy_file(self.out / "best.safetensors", self.out / "stable-best.safetensors")
                 self.save("stable.safetensors")
             self.save("last.safetensors")
-            report(line)
+            logger.info(
+                f"epoch {line['epoch']:4d}  loss {line['loss']:8.3f}  valid {line['valid']:6.2f} %  "
+                f"plain {line['clean']:6.2f} %  {line['images_per_second']:4.0f} img/s {line['seconds']:6.0f} s"
+            )
+            on_epoch(line)
         summary = {
             "epochs": self.at.epoch, "best_epoch": self.at.best_epoch, "best_valid": self.at.best,
             "seconds": self.at.seconds,
@@ -291,14 +301,14 @@ def balanced_order(classes: torch.Tensor, generator: torch.Generator) -> torch.T
     return drawn[torch.randperm(n, generator=generator)]
 
 
-def _score_map_net(weights: Path | None, table: FaceTable) -> ScoreMapNet | None:
+def _score_map_net(weights: Path | None, table: FaceTable) -> KeypointNet | None:
     """The network whose answers on the table another one learns from."""
     if weights is None:
         return None
     loaded = score_map_weights(weights)
     if loaded.keypoints.names != table.info.keypoints.names:
         raise InputError(f"{weights}: its keypoints ({loaded.keypoints.name}) are not the table's")
-    return cast(ScoreMapNet, loaded.net)
+    return loaded.net
 
 
 def read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -330,8 +340,8 @@ def record(out: Path) -> dict[str, Any]:
 def copy_matching(tensors: dict[str, Tensor], net: nn.Module) -> list[str]:
     """Starts `net` from another network's weights where name and shape agree; returns the names copied."""
     own = net.state_dict()
-    if isinstance(net, MapDenoiser):
-        tensors = net.resized(tensors)
+    if isinstance(net, KeypointNet):
+        tensors = net.adapt(tensors)
     same = {k: v for k, v in tensors.items() if k in own and own[k].shape == v.shape}
     net.load_state_dict(same, strict=False)
     return list(same)

@@ -9,9 +9,9 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 import torch
-from torch import nn
 
 from recombinator.models import OPTIONS
+from recombinator.models.base import KeypointNet, check_groups
 from recombinator.training.loss import LOSSES
 from recombinator.transforms.augment import Augment, check_ranges
 from recombinator.utils.errors import InputError
@@ -19,7 +19,7 @@ from recombinator.utils.files import from_file_keys, to_file_keys
 
 # What a denoiser is given: `corrupt` of the points moved to uniform cells (the paper), or blanked; the answers of a
 # trained network on jittered and occluded training images; or for each face one of the first and the last.
-CORRUPTIONS = ("uniform", "blank", "errors", "mixed")
+CORRUPTIONS = ("uniform", "mixed")
 
 
 # what numbers may be, ends included
@@ -193,21 +193,23 @@ def parse_settings(texts: list[str]) -> tuple[dict[str, Any], dict[str, Any]]:
     return changes, options
 
 
-def make_optimizer(recipe: Recipe, net: nn.Module) -> torch.optim.Optimizer:
-    """Decay on convolution weights only (and on alpha where the recipe says so), never on biases.
+def make_optimizer(recipe: Recipe, net: KeypointNet) -> torch.optim.Optimizer:
+    """Create the optimizer of a recipe, with weight decay by the groups that the network declares.
 
-    The paper's penalty lambda * W^2 is a weight decay of 2 * lambda.
+    AdamW decays trunk and branch weights. Adadelta decays each group by the recipe's L2 factor: the paper's penalty
+    lambda * W^2 is a weight decay of 2 * lambda.
+
+    Raises:
+        InputError: A parameter is in no group or in two.
     """
-    groups: dict[str, list[nn.Parameter]] = {"trunk": [], "branch": [], "alpha": [], "bias": []}
-    for name, parameter in net.named_parameters():
-        part = name.split(".")[0] if name.endswith(".weight") or name == "alpha" else "bias"
-        part = "branch" if part in ("large", "out", "place", "layers", "answer") else part  # of a denoiser
-        groups[part if part in groups else "bias"].append(parameter)  # learned upsampling is not decayed either
+    groups = net.weight_groups()
+    check_groups(net, groups)
     if recipe.optimizer == "adadelta":
-        decays = {k: 2 * recipe.regularize.get(k, 0.0) for k in groups}
+        decays = {name: 2 * recipe.regularize.get(name, 0.0) for name in groups}
     else:
-        decays = {k: recipe.weight_decay if k in ("trunk", "branch") else 0.0 for k in groups}
-    parameters = [{"params": ps, "weight_decay": decays[k]} for k, ps in groups.items() if ps]
+        decays = {name: recipe.weight_decay if name in ("trunk", "branch") else 0.0 for name in groups}
+    order = sorted(groups, key=lambda name: ("trunk", "branch", "alpha", "none").index(name))
+    parameters = [{"params": groups[name], "weight_decay": decays[name]} for name in order if groups[name]]
     if recipe.optimizer == "adadelta":
         return torch.optim.Adadelta(parameters, lr=1.0, rho=0.95, eps=1e-8)
     return torch.optim.AdamW(parameters, lr=recipe.learning_rate, fused=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -16,36 +17,60 @@ from recombinator.utils.errors import InputError, remedy
 from recombinator.utils.files import lock_folder
 from recombinator.weights.files import resolve
 
+logger = logging.getLogger(__name__)
+
+PathLike = str | os.PathLike[str]
+
 
 def _pick_device(device: str) -> str:
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if device != "cpu" and not device.startswith("cuda"):
-        raise InputError(f"device {device!r} is not known: use auto, cpu or cuda")
+        raise InputError(f"unknown device {device!r}: use auto, cpu or cuda")
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise InputError(f"device {device!r}: this machine has no CUDA GPU that torch can use; use cpu")
     return device
 
 
 def train(
-    model: str, data: str | os.PathLike[str], out: str | os.PathLike[str], *, recipe: str | Recipe | None = None,
-    seed: int | None = None, resume: bool = False, device: str = "auto", start: str | os.PathLike[str] | None = None,
-    limit: int | None = None, options: dict[str, Any] | None = None, tensorboard: bool = False,
-    notice: Callable[[str], None] = print, report: Callable[[dict[str, Any]], None] = print,
-    step_done: Callable[[int, int], None] = lambda i, n: None, errors_of: str | os.PathLike[str] | None = None,
-    teacher: str | os.PathLike[str] | None = None, **changes: Any,
+    model: str, data: PathLike, out: PathLike, *, recipe: str | Recipe | None = None, seed: int | None = None,
+    resume: bool = False, device: str = "auto", start: PathLike | None = None, limit: int | None = None,
+    options: dict[str, Any] | None = None, tensorboard: bool = False, errors_of: PathLike | None = None,
+    teacher: PathLike | None = None, progress: Callable[[int, int], None] = lambda done, total: None,
+    on_epoch: Callable[[dict[str, Any]], None] = lambda metrics: None, **changes: Any,
 ) -> dict[str, Any]:  # fmt: skip
-    """Trains `model` on DATA/train.parquet, choosing the epoch on DATA/valid.parquet; writes everything to OUT.
+    """Train a network and keep the epoch with the lowest validation error.
 
-    recipe: a name ("fast" if none is given) or a Recipe; `changes` replace its fields (epochs=..., degrees=...).
-    options: of `create_model`. start: weights to begin from where shapes agree. limit: so many images
-    drawn from the table (a smaller number is a part of a larger).
-    errors_of: the network for images whose errors a denoiser learns (recipe corruption "errors" or "mixed").
-    teacher: a trained RCN or SumNet, whose score maps are learnt beside the true points (recipe `distil`).
-    resume: go on where OUT stopped, with its recipe, seed and options; what is given here must agree, but epochs may
-    grow. report: called with each epoch's metrics; notice: with what the user should know. Returns the summary.
+    Each epoch logs one INFO line and appends its metrics to OUT/metrics.jsonl.
 
-    Raises InputError for unusable data or settings, an OUT that holds a run already, a loss that is not finite.
+    Args:
+        model: one of `model_names()`.
+        data: folder with train.parquet and valid.parquet; the second one chooses the epoch.
+        out: folder of the run, which is created.
+        recipe: "fast" (the default), "paper", or a Recipe.
+        seed: of the initial weights, the order of the images and the augmentation; 0 by default.
+        resume: continue the run in OUT with its recipe, seed and options. What is passed here must agree with them, but
+            the number of epochs may grow.
+        device: "auto", "cpu", "cuda" or "cuda:N".
+        start: weights to start from; tensors whose name and shape agree are copied.
+        limit: use only this many training images, drawn from the whole table; a smaller number gives a subset of a
+            larger one.
+        options: network options, as of `create_model`.
+        tensorboard: also write the metrics to OUT/tensorboard.
+        errors_of: for a denoiser with corruption "errors" or "mixed": weights of the RCN or SumNet whose errors it
+            learns to repair.
+        teacher: weights of an RCN or SumNet whose score maps are learned together with the true points; the recipe's
+            `distil` is their share of the loss.
+        progress: called after each optimizer step with steps done and steps in all.
+        on_epoch: called after each epoch with its metrics; the state of that epoch is on disk by then.
+        **changes: replace fields of the recipe or of its Augment, such as epochs=20 or degrees=15.
+
+    Returns:
+        The summary that is also in OUT/summary.json: epochs, best_epoch, best_valid (validation error in percent of the
+        normalizer, the paper's protocol) and seconds.
+
+    Raises:
+        InputError: the data or a setting cannot be used, OUT holds a run already, or the loss is not finite.
     """
     folder, target = Path(data), Path(out)
     if folder.is_file():
@@ -77,21 +102,21 @@ def train(
             teacher=resolve(teacher) if teacher else None,
         )  # fmt: skip
         if resume and states:
-            trainer.restore(notice)
+            trainer.restore()
         elif resume:
-            notice(f"{out}: no epoch was finished; it starts from the beginning")
+            logger.warning(f"{out}: no epoch was finished; it starts from the beginning")
         if not tensorboard:
-            return trainer.fit(report, step_done)
+            return trainer.fit(on_epoch, progress)
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
             raise InputError(f"TensorBoard is not installed; {remedy('tensorboard')}") from None
         with SummaryWriter(str(target / "tensorboard")) as writer:
 
-            def both(line: dict[str, Any]) -> None:
-                for key, value in line.items():
+            def write_metrics(metrics: dict[str, Any]) -> None:
+                for key, value in metrics.items():
                     if key != "epoch":
-                        writer.add_scalar(key, value, line["epoch"])
-                report(line)
+                        writer.add_scalar(key, value, metrics["epoch"])
+                on_epoch(metrics)
 
-            return trainer.fit(both, step_done)
+            return trainer.fit(write_metrics, progress)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Protocol, cast
 
 import numpy as np
 import torch
@@ -14,8 +15,8 @@ from recombinator.data.table import FaceTable
 from recombinator.evaluation.denoising import errors_of_corrupted
 from recombinator.evaluation.tables import evaluate_table
 from recombinator.models import TCDCN, Denoiser, Joint, ScoreMapNet
+from recombinator.models.base import KeypointNet
 from recombinator.models.decode import maximum
-from recombinator.models.denoiser import PointDenoiser
 from recombinator.training.loss import LOSSES, distillation_loss, masked_sum, softmax_loss, target_cells
 from recombinator.training.recipe import Recipe, bfloat16_is_fast
 from recombinator.transforms.augment import draw_points, draw_samples
@@ -23,6 +24,15 @@ from recombinator.transforms.samples import BLANK, corrupted, fixed_samples
 from recombinator.utils.errors import InputError
 
 Forward = Callable[[Tensor], Tensor]
+
+
+class TaskFactory(Protocol):
+    """What makes a task: all have the same arguments."""
+
+    def __call__(
+        self, net: KeypointNet, table: FaceTable, valid: FaceTable, recipe: Recipe, device: torch.device,
+        teacher: KeypointNet | None = None,
+    ) -> Task: ...  # fmt: skip
 
 
 class Task:
@@ -35,6 +45,16 @@ class Task:
         # what must not be learnt is NaN: it follows its point through a flip
         points = np.where(learnt[..., None], table.points, np.float32(np.nan))
         self.data = [torch.from_numpy(x).to(device) for x in (table.images, points, table.boxes)]
+
+    bfloat16 = False
+
+    def loss(self, index: Tensor, generator: Generator) -> Tensor:
+        """Return the scalar loss of the training samples `index`."""
+        raise NotImplementedError
+
+    def validate(self) -> dict[str, float]:
+        """Return validation errors in percent; "valid" decides which epoch is kept."""
+        raise NotImplementedError
 
     def inside(self, points: Tensor) -> tuple[Tensor, Tensor]:
         """(B, K, 2) points and the (B, K) mask of those to learn. Points that left the crop are clamped to its border,
@@ -51,8 +71,8 @@ class FromPixels(Task):
     """Eq. 2 for SumNet and RCN. `teacher`: a network whose maps count beside the truth, by the recipe's `distil`."""
 
     def __init__(
-        self, net: ScoreMapNet | TCDCN, table: FaceTable, valid: FaceTable, recipe: Recipe, device: torch.device,
-        teacher: ScoreMapNet | None = None,
+        self, net: KeypointNet, table: FaceTable, valid: FaceTable, recipe: Recipe, device: torch.device,
+        teacher: KeypointNet | None = None,
     ) -> None:  # fmt: skip
         super().__init__(table, valid, recipe, net.size, device)
         self.net = net
@@ -109,9 +129,12 @@ class Regression(FromPixels):
 
     PATIENCE = 5
 
-    def __init__(self, net: TCDCN, table: FaceTable, valid: FaceTable, recipe: Recipe, device: torch.device) -> None:
+    def __init__(
+        self, net: KeypointNet, table: FaceTable, valid: FaceTable, recipe: Recipe, device: torch.device,
+        teacher: KeypointNet | None = None,
+    ) -> None:  # fmt: skip
         super().__init__(net, table, valid, recipe, device)
-        self.tcdcn = net
+        net = self.tcdcn = cast(TCDCN, net)
         if net.tasks and recipe.augment.flip:
             raise InputError("tcdcn learns the head's pose, which a flip changes: train it with --no-flip")
         for t, where in ((t, where) for t in (table, valid) for where in net.tasks if where not in t.attributes):
@@ -152,26 +175,25 @@ class FromPoints(Task):
     """Section 4: the corrupted points from the others; the error, and by the paper's recipe the loss, count only the
     corrupted ones. `teacher`: the network for images whose errors a recipe with corruption "errors" or "mixed" uses."""
 
-    bfloat16 = False
     PASSES = 8  # jittered and occluded versions of each training image that the teacher answers
 
     def __init__(
-        self, net: Denoiser, table: FaceTable, valid: FaceTable, recipe: Recipe, device: torch.device,
-        teacher: ScoreMapNet | None = None,
+        self, net: KeypointNet, table: FaceTable, valid: FaceTable, recipe: Recipe, device: torch.device,
+        teacher: KeypointNet | None = None,
     ) -> None:  # fmt: skip
         super().__init__(table, valid, recipe, net.size, device)
-        self.net = net
-        if (recipe.corruption in ("errors", "mixed")) != (teacher is not None):
+        self.net = cast(Denoiser, net)
+        if (recipe.corruption == "mixed") != (teacher is not None):
             raise InputError(
-                f"corruption={recipe.corruption!r} and the network whose errors are learnt (errors_of) go together: "
-                "'errors' and 'mixed' need one, the others use none"
+                f"corruption={recipe.corruption!r}: 'mixed' needs errors_of, the weights of a network for images; "
+                "'uniform' takes none"
             )
         self.teacher = teacher
         if teacher is not None:
             self.answers, self.truths = self._answers(teacher, table)
 
     @torch.no_grad()
-    def _answers(self, teacher: ScoreMapNet, table: FaceTable) -> tuple[Tensor, Tensor]:
+    def _answers(self, teacher: KeypointNet, table: FaceTable) -> tuple[Tensor, Tensor]:
         """(PASSES, N, K, 2) highest cells' centers and true points, in network pixels."""
         if (teacher.keypoints, teacher.size) != (self.net.keypoints, self.size):
             raise InputError(
@@ -194,12 +216,10 @@ class FromPoints(Task):
         recipe, augment = self.recipe, self.recipe.augment
         _, points, boxes = (x[index.to(self.device)] for x in self.data)
         points, _ = draw_points(points, boxes, self.size, augment, self.mirrored, generator)
-        blank = recipe.corruption == "blank"
-        if recipe.corruption in ("uniform", "blank", "mixed"):
-            known = points.isfinite()
-            cells = target_cells(points.nan_to_num(), self.size).long()
-            cells, changed = corrupted(torch.where(known, cells, BLANK), recipe.corrupt, self.size, blank, generator)
-        if recipe.corruption in ("errors", "mixed"):
+        known = points.isfinite()
+        cells = target_cells(points.nan_to_num(), self.size).long()
+        cells, changed = corrupted(torch.where(known, cells, BLANK), recipe.corrupt, self.size, generator)
+        if recipe.corruption == "mixed":
             # the teacher's answer and the truth moved together, once more
             turn = torch.randint(self.PASSES, (len(index),), generator=generator)
             pair = torch.cat([self.answers[turn, index], self.truths[turn, index]], dim=1)
@@ -208,21 +228,19 @@ class FromPoints(Task):
             pair, _ = draw_points(pair, square, self.size, still, self.mirrored, generator)
             answers, truths = pair.chunk(2, dim=1)
             answers = target_cells(answers, self.size).long()
-            if recipe.corruption == "errors":
-                cells, points, changed = answers, truths, torch.ones_like(truths[..., 0], dtype=torch.bool)
-            else:
-                which = torch.rand(len(index), generator=generator).to(self.device) < 0.5
-                cells = torch.where(which[:, None, None], answers, cells)
-                points = torch.where(which[:, None, None], truths, points)
-                changed = changed | which[:, None]
+            which = torch.rand(len(index), generator=generator).to(self.device) < 0.5
+            cells = torch.where(which[:, None, None], answers, cells)
+            points = torch.where(which[:, None, None], truths, points)
+            changed = changed | which[:, None]
         points, mask = self.inside(points)
         return cells, points, mask, changed
 
     def loss(self, index: Tensor, generator: Generator) -> Tensor:
         cells, points, mask, changed = self.given(index, generator)
         counted = mask if self.recipe.judged == "all" else mask & changed
-        if isinstance(self.net, PointDenoiser):
-            return masked_sum(-self.net.log_likelihood(cells, points), counted)
+        likelihood = self.net.log_likelihood(cells, points)
+        if likelihood is not None:
+            return masked_sum(-likelihood, counted)
         return softmax_loss(self.net(cells), points, counted, self.recipe.sigma)
 
     @torch.no_grad()
@@ -236,7 +254,10 @@ class FromPoints(Task):
         }
         if self.teacher is None:
             return uniform
-        with_teacher = Joint(self.teacher, self.net)
+        with_teacher = Joint(cast(ScoreMapNet, self.teacher), self.net)
         mended = 100 * float(np.nanmean(evaluate_table(with_teacher, self.valid, once).image_errors("paper")))
         both = (mended + uniform["valid"]) / 2
         return {**uniform, "valid": both, "valid_mended": mended, "valid_uniform": uniform["valid"]}
+
+
+TASKS: dict[str, TaskFactory] = {"score_maps": FromPixels, "regression": Regression, "denoising": FromPoints}

@@ -1,1 +1,1 @@
-"""Geometry, augmentation, batches for a network."""
+"""Coordinates and affines, augmentation, shapes, batches for a network."""

@@ -1,6 +1,7 @@
-"""Training samples from stage-1 crops: jitter, flip, photometric changes, occlusion. Batched, on the device.
+"""Augmentation: training samples from stage-1 crops by jitter, flip, photometric changes and occlusion.
 
-Random numbers are drawn on the CPU from the caller's generator, so a run is the same on every device.
+Everything works on batches, on the device of its input. Random numbers are drawn on the CPU from the caller's
+generator, so that they are the same on every device.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from torch import Generator, Tensor
 from recombinator.transforms.affine import apply, box_affine, compose, flip_affine, invert, warp
 from recombinator.utils.errors import InputError
 
-# what numbers may be, ends included
+# smallest and largest value of Augment's fields
 RANGES: dict[str, tuple[float, float]] = {
     "shift": (0, 1), "zoom": (0, 0.9), "degrees": (0, 180), "turned": (0, 1), "stretch": (0, 10), "gamma": (0, 10),
     "blur": (0, 100), "noise": (0, 255),
@@ -23,22 +24,38 @@ RANGES: dict[str, tuple[float, float]] = {
 
 
 def check_ranges(settings: Any, ranges: dict[str, tuple[float, float]]) -> None:
-    """Raises InputError for a field that lies outside its range, or is no number."""
+    """Check that numbers are within their ranges.
+
+    Args:
+        settings: an object with the fields.
+        ranges: smallest and largest value of each field, both allowed.
+
+    Raises:
+        InputError: a field is outside its range, or NaN.
+    """
     for name, (low, high) in ranges.items():
         value = getattr(settings, name)
         if not low <= value <= high:
-            raise InputError(f"{name}={value} must lie between {low} and {high}")
+            raise InputError(f"{name}={value}: must be between {low} and {high}")
 
 
 @dataclass(frozen=True)
 class Augment:
     """Ranges of the random changes; zero switches one off.
 
-    shift, zoom: +- share of the box side; degrees: +- rotation; turned: share of the samples that are turned by any
-    angle instead; stretch: largest ratio minus one between the
-    enlargements of width and height, either way; flip: exchange left and right in half of the
-    samples; occlude: (smallest, largest) side in pixels of one black rectangle, of 80; gamma: log2 range; blur: largest
-    Gaussian sigma in pixels; noise: largest standard deviation in gray levels (these two: half of the samples).
+    The defaults of shift, zoom, degrees and occlude are the paper's (section 5.1, footnotes 7 and 9).
+
+    Attributes:
+        shift: largest shift of the box to each side, as a share of its side.
+        zoom: largest change of the box's side, as a share of it.
+        degrees: largest rotation to each side.
+        turned: share of the samples that are rotated by any angle instead.
+        stretch: largest ratio, minus 1, between the scales of width and height, in either direction.
+        flip: mirror half of the samples, and exchange their left and right keypoints.
+        occlude: smallest and largest side of one black rectangle, in pixels of an 80x80 input.
+        gamma: largest power of 2, up or down, of the gamma exponent.
+        blur: largest Gaussian sigma in pixels, for half of the samples.
+        noise: largest standard deviation of Gaussian noise in gray levels, for half of the samples.
     """
 
     shift: float = 0.1
@@ -55,11 +72,11 @@ class Augment:
     def __post_init__(self) -> None:
         check_ranges(self, RANGES)
         if not 0 <= self.occlude[0] <= self.occlude[1] <= 80:
-            raise InputError(f"occlude={self.occlude} wants the smallest and the largest side in pixels, of 80")
+            raise InputError(f"occlude={self.occlude}: expected the smallest and the largest side, 0 to 80 pixels")
 
     @property
     def moves(self) -> bool:
-        """False where pixels stay in their place."""
+        """Return whether any pixel can move."""
         return bool(self.shift or self.zoom or self.degrees or self.turned or self.stretch or self.flip)
 
 
@@ -69,8 +86,19 @@ COVERED = Augment(shift=0.0, zoom=0.0, degrees=0)  # one black rectangle, nothin
 def draw_points(
     points: Tensor, boxes: Tensor, size: int, augment: Augment | None, mirrored: list[int], generator: Generator
 ) -> tuple[Tensor, Tensor]:
-    """(B, K, 2) points and (B, 3) boxes in crop pixels -> (B, K, 2) points in jittered network pixels, and the
-    (B, 2, 3) affines from those to the crop. `augment=None`: no jitter. `mirrored`: KeypointSet.mirrored."""
+    """Draw the jitter of each sample, and bring its points into the network's input.
+
+    Args:
+        points: (B, K, 2) x, y in crop pixels.
+        boxes: (B, 3) stage-2 squares (x, y, side) in crop pixels.
+        size: side of the network's input in pixels.
+        augment: the ranges; None for no jitter, as in evaluation.
+        mirrored: `KeypointSet.mirrored`.
+        generator: a generator on the CPU.
+
+    Returns:
+        (B, K, 2) points in pixels of the network's input, and (B, 2, 3) affines from there to the crop.
+    """
     n, device = len(points), points.device
     if augment is None:
         to_source = box_affine(boxes, size)
@@ -92,7 +120,7 @@ def draw_points(
 
 
 def _uniform(device: torch.device, generator: Generator, *shape: int) -> Tensor:
-    """In [-1, 1)."""
+    """Draw uniform numbers in [-1, 1) on the CPU, and move them to the device."""
     return (torch.rand(*shape, generator=generator) * 2 - 1).to(device)
 
 
@@ -100,8 +128,20 @@ def draw_samples(
     images: Tensor, points: Tensor, boxes: Tensor, size: int, augment: Augment | None, mirrored: list[int],
     generator: Generator,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """(B, C, S, S) uint8 crops, with points and boxes as `draw_points` has them -> (B, C, size, size) float network
-    inputs, 0..255, and (B, K, 2) points in network pixels. `augment=None` is the unjittered crop of evaluation."""
+    """Draw one sample of each crop.
+
+    Args:
+        images: (B, C, S, S) uint8 crops.
+        points: (B, K, 2) x, y in crop pixels.
+        boxes: (B, 3) stage-2 squares (x, y, side) in crop pixels.
+        size: side of the network's input in pixels.
+        augment: the ranges; None for the unchanged crop of evaluation.
+        mirrored: `KeypointSet.mirrored`.
+        generator: a generator on the CPU.
+
+    Returns:
+        (B, C, size, size) float network inputs from 0 to 255, and (B, K, 2) points in their pixels.
+    """
     points, to_source = draw_points(points, boxes, size, augment, mirrored, generator)
     pixels, n, device = warp(images, to_source, size), len(images), images.device
     if augment is None:
@@ -122,7 +162,7 @@ def draw_samples(
 
 
 def blurred(pixels: Tensor, sigma: Tensor) -> Tensor:
-    """Gaussian blur, one sigma in pixels for each image; 0 leaves it."""
+    """Blur each of (B, C, H, W) images by a Gaussian of its own sigma, (B,) in pixels; 0 leaves it unchanged."""
     n, c, h, w = pixels.shape
     x = torch.arange(-4, 5, device=pixels.device)
     taps = torch.exp(-(x**2) / (2 * sigma[:, None].clamp_min(0.05) ** 2))
@@ -133,8 +173,14 @@ def blurred(pixels: Tensor, sigma: Tensor) -> Tensor:
 
 
 def occluded(pixels: Tensor, sides: tuple[int, int], generator: Generator) -> Tensor:
-    """One black rectangle an image: height and width independent uniform whole numbers in `sides` (of an 80-pixel
-    input; scaled with the size), position uniform such that it lies inside (paper, footnote 9)."""
+    """Draw one black rectangle into each image (the paper, footnote 9).
+
+    Args:
+        pixels: (B, C, S, S) images.
+        sides: smallest and largest side in pixels of an 80x80 image, scaled with S. Height and width are independent
+            and uniform; the position is uniform within the image.
+        generator: a generator on the CPU.
+    """
     n, _, size, _ = pixels.shape
     extent = torch.randint(sides[0], sides[1] + 1, (n, 2), generator=generator) * size // 80
     start = (torch.rand(n, 2, generator=generator) * (size - extent + 1)).floor()

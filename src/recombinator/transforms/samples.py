@@ -1,4 +1,4 @@
-"""Batches of network inputs from a table, the same at every call, and corrupted keypoints for the denoiser."""
+"""Samples for evaluation, the same at every call: network inputs, and corrupted keypoints for a denoiser."""
 
 from __future__ import annotations
 
@@ -12,13 +12,25 @@ from torch import Generator, Tensor
 from recombinator.data.table import FaceTable, load_table
 from recombinator.transforms.augment import Augment, draw_points, draw_samples
 
-BLANK = -1  # the cell of a point whose map is all zero
+BLANK = -1  # the cell of a missing point, whose map is all zero
 
 
 def fixed_samples(
     table: FaceTable, size: int, augment: Augment | None, device: torch.device, batch: int = 64, seed: int = 0
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Batches of (inputs, points) in table order; `augment` draws the same jitter at every call."""
+    """Yield a table's samples in batches, in the table's order.
+
+    Args:
+        table: the table.
+        size: side of the network's input in pixels.
+        augment: ranges of the jitter, which is the same at every call; None for none.
+        device: where the samples are made.
+        batch: samples per batch.
+        seed: of the jitter.
+
+    Yields:
+        (B, C, size, size) float network inputs from 0 to 255, and (B, K, 2) points in their pixels.
+    """
     generator = torch.Generator().manual_seed(seed)
     mirrored = table.info.keypoints.mirrored
     for i in range(0, len(table), batch):
@@ -30,27 +42,56 @@ def fixed_samples(
 
 
 def network_inputs(data: str | os.PathLike[str], size: int, channels: int = 1, limit: int | None = None) -> np.ndarray:
-    """(N, C, size, size) float32: what a network of that input size sees of a table, without jitter."""
+    """Return the inputs of a network for a table, without jitter.
+
+    Args:
+        data: the .parquet file.
+        size: side of the network's input in pixels.
+        channels: 1 (gray) or 3 (RGB).
+        limit: read that many rows only.
+
+    Returns:
+        (N, C, size, size) float32 from 0 to 255.
+    """
     table = load_table(data, channels, limit)
     batches = fixed_samples(table, size, None, torch.device("cpu"))
     return torch.cat([inputs for inputs, _ in batches]).numpy()
 
 
-def corrupted(cells: Tensor, count: int, size: int, blank: bool, generator: Generator) -> tuple[Tensor, Tensor]:
-    """`count` random points of each set moved to uniform cells, or blanked: (B, K, 2) cells and the (B, K) mask of
-    what was changed (section 4; SPEC 5)."""
+def corrupted(cells: Tensor, count: int, size: int, generator: Generator) -> tuple[Tensor, Tensor]:
+    """Move random points of each set to uniformly drawn cells, as the paper's denoiser is trained (section 4).
+
+    Args:
+        cells: (B, K, 2) x, y of the points' cells, whole numbers.
+        count: points to corrupt in each set.
+        size: cells to each side of the map.
+        generator: a generator on the CPU.
+
+    Returns:
+        (B, K, 2) cells, and the (B, K) mask of those that were corrupted.
+    """
     b, k, _ = cells.shape
     rank = torch.rand(b, k, generator=generator).argsort(dim=1).argsort(dim=1)
     changed = (rank < count).to(cells.device)
     anywhere = torch.randint(0, size, (b, k, 2), generator=generator).to(cells.device)
-    return torch.where(changed[..., None], torch.full_like(cells, BLANK) if blank else anywhere, cells), changed
+    return torch.where(changed[..., None], anywhere, cells), changed
 
 
 def corrupted_table(
     table: FaceTable, size: int, count: int, augment: Augment | None = None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """The same draw at every call: true points (N, K, 2) in network pixels, their cells, the cells given, and the
-    (N, K) mask of corrupted points."""
+    """Corrupt random points of every row of a table, the same at every call.
+
+    Args:
+        table: the table; points that its mask excludes are given as missing.
+        size: side of the network's input in pixels.
+        count: points to corrupt in each row.
+        augment: ranges of the jitter before; None for none.
+
+    Returns:
+        True points (N, K, 2) in pixels of the network's input, their cells (N, K, 2), the corrupted cells (N, K, 2),
+        and the mask (N, K) of those that were corrupted.
+    """
     generator = Generator().manual_seed(0)
     points, _ = draw_points(
         torch.from_numpy(table.points), torch.from_numpy(table.boxes), size, augment, table.info.keypoints.mirrored,
@@ -58,5 +99,5 @@ def corrupted_table(
     )  # fmt: skip
     cells = points.floor().clamp(0, size - 1).long()
     known = torch.from_numpy(table.mask)[..., None]
-    given, changed = corrupted(torch.where(known, cells, BLANK), count, size, False, generator)
+    given, changed = corrupted(torch.where(known, cells, BLANK), count, size, generator)
     return points.double().numpy(), cells.numpy(), given.numpy(), changed.numpy()

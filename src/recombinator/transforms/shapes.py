@@ -1,4 +1,4 @@
-"""Shapes without images: the fit of one to another, and the two simple models that a denoiser has to beat."""
+"""Shapes without images: similarity fits, and two simple models as baselines for a denoiser."""
 
 from __future__ import annotations
 
@@ -8,14 +8,22 @@ import numpy as np
 
 
 def similarity(shape: np.ndarray, points: np.ndarray, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The turn, scale and shift that bring `shape` nearest to `points` by weighted least squares.
+    """Fit rotation, scale and shift that bring a shape to points, by weighted least squares.
 
-    (K, 2) or (N, K, 2) shape, (N, K, 2) points, (N, K) weights -> (N, 2, 2) linear parts and (N, 2) shifts, such that
-    shape @ linear.T + shift lies on the points.
+    Args:
+        shape: (K, 2) or (N, K, 2) x, y.
+        points: (N, K, 2) x, y.
+        weight: (N, K) weight of each point, 0 or more.
+
+    Returns:
+        (N, 2, 2) linear parts and (N, 2) shifts such that shape @ linear.T + shift is near the points.
+
+    Raises:
+        ValueError: all weights of a set are 0.
     """
     total = weight.sum(axis=1)
     if (total <= 0).any():
-        raise ValueError("a set of points without any weight has no fit")
+        raise ValueError("expected a positive weight in every set of points")
     a, b = (x[..., 0] + 1j * x[..., 1] for x in (np.broadcast_to(shape, points.shape), points))
     mean_a, mean_b = (weight * a).sum(1) / total, (weight * b).sum(1) / total
     a, b = a - mean_a[:, None], b - mean_b[:, None]
@@ -26,22 +34,33 @@ def similarity(shape: np.ndarray, points: np.ndarray, weight: np.ndarray) -> tup
 
 
 def apply_similarity(shape: np.ndarray, linear: np.ndarray, shift: np.ndarray) -> np.ndarray:
-    """(K, 2) or (N, K, 2) shape through each of the N similarities: (N, K, 2)."""
+    """Apply N similarities to a (K, 2) shape or to (N, K, 2) shapes; returns (N, K, 2)."""
     return shape @ linear.transpose(0, 2, 1) + shift[:, None]
 
 
 @dataclass
 class ShapeModel:
-    """A mean shape and the main ways in which faces differ from it (a point distribution model: PCA of aligned
-    shapes). With `modes` None it is the mean shape alone."""
+    """A point distribution model: the mean shape and the principal components of aligned shapes.
 
-    mean: np.ndarray  # (K, 2)
-    modes: np.ndarray  # (M, K, 2), scaled to one standard deviation each
-    noise: float  # variance of a coordinate that the modes leave
+    Attributes:
+        mean: (K, 2) mean of the aligned shapes, which have a size of about 1.
+        modes: (M, K, 2) principal components, each scaled to one standard deviation; M = 0 is the mean shape alone.
+        noise: variance of a coordinate that the modes do not explain.
+    """
+
+    mean: np.ndarray
+    modes: np.ndarray
+    noise: float
 
     @classmethod
     def fit(cls, points: np.ndarray, mask: np.ndarray, modes: int) -> ShapeModel:
-        """(N, K, 2) points of which (N, K) `mask` are known. Missing ones are filled in from the mean shape."""
+        """Fit the model.
+
+        Args:
+            points: (N, K, 2) x, y, in any frame; missing points are filled in from the mean shape.
+            mask: (N, K) False where a point is missing.
+            modes: principal components to keep.
+        """
         mean = points[mask.all(axis=1)][0] if mask.all(axis=1).any() else points[0]
         weight = mask.astype(float)
         for _ in range(5):
@@ -57,12 +76,21 @@ class ShapeModel:
         _, spread, axes = np.linalg.svd(flat, full_matrices=False)
         variance = spread**2 / len(points)
         kept = axes[:modes] * np.sqrt(variance[:modes, None])
-        # as many modes as faces leave nothing over: then a thousandth of the face's size
+        # as many modes as faces leave no variance: then a thousandth of the face's size is assumed
         noise = max(float(variance[modes:].sum() / max(flat.shape[1] - modes, 1)), 1e-6)
         return cls(mean, kept.reshape(-1, *mean.shape), noise)
 
     def complete(self, points: np.ndarray, known: np.ndarray, rounds: int = 3) -> np.ndarray:
-        """(N, K, 2) points of which (N, K) `known` hold -> the most probable (N, K, 2) shapes given those."""
+        """Compute the most probable shapes given some of their points.
+
+        Args:
+            points: (N, K, 2) x, y, in any frame; those that are not known have any finite value.
+            known: (N, K) True where a point is given.
+            rounds: alternations between the fit of frame and modes.
+
+        Returns:
+            (N, K, 2) shapes in the frame of the points.
+        """
         n, k, _ = points.shape
         shapes, weight = np.broadcast_to(self.mean, points.shape), known.astype(float)
         for _ in range(rounds if len(self.modes) else 1):

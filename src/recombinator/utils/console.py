@@ -1,7 +1,8 @@
-"""Progress: a bar with time left in a terminal, plain lines elsewhere."""
+"""Terminal output of the command line: progress, warnings, log messages."""
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -12,7 +13,14 @@ LINE_EVERY = 60.0  # seconds between plain lines
 
 @contextmanager
 def progress(label: str) -> Iterator[Callable[[int, int], None]]:
-    """Yields `advance(done, total)`. Goes to standard error, so that output can be piped."""
+    """Show progress on standard error: a bar with time left in a terminal, a line per minute elsewhere.
+
+    Args:
+        label: what is counted.
+
+    Yields:
+        `advance(done, total)`, to be passed as the `progress` argument of a library function.
+    """
     if sys.stderr.isatty():
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -30,7 +38,7 @@ def progress(label: str) -> Iterator[Callable[[int, int], None]]:
             yield move
         return
     began = last = time.monotonic()
-    first = before = end = 0  # before, end: where the last call stood, and of how many
+    first = before = end = 0  # before, end: done and total of the last call
 
     def advance(done: int, total: int) -> None:
         nonlocal began, last, first, before, end
@@ -47,4 +55,27 @@ def progress(label: str) -> Iterator[Callable[[int, int], None]]:
 
 
 def warn(sentence: str) -> None:
+    """Print a line on standard error."""
     print(sentence, file=sys.stderr, flush=True)
+
+
+class _ConsoleHandler(logging.Handler):
+    """Plain lines: warnings to standard error, the rest to standard output."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        # the streams are looked up for each record: a progress bar replaces them while it is shown
+        print(self.format(record), file=sys.stderr if record.levelno >= logging.WARNING else sys.stdout, flush=True)
+
+
+@contextmanager
+def log_to_console() -> Iterator[None]:
+    """Print the package's log messages from INFO on, until the context ends. Only the command line does this."""
+    logger, handler = logging.getLogger("recombinator"), _ConsoleHandler()
+    level = logger.level
+    logger.setLevel(logging.INFO)
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)

@@ -1,10 +1,63 @@
-"""The one exception that the command line turns into a sentence and exit status 2."""
+"""Errors that the user can repair: unusable input, and optional packages that are not installed."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+# extra of the distribution -> the packages it installs; prediction with exported graphs needs none of them
+EXTRAS = {
+    "train": ("torch", "pyarrow", "safetensors", "matplotlib"), "onnx": ("onnx", "onnxscript"), "afw": ("h5py",),
+    "hub": ("huggingface_hub",), "tensorboard": ("tensorboard",),
+}  # fmt: skip
 
 
 class InputError(ValueError):
-    """Something the user gave cannot be used; the message names it and the remedy."""
+    """Input that cannot be used; the message names it and the remedy. The command line exits with status 2."""
+
+
+class MissingPackageError(InputError, ImportError):
+    """An optional package is not installed; the message gives the command that installs it."""
 
 
 def remedy(extra: str) -> str:
-    """How to get an extra: from the checkout, since the package index has another project of this name."""
-    return f"in the checkout: pip install '.[{extra}]'"
+    """Return the command that installs an extra: from the checkout where there is one, else from the package index."""
+    # a repository's src/recombinator is two folders below its pyproject.toml; an installed package has none there
+    if (Path(__file__).resolve().parents[3] / "pyproject.toml").is_file():
+        return f"pip install -e '.[{extra}]'"
+    return f"pip install 'recombinator-networks[{extra}]'"
+
+
+def explain_missing(error: ModuleNotFoundError, what: str) -> str | None:
+    """Say how to install the package that an import did not find.
+
+    Args:
+        error: as the import raised it.
+        what: what needs the package, the beginning of the sentence.
+
+    Returns:
+        One sentence, or None for a module that no extra installs.
+    """
+    missing = (error.name or "").split(".")[0]
+    extra = next((extra for extra, names in EXTRAS.items() if missing in names), None)
+    return extra and f"{what} needs {missing}; {remedy(extra)}"
+
+
+def import_optional(module: str, what: str) -> Any:
+    """Import a module that needs an extra.
+
+    Args:
+        module: full name of the module.
+        what: what needs it, the beginning of the error's sentence.
+
+    Raises:
+        MissingPackageError: a package of an extra is not installed.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        sentence = explain_missing(error, what)
+        if sentence is None:
+            raise
+        raise MissingPackageError(sentence) from None

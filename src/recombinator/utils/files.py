@@ -1,12 +1,13 @@
-"""Writing so that a reader, or a kill, never meets half a file."""
+"""Write files so that no reader ever meets half of one, and keep two processes out of one folder."""
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from recombinator.utils.errors import InputError
 
 
 class Busy(InputError):
-    """Another process is at work in the folder."""
+    """Another process works in the folder."""
 
 
 # identifiers are spelled as in PyTorch; files keep the keys that earlier versions wrote
@@ -26,49 +27,65 @@ _FROM_FILE = {v: k for k, v in _FILE_KEYS.items()}
 
 
 def to_file_keys(values: dict[str, Any]) -> dict[str, Any]:
-    """The same values under the keys that files have."""
+    """Return the same values under the keys that files have."""
     return {_FILE_KEYS.get(k, k): v for k, v in values.items()}
 
 
 def from_file_keys(values: dict[str, Any]) -> dict[str, Any]:
-    """The reverse of `to_file_keys`; keys in either spelling are accepted."""
+    """Return the same values under the package's keys, from keys in either spelling."""
     return {_FROM_FILE.get(k, k): v for k, v in values.items()}
 
 
 _UMASK = os.umask(0)
 os.umask(_UMASK)
 _LOCKED: set[Path] = set()  # by this process
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)  # of a file system without locks
 
 
 @contextmanager
 def lock_folder(folder: Path) -> Iterator[None]:
-    """While it lasts, no other process can hold `folder`; a process that dies lets go. Raises Busy."""
+    """Keep other processes out of a folder while the context lasts.
+
+    The folder is created if it does not exist, and removed again if nothing was written to it. The lock ends with the
+    process, however that dies. It can be taken again within this process. A file system without locks is used as it is.
+
+    Args:
+        folder: the folder to lock, by a file `.lock` in it.
+
+    Raises:
+        Busy: another process has locked the folder.
+    """
+    from filelock import FileLock, Timeout
+
     key = folder.resolve()
     if key in _LOCKED:
         yield
         return
     fresh = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "w") as stream:
-        try:
-            import fcntl
-
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise Busy(f"{folder}: another process is training there; wait for it, or choose another --out") from None
-        except (ImportError, OSError):  # a system, or a network's file system, without such locks
-            pass
-        _LOCKED.add(key)
-        try:
-            yield
-        finally:
-            _LOCKED.discard(key)
-            if fresh and [p.name for p in folder.iterdir()] == [".lock"]:  # nothing came of it
+    lock = FileLock(folder / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise Busy(f"{folder}: another process uses this folder; wait for it, or choose another --out") from None
+    except NotImplementedError:
+        pass
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+    _LOCKED.add(key)
+    try:
+        yield
+    finally:
+        _LOCKED.discard(key)
+        if fresh and [p.name for p in folder.iterdir()] == [".lock"]:
+            with suppress(OSError):  # Windows removes no open file
                 shutil.rmtree(folder)
+        lock.release()
 
 
 def is_locked(folder: Path) -> bool:
-    """Whether another process holds `folder` now."""
+    """Return whether another process has locked the folder (`lock_folder`)."""
     if not (folder / ".lock").is_file():
         return False
     try:
@@ -79,21 +96,38 @@ def is_locked(folder: Path) -> bool:
 
 
 def check_output_file(path: Path, *endings: str) -> None:
-    """Raises InputError for an output file whose name is a folder's, or does not end so."""
+    """Check the name of an output file before the work.
+
+    Args:
+        path: the file to be written.
+        endings: what its name may end in, such as ".csv".
+
+    Raises:
+        InputError: it is a folder, or ends in something else.
+    """
     if path.is_dir():
-        raise InputError(f"{path}: is a folder; give a file's name that ends in {' or '.join(endings)}")
+        raise InputError(f"{path}: is a folder; expected a file name that ends in {' or '.join(endings)}")
     if path.suffix.lower() not in endings:
-        raise InputError(f"{path}: wants a name that ends in {' or '.join(endings)}")
+        raise InputError(f"{path}: must end in {' or '.join(endings)}")
 
 
 def check_output_folder(path: Path) -> None:
-    """Raises InputError for an output folder that is a file."""
+    """Check that an output folder is not a file.
+
+    Raises:
+        InputError: it is a file.
+    """
     if path.exists() and not path.is_dir():
-        raise InputError(f"{path}: is a file; give a folder's name")
+        raise InputError(f"{path}: is a file; expected a folder")
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Calls `write` with a temporary path beside `path`, then renames it into place."""
+    """Write a file under a temporary name in the same folder, then rename it.
+
+    Args:
+        path: the file to be written; its folder is created.
+        write: called with the temporary path, which has the same ending.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     # the ending stays last: some writers choose the format by it
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
@@ -108,12 +142,15 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def copy_file(source: Path, target: Path) -> None:
+    """Copy a file atomically."""
     write_atomically(target, lambda p: shutil.copyfile(source, p))
 
 
 def write_text(path: Path, text: str) -> None:
+    """Write a text in UTF-8 atomically."""
     write_atomically(path, lambda p: p.write_text(text, encoding="utf-8"))
 
 
 def write_json(path: Path, value: Any) -> None:
+    """Write a value as indented JSON atomically."""
     write_text(path, json.dumps(value, indent=2) + "\n")

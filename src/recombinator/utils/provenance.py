@@ -1,4 +1,4 @@
-"""Where a figure comes from: command, commit, versions, machine."""
+"""Provenance of a result: command, commit, versions, machine."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Any
 
 
 def _git(*arguments: str) -> str | None:
+    """Return git's output in the package's folder, or None if it fails."""
     try:
         done = subprocess.run(
             ["git", "-C", str(Path(__file__).parent), *arguments], capture_output=True, text=True, timeout=10
@@ -24,8 +25,13 @@ def _git(*arguments: str) -> str | None:
 
 @cache
 def commit() -> str | None:
-    """The checked-out commit, with "+" where tracked files differ from it, as it was when first asked for: what comes
-    later is not what runs. None outside a checkout."""
+    """Return the commit that is checked out, with "+" where tracked files differ from it.
+
+    It is read at the first call: code that is checked out later is not the code that runs.
+
+    Returns:
+        12 hexadecimal digits; None outside a checkout of this package.
+    """
     if _git("ls-files", "--error-unmatch", Path(__file__).name) is None:
         return None  # installed inside somebody else's checkout
     head = _git("rev-parse", "--short=12", "HEAD")
@@ -33,6 +39,7 @@ def commit() -> str | None:
 
 
 def _processor() -> str:
+    """Return the processor's model name."""
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
@@ -43,6 +50,7 @@ def _processor() -> str:
 
 
 def provenance() -> dict[str, Any]:
+    """Return what a report says of its making: command, date, commit, versions, machine."""
     import numpy
     import torch
 

@@ -27,6 +27,7 @@ def average(weights: Sequence[str | os.PathLike[str]]) -> Weights:
     first.net.load_state_dict({
         k: sum(s[k] for s in states) / len(states) if v.is_floating_point() else v for k, v in states[0].items()
     })  # fmt: skip
+    first.net.temperature = 1.0
     training = {**parts[-1].training, "averaged": [part.training for part in parts]}
     return Weights(first.net, first.keypoints, first.crop_rule, first.template, training)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 from dataclasses import dataclass, field, replace
@@ -11,23 +12,31 @@ from typing import TYPE_CHECKING, Any
 from recombinator.keypoints import KeypointSet
 from recombinator.utils.errors import InputError
 from recombinator.utils.files import write_atomically, write_json
-from recombinator.weights.shipped import is_graph, shipped_graphs, shipped_weights
+from recombinator.weights.shipped import is_graph, shipped_weights, unknown_model
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from recombinator.models import TCDCN, Denoiser, Joint, ScoreMapNet
+    from recombinator.models import KeypointNet
 
 FORMAT = "recombinator-1"
 
 
 @dataclass
 class Weights:
-    """A network in memory with what its file says of it: keypoint set, crop rule by name, template (K mean
-    positions in the crop, as shares of its side), how it was trained, and what `calibrate` found: `temperature`,
-    `covered_below` (K confidences), on which data."""
+    """A network in memory with what its file says about it.
 
-    net: ScoreMapNet | TCDCN | Denoiser | Joint
+    Attributes:
+        net: The network.
+        keypoints: What it locates.
+        crop_rule: Name of the rule that places its crop (data.crops.RULES).
+        template: (K, 2) mean positions in the crop, as shares of its side.
+        training: How it was trained.
+        calibration: What `calibrate` found: `temperature`, `least`, `covered_below` (K confidences), on which data;
+            empty if not calibrated. `net.temperature` is set where weights are loaded or calibrated, not here.
+    """
+
+    net: KeypointNet
     keypoints: KeypointSet
     crop_rule: str
     template: list[list[float]]
@@ -35,20 +44,31 @@ class Weights:
     calibration: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        self.temperature  # noqa: B018  raises for a damaged calibration
+
+    @property
+    def temperature(self) -> float:
+        """The calibrated temperature; 1 without calibration. Raises InputError if the calibration is damaged."""
         if not self.calibration:
-            self.net.temperature = 1.0
-            return
+            return 1.0
+        remedy = "`recombinator calibrate` makes a new one"
         try:
             temperature = float(self.calibration["temperature"])
             below = [float(v) for v in self.calibration["covered_below"]]
         except (KeyError, TypeError, ValueError) as error:
-            raise InputError(f"a damaged calibration ({error!r}); `recombinator calibrate` makes a new one") from None
+            raise InputError(f"a damaged calibration ({error!r}); {remedy}") from None
         if not 0 < temperature < float("inf") or len(below) != len(self.keypoints):
             raise InputError(
                 f"a damaged calibration (temperature {temperature}, {len(below)} thresholds for {len(self.keypoints)} "
-                "keypoints); `recombinator calibrate` makes a new one"
+                f"keypoints); {remedy}"
             )
-        self.net.temperature = temperature
+        return temperature
+
+    def calibrated(self, calibration: dict[str, Any]) -> Weights:
+        """Return a copy with this calibration; the network is copied, so that this one keeps its temperature."""
+        made = replace(self, net=copy.deepcopy(self.net), calibration=calibration)
+        made.net.temperature = made.temperature
+        return made
 
 
 def resolve(name_or_path: str | os.PathLike[str]) -> Path:
@@ -66,8 +86,7 @@ def resolve(name_or_path: str | os.PathLike[str]) -> Path:
         return known[text]
     if is_graph(text):
         raise InputError(f"{text}: an exported graph; this wants the weights it was exported from")
-    names = ", ".join(sorted(known | shipped_graphs())) or "none"
-    raise InputError(f"{text}: neither a weights file, nor a run's folder, nor a name that ships ({names})")
+    raise unknown_model(text)
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
@@ -92,13 +111,15 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise InputError(f"{path}: not a readable safetensors file ({error})") from None
 
 
-def save_weights(path: Path, weights: Weights) -> None:
+def save_weights(path: Path, weights: Weights, half: bool = False) -> None:
+    """Write a weights file. half: floating-point tensors in half precision, for an archive."""
     meta = {
         "format": FORMAT, "model": weights.net.config, "keypoints": weights.keypoints.to_dict(),
         "crop_rule": weights.crop_rule, "template": weights.template, "training": weights.training,
         "calibration": weights.calibration,
     }  # fmt: skip
-    write_tensors(path, dict(weights.net.state_dict()), meta)
+    tensors = {k: v.half() if half and v.is_floating_point() else v for k, v in weights.net.state_dict().items()}
+    write_tensors(path, tensors, meta)
 
 
 def join(
@@ -115,7 +136,9 @@ def join(
         raise InputError(f"{image} and {denoiser}: have different keypoints or crop rules")
     net = Joint(first.net, second.net, weight, iterations).eval()
     training = {"image": first.training, "denoiser": second.training}
-    return Weights(net, first.keypoints, first.crop_rule, first.template, training, calibration or {})
+    made = Weights(net, first.keypoints, first.crop_rule, first.template, training, calibration or {})
+    made.net.temperature = made.temperature
+    return made
 
 
 def score_map_weights(weights: str | os.PathLike[str]) -> Weights:
@@ -149,18 +172,23 @@ def write_pair(
 
 
 def _read_shifted(path: Path) -> Weights | None:
-    """The network that a JSON file derives with `shifted`: weights relative to it, pixels, calibration. None if the
-    file derives none."""
+    """Return the network that a JSON file derives by shifting another's input, or None if the file derives none.
+
+    Its fields: shifted (a weights file, relative to this one), by (pixels), calibration.
+    """
     from recombinator.weights.derive import shifted
 
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
-        if "shifted" in fields:
-            made = shifted(path.parent / fields["shifted"], int(fields["by"]))
-            return replace(made, calibration=dict(fields["calibration"]))
-    except (OSError, json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
-        pass  # `read_pair` says what is wrong
-    return None
+        if "shifted" not in fields:
+            return None
+    except (OSError, ValueError, TypeError):
+        return None  # `read_pair` says what is wrong
+    try:
+        made = shifted(path.parent / fields["shifted"], fields["by"])
+        return made.calibrated(dict(fields["calibration"]))
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{path}: expected a JSON object with shifted, by and calibration ({error!r})") from None
 
 
 def load_weights(name_or_path: str | os.PathLike[str]) -> Weights:
@@ -182,6 +210,8 @@ def load_weights(name_or_path: str | os.PathLike[str]) -> Weights:
     except RuntimeError as error:
         raise InputError(f"{path}: the tensors do not fit the model it names ({error})") from None
     keypoints = KeypointSet.from_dict(meta["keypoints"])
-    return Weights(
+    made = Weights(
         net.eval(), keypoints, meta["crop_rule"], meta["template"], meta["training"], meta.get("calibration", {})
     )
+    made.net.temperature = made.temperature
+    return made

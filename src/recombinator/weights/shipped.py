@@ -1,31 +1,55 @@
-"""Networks inside the package, by name: weights, and graphs that need no torch."""
+"""Models that ship inside the package, by name: weights for torch, and exported graphs that need no torch."""
 
 from __future__ import annotations
 
+import difflib
 import os
 from importlib import resources
 from pathlib import Path
+
+from recombinator.utils.errors import InputError
 
 FOLDER = Path(str(resources.files("recombinator") / "weights_data"))
 
 
 def shipped_weights() -> dict[str, Path]:
-    """Weights by name; a .json names the weights it is made of."""
+    """Return the shipped weights files by name. A .json file names the weights that it is made of."""
     return {p.stem: p for p in sorted([*FOLDER.glob("*.safetensors"), *FOLDER.glob("*.json")])}
 
 
-def shipped_models() -> list[str]:
-    """Names that `load` accepts without a file, sorted."""
-    return sorted(shipped_weights() | shipped_graphs())
-
-
 def shipped_graphs() -> dict[str, Path]:
-    """Exported graphs by name."""
+    """Return the shipped ONNX graphs by name."""
     return {p.stem: p for p in sorted(FOLDER.glob("*.onnx"))}
 
 
+def shipped_models() -> list[str]:
+    """Return the sorted names of all shipped models, which `load` accepts in place of a file."""
+    return sorted(shipped_weights() | shipped_graphs())
+
+
 def is_graph(name_or_path: str | os.PathLike[str]) -> bool:
-    """True for an .onnx file, and for a name that ships in that form only."""
+    """Return whether this is an .onnx file, or the name of a model that ships as a graph only."""
     text = os.fspath(name_or_path)
     only = not Path(text).exists() and text in shipped_graphs() and text not in shipped_weights()
     return text.endswith(".onnx") or only
+
+
+def unknown_model(name_or_path: str | os.PathLike[str]) -> InputError:
+    """Return the error for something that is neither a file or folder nor a shipped name.
+
+    Args:
+        name_or_path: What the user gave.
+
+    Returns:
+        An InputError that suggests the most similar shipped name, or lists all of them. Something that can only be a
+        path is reported as missing.
+    """
+    text, names = os.fspath(name_or_path), shipped_models()
+    if os.sep in text or Path(text).suffix in (".safetensors", ".json"):
+        return InputError(f"{text}: no such file or folder")
+    near = difflib.get_close_matches(text, names, n=1)
+    if near:
+        return InputError(f"unknown model {text!r}; did you mean {near[0]!r}?")
+    return InputError(
+        f"unknown model {text!r}: neither a weights file, nor a run's folder, nor a shipped name ({', '.join(names)})"
+    )

@@ -1,1 +1,1 @@
-"""One module per dataset."""
+"""Readers: one module per dataset, and one per format of points files."""

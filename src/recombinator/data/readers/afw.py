@@ -1,4 +1,4 @@
-"""AFW, the paper's second test set for five points: photographs and anno.mat in MATLAB's 7.3 form (SPEC 2.2)."""
+"""AFW, the paper's second test set for five keypoints (section 5): photographs and anno.mat in MATLAB 7.3 format."""
 
 from __future__ import annotations
 
@@ -19,10 +19,20 @@ _KEPT = [0, 1, 2, 3, 5]  # of eyes, nose, left, middle and right of the mouth
 
 
 def read_annotations(path: Path) -> list[tuple[str, int, np.ndarray]]:
-    """(file name, number of the face in it, (6, 2) points as in the file) of every face of anno.mat.
+    """Read the faces of anno.mat.
 
-    A 7.3 file is HDF5: a cell array of references, one row of `anno` a photograph: name, boxes, poses, points. Raises
-    InputError for another form.
+    A MATLAB 7.3 file is HDF5. `anno` is a cell array of references with one row per photograph: name, boxes, poses,
+    points.
+
+    Args:
+        path: anno.mat.
+
+    Returns:
+        For every face: file name, number of the face in it from 1, and (6, 2) x, y as in the file, which counts the
+        first pixel's center as 1.
+
+    Raises:
+        InputError: h5py is not installed, or the file has another form.
     """
     try:
         import h5py
@@ -35,7 +45,7 @@ def read_annotations(path: Path) -> list[tuple[str, int, np.ndarray]]:
             cells = cells if cells.shape[0] == 4 else cells.T
             if cells.shape[0] != 4:
                 shape = f"`anno` has the shape {cells.shape}"
-                raise InputError(f"{path}: {shape}, wants 4 columns: name, boxes, poses, points")
+                raise InputError(f"{path}: {shape}, expected 4 columns: name, boxes, poses, points")
             for name_at, points_at in zip(cells[0], cells[3], strict=True):
                 name = "".join(chr(int(c)) for c in np.array(file[name_at]).flatten())
                 inner = np.array(file[points_at])
@@ -44,24 +54,41 @@ def read_annotations(path: Path) -> list[tuple[str, int, np.ndarray]]:
                     points = points if points.shape == (6, 2) else points.T
                     if points.shape != (6, 2):
                         where = f"{path}: face {number} of {name}"
-                        raise InputError(f"{where}: points of shape {points.shape}, wants 6 x 2")
+                        raise InputError(f"{where}: expected points of shape (6, 2), got {points.shape}")
                     faces.append((name, number, points.astype(np.float64)))
     except InputError:
         raise
     except (OSError, KeyError, ValueError, TypeError, AttributeError) as error:
-        raise InputError(f"{path}: not AFW's anno.mat in MATLAB 7.3 form ({error})") from None
+        raise InputError(f"{path}: not AFW's anno.mat in MATLAB 7.3 format ({error})") from None
     return faces
 
 
 def prepare_afw(
     source: Path, out: Path, *, size: int = GRID, gray: bool = False, quality: int = 95, strict: bool = False,
-    drop: Callable[[str], None] = print, advance: Callable[[int, int], None] = lambda done, total: None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, int]:  # fmt: skip
-    """Writes out/test.parquet; arguments and result as `prepare_mtfl`. Faces with a point that is not a number are left
-    out, as by the authors."""
+    """Write OUT/test.parquet from AFW.
+
+    Faces with a point that is not a number are left out, as in the authors' code.
+
+    Args:
+        source: the folder that holds anno.mat, or holds testimages/anno.mat.
+        out: folder for the table.
+        size: side of the stored crops in pixels.
+        gray: store gray crops.
+        quality: JPEG quality; 0 stores PNG, without loss.
+        strict: raise the first error instead of leaving a face out.
+        progress: called with the numbers of faces done and in all.
+
+    Returns:
+        Rows written ("test"), and "dropped".
+
+    Raises:
+        InputError: the folder or file is not AFW's, or nothing in it can be used.
+    """
     path = next((p for p in (source / "anno.mat", source / "testimages" / "anno.mat") if p.is_file()), None)
     if path is None:
-        raise InputError(f"{source}: no anno.mat in it; is this AFW?")
+        raise InputError(f"{source}: has no anno.mat; is this AFW?")
     rule = RULES["mtfl"]
 
     def make(face: tuple[str, int, np.ndarray]) -> Row:
@@ -78,4 +105,4 @@ def prepare_afw(
 
     info = TableInfo("afw", "test", FACE_5, rule.name, size, gray)
     jobs = {"test": read_annotations(path)}
-    return write_splits(out, jobs, make, lambda split: info, strict=strict, drop=drop, advance=advance)
+    return write_splits(out, jobs, make, lambda split: info, strict=strict, progress=progress)

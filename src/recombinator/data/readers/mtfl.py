@@ -1,6 +1,6 @@
-"""MTFL and its AFLW test set: the original layout (SPEC 2.2, 2.4).
+"""MTFL and its AFLW test set in their original layout (the paper, section 5).
 
-A line is `path x1..x5 y1..y5 gender smile glasses pose`, the path with / or \\, attributes 1-based.
+A line is `path x1..x5 y1..y5 gender smile glasses pose`. The path has / or \\, and attributes count from 1.
 """
 
 from __future__ import annotations
@@ -23,7 +23,14 @@ ATTRIBUTES = ("gender", "smile", "glasses", "pose")
 
 @dataclass(frozen=True)
 class Line:
-    """One annotated face: `where` is "file:line" for messages; points: (5, 2), a pixel's center at + 0.5."""
+    """One annotated face.
+
+    Attributes:
+        where: "FILE:LINE", for messages.
+        file: name of the image, with forward slashes.
+        points: (5, 2) x, y in pixels; a pixel's center lies at its integer + 0.5.
+        attributes: classes from 0 by the attribute's name.
+    """
 
     where: str
     file: str
@@ -40,12 +47,20 @@ def _is_number(text: str) -> bool:
 
 
 def parse_line(text: str, where: str) -> Line:
-    """Raises InputError naming `where` for a wrong number of fields, text or NaN among the numbers."""
+    """Parse one line of training.txt or testing.txt.
+
+    Args:
+        text: the line.
+        where: "FILE:LINE", for messages.
+
+    Raises:
+        InputError: naming `where`, for a wrong number of fields, or text or NaN among the numbers.
+    """
     fields = text.split()
     if len(fields) > 15 and not _is_number(fields[1]):  # blanks in the path
         fields = text.strip().rsplit(None, 14)
     if len(fields) != 15:
-        raise InputError(f"{where}: has {len(fields)} fields, wants 15 (path, 5 x, 5 y, 4 attributes)")
+        raise InputError(f"{where}: expected 15 fields (path, 5 x, 5 y, 4 attributes), got {len(fields)}")
     try:
         numbers = np.array([float(f) for f in fields[1:]])
     except ValueError as error:
@@ -62,26 +77,42 @@ def parse_line(text: str, where: str) -> Line:
 
 
 def split_indices(n: int) -> tuple[np.ndarray, np.ndarray]:
-    """The authors' split of n training lines: a seeded permutation whose last tenth is validation."""
+    """Split n training lines as the authors do: a seeded permutation whose last tenth is validation.
+
+    Returns:
+        The indices of the training lines, and those of the validation lines.
+    """
     order = np.random.RandomState(SPLIT_SEED).permutation(n)
     valid = max(n // 10, int(n > 1))
     return order[: n - valid], order[n - valid :]
 
 
 def _lines(path: Path) -> list[tuple[str, int, str]]:
-    """(list's name, line number, text) of the lines that are not blank."""
+    """Return the list's name, the line number and the text of every line that is not blank."""
     text = path.read_text(encoding="utf-8-sig", errors="replace")
     return [(path.name, i, t) for i, t in enumerate(text.splitlines(), 1) if t.strip()]
 
 
 def prepare_mtfl(
     source: Path, out: Path, *, size: int = GRID, gray: bool = False, quality: int = 95, strict: bool = False,
-    drop: Callable[[str], None] = print, advance: Callable[[int, int], None] = lambda done, total: None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, int]:  # fmt: skip
-    """Writes out/{train,valid,test}.parquet; returns rows written a split and "dropped".
+    """Write OUT/{train,valid,test}.parquet from MTFL.
 
-    size: crop side in pixels; quality: JPEG quality, 0 for PNG. `drop` is called with a sentence for each line
-    left out (`strict`: the first raises InputError instead), `advance` with lines done and lines in all.
+    Args:
+        source: the folder that holds training.txt, testing.txt, or both, and the images that they name.
+        out: folder for the tables.
+        size: side of the stored crops in pixels.
+        gray: store gray crops.
+        quality: JPEG quality; 0 stores PNG, without loss.
+        strict: raise the first error instead of leaving a face out with a logged warning.
+        progress: called with the numbers of faces done and in all.
+
+    Returns:
+        Rows written per split, and "dropped".
+
+    Raises:
+        InputError: the folder is not MTFL's, or nothing in it can be used.
     """
     if not source.is_dir():
         raise InputError(f"{source}: no such folder; give the one that holds training.txt and testing.txt")
@@ -93,7 +124,7 @@ def prepare_mtfl(
     if (source / "testing.txt").is_file():
         jobs["test"] = _lines(source / "testing.txt")
     if not any(jobs.values()):
-        raise InputError(f"{source}: neither training.txt nor testing.txt with any line in it; is this MTFL?")
+        raise InputError(f"{source}: has no line in training.txt or testing.txt; is this MTFL?")
     rule = RULES["mtfl"]
 
     def make(job: tuple[str, int, str]) -> Row:
@@ -110,5 +141,5 @@ def prepare_mtfl(
 
     return write_splits(
         out, jobs, make, lambda split: TableInfo("mtfl", split, FACE_5, rule.name, size, gray),
-        attributes=ATTRIBUTES, strict=strict, drop=drop, advance=advance,
+        attributes=ATTRIBUTES, strict=strict, progress=progress,
     )  # fmt: skip

@@ -1,122 +1,140 @@
-"""Anybody's own keypoints: photographs and one file of points, of faces or of anything else."""
+"""Your own keypoints: a file of points and the images it names, of faces or of anything else."""
 
 from __future__ import annotations
 
-import csv
-import io
-import json
+import logging
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from recombinator.data.annotations import Entry
 from recombinator.data.crops import GRID, RULES
 from recombinator.data.images import read_image
-from recombinator.data.points import ABOUT, PointSet, read_points
+from recombinator.data.points import PointSet, infer_names, point_sets, read_entries
 from recombinator.data.rows import crop_row
 from recombinator.data.table import SPLIT_SEED, Row, TableInfo, write_splits
 from recombinator.keypoints import KEYPOINT_SETS, KeypointSet
 from recombinator.utils.errors import InputError
 
-_SIDES = (("left", "right"), ("Left", "Right"), ("l_", "r_"), ("L_", "R_"), ("_l", "_r"), ("_L", "_R"))
+logger = logging.getLogger(__name__)
+
+_SIDE = re.compile(r"left|Left|LEFT|right|Right|RIGHT|(?<![A-Za-z])[lrLR](?![A-Za-z])|(?<=[a-z])[LR](?![A-Za-z])")
+_OTHER = {"left": "right", "Left": "Right", "LEFT": "RIGHT", "l": "r", "L": "R"}
+_OTHER |= {right: left for left, right in _OTHER.items()}
 
 
 def mirror_pairs(names: tuple[str, ...]) -> tuple[tuple[int, int], ...]:
-    """Index pairs of names that differ in left and right only: those change places in a mirrored image."""
+    """Find the keypoints that change places when an image is mirrored, by their names.
+
+    Args:
+        names: left_eye and right_eye, L_hand and R_hand, "eye l" and "eye r", earL and earR are pairs.
+
+    Returns:
+        Index pairs, the left one first.
+    """
     pairs = []
     for i, name in enumerate(names):
-        for a, b in _SIDES:
-            other = name.replace(a, b)
-            if a in name and other in names:
-                pairs.append((i, names.index(other)))
-                break
+        sides = _SIDE.findall(name)
+        other = _SIDE.sub(lambda match: _OTHER[match[0]], name)
+        if sides and sides[0].lower().startswith("l") and other in names:
+            pairs.append((i, names.index(other)))
     return tuple(pairs)
 
 
-def infer_keypoints(path: Path, normalizer: str | None = None) -> KeypointSet:
-    """The keypoint set of a points file, from its first face: names where it has them, else numbers.
+def infer_keypoints(entries: list[Entry], source: Path, normalizer: str | None = None) -> KeypointSet:
+    """Infer the keypoint set of a points file: names where the file has them, else numbers from 1.
 
-    normalizer: two names, "a,b", whose distance errors are divided by; without it the points' bounding box is. Raises
-    InputError for a file without a face, and for names that it does not have.
+    The names of a built-in set, in any order, give that set. Mirror pairs come from the names.
+
+    Args:
+        entries: the file's entries (`recombinator.data.points.read_entries`).
+        source: the file, for messages.
+        normalizer: two names, "a,b", whose distance errors are divided by; without it the points' bounding box is.
+
+    Raises:
+        InputError: no entry has points, or `normalizer` does not name two of them.
     """
-    names: list[str] = []
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-        if path.suffix.lower() == ".csv":
-            reader = csv.DictReader(io.StringIO(text))
-            reader.fieldnames = [c.strip() for c in reader.fieldnames or ()]
-            rows = list(reader)
-            if rows and "keypoint" in rows[0]:
-                about = [c for c in ABOUT if c != "confidence"]
-                first = [rows[0].get(c) for c in about]
-                names = [(r["keypoint"] or "").strip() for r in rows if [r.get(c) for c in about] == first]
-                names = list(dict.fromkeys(names))  # one that comes twice is told of with its line
-            elif rows:
-                names = [str(i + 1) for i in range(sum(bool(re.fullmatch(r"[xX]_?\d+", c or "")) for c in rows[0]))]
-            if rows and not names:
-                raise InputError(
-                    f"{path}:1: wants the columns file, keypoint, x, y (a row a keypoint), or file, x1, y1, x2, y2 "
-                    f"and so on (a row a face), separated by commas; has {', '.join(reader.fieldnames)}"
-                )
-        else:
-            found: Any = json.loads(text.splitlines()[0] if path.suffix.lower() == ".jsonl" else text)
-            found = found.get("photographs", found.get("annotations", found)) if isinstance(found, dict) else found
-            entries = found if isinstance(found, list) else [found]
-            entry = next(face for e in entries for face in e.get("faces", [e]))
-            points = entry.get("points", entry.get("keypoints"))
-            flat = not isinstance(points[0], list | dict)
-            names = [
-                str(p.get("name", i + 1)) if isinstance(p, dict) else str(i + 1)
-                for i, p in enumerate(points[::3] if flat else points)
-            ]
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise InputError(f"{path}: cannot be read ({error})") from None
-    except (KeyError, IndexError, TypeError, AttributeError, StopIteration):
-        names = []
+    names = infer_names(entries)
     if not names:
-        raise InputError(f"{path}: no face with points in it (`recombinator prepare points --help` tells the forms)")
-    known = next((s for s in KEYPOINT_SETS.values() if list(s.names) == names), None)
+        why = next((f"{e.where}: {e.problem}" for e in entries if e.problem), "")
+        if why:
+            raise InputError(why)
+        raise InputError(f"{source}: no object with points (`recombinator prepare points --help` lists the forms)")
+    known = next((s for s in KEYPOINT_SETS.values() if sorted(s.names) == sorted(names)), None)
     if known:
         return known
     pair: tuple[tuple[int, ...], tuple[int, ...]] = ((), ())
     if normalizer:
         wanted = [n.strip() for n in normalizer.split(",")]
         if len(set(wanted)) != 2 or len(wanted) != 2 or not set(wanted) <= set(names):
-            raise InputError(f"--normalizer {normalizer}: wants two different of {', '.join(names[:12])}")
+            raise InputError(f"--normalizer {normalizer}: expected two different keypoints of {', '.join(names[:12])}")
         pair = ((names.index(wanted[0]),), (names.index(wanted[1]),))
-    return KeypointSet(f"own-{len(names)}", tuple(names), mirror_pairs(tuple(names)), pair)
+    return KeypointSet(f"own-{len(names)}", names, mirror_pairs(names), pair)
+
+
+def _locate(folder: Path, names: list[str]) -> dict[str, Path]:
+    """Return each image's path in `folder`: under its name, else under its last part if no two names share that."""
+    last = [name.rsplit("/", 1)[-1] for name in names]
+    distinct = len(set(last)) == len(last)
+    paths = {}
+    for name, short in zip(names, last, strict=True):
+        use_short = distinct and not (folder / name).is_file() and (folder / short).is_file()
+        paths[name] = folder / (short if use_short else name)
+    return paths
 
 
 def prepare_points(
     source: Path, out: Path, *, images: Path | None = None, normalizer: str | None = None, size: int = GRID,
-    gray: bool = False, quality: int = 95, strict: bool = False, drop: Callable[[str], None] = print,
-    advance: Callable[[int, int], None] = lambda done, total: None,
+    gray: bool = False, quality: int = 95, strict: bool = False, missing: str = "auto",
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, int]:  # fmt: skip
-    """Writes out/{train,valid,test}.parquet from a .csv, .json or .jsonl file of points and the images it names (in
-    `images`, else beside it): eight, one and one tenth of the photographs. A point left empty is not learnt.
+    """Write OUT/{train,valid,test}.parquet from a file of points and the images it names.
 
-    Crops are the points' bounding box enlarged (300-W's rule). Otherwise as `prepare_mtfl`.
+    Eight, one and one tenth of the images go to each split. The crop is the points' bounding box enlarged, by 300-W's
+    rule. A missing point is masked: nothing is learned from it.
+
+    Args:
+        source: the points, in a format that `recombinator.data.points.read_points` reads.
+        out: folder for the tables.
+        images: folder of the images; without it, the folder of `source`.
+        normalizer: two keypoints, "a,b", whose distance errors are divided by; without it the points' bounding box is.
+        size: side of the stored crops in pixels.
+        gray: store gray crops.
+        quality: JPEG quality; 0 stores PNG, without loss.
+        strict: raise the first error instead of leaving an object out.
+        missing: coordinates that stand for a missing point: "auto" (0,0 and -1,-1 where two or more points have them),
+            a pair such as "0,0", or "none".
+        progress: called with the numbers of objects done and in all.
+
+    Returns:
+        Rows written per split, and "dropped".
+
+    Raises:
+        InputError: the file cannot be read, or too little of it can be used.
     """
-    keypoints, folder, rule = infer_keypoints(source, normalizer), images or source.parent, RULES["300w"]
+    entries, folder, rule = read_entries(source, missing), images or source.parent, RULES["300w"]
+    keypoints = infer_keypoints(entries, source, normalizer)
     dropped: list[str] = []
 
     def refuse(error: InputError) -> None:
         if strict:
             raise error
         dropped.append(str(error))
-        drop(str(error))
+        logger.warning("%s", error)
 
-    sets = read_points(source, keypoints, refuse)
     photographs: dict[str, list[PointSet]] = {}
-    for face in sets:
+    for face in point_sets(entries, keypoints, refuse):
         photographs.setdefault(face.file, []).append(face)
     files = sorted(photographs)
+    if files == [""]:
+        raise InputError(f"{source}: nothing in it names the images; expected a column or field `file`")
+    paths = _locate(folder, files)
     order = [files[i] for i in np.random.RandomState(SPLIT_SEED).permutation(len(files))]
     tenth = max(1, len(files) // 10)
     if len(files) < 3:
-        raise InputError(f"{source}: {len(files)} photographs are too few for three splits: 3 or more")
+        raise InputError(f"{source}: expected 3 or more images for three splits, got {len(files)}")
     parts = {"test": order[:tenth], "valid": order[tenth : 2 * tenth], "train": order[2 * tenth :]}
     jobs = {split: [f for name in sorted(part) for f in photographs[name]] for split, part in parts.items()}
 
@@ -124,23 +142,23 @@ def prepare_points(
         known = np.isfinite(face.points).all(axis=1)
         try:
             if known.sum() < 2:
-                raise InputError(f"{known.sum()} known points; at least 2 are needed")
+                raise InputError(f"expected 2 or more known points, got {known.sum()}")
             lacking = [keypoints.names[i] for group in keypoints.normalizer for i in group if not known[i]]
             if lacking:
-                raise InputError(f"without {lacking[0]} its errors have no normalizer")
+                raise InputError(f"{lacking[0]} is missing, which its errors are normalized by")
             points = np.where(known[:, None], face.points, face.points[known].mean(axis=0))
             if keypoints.scale(points) < 1:
-                raise InputError("its normalizer is below a pixel; --normalizer a,b names two points that lie apart")
-            image = read_image(folder / face.file)
+                raise InputError("its normalizer is below one pixel; choose two points with --normalizer a,b")
+            image = read_image(paths[face.file])
             return crop_row(image, points, face.file, rule, size=size, gray=gray, quality=quality, mask=known)
         except InputError as error:
             raise InputError(f"{face.where}: {error}") from None
 
     counts = write_splits(
         out, jobs, make, lambda split: TableInfo("own", split, keypoints, rule.name, size, gray),
-        strict=strict, drop=drop, advance=advance,
+        strict=strict, progress=progress,
     )  # fmt: skip
     counts["dropped"] += len(dropped)
     for split in (s for s in jobs if not counts[s]):
-        raise InputError(f"{source}: every face of the {split} split was dropped, for the reasons above; mend them")
+        raise InputError(f"{source}: every object of the {split} split was dropped, for the reasons above; fix them")
     return counts

@@ -1,7 +1,7 @@
-"""Drawn faces with 5 or 68 known points: tests and a first training run need no download.
+"""Drawn faces with 5 or 68 known keypoints, so that tests and a first training need no download.
 
-A mesh of 68 points with depth is deformed, turned in space, projected and painted with OpenCV; light, noise,
-blur, glasses-like bars and occluding patches vary. Everything follows from the seed.
+A mesh of 68 points with depth is deformed, rotated in space, projected and painted with OpenCV. Light, noise, blur,
+glasses and occluding rectangles vary. Everything follows from the seed.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def _ellipse(center: tuple[float, float], radii: tuple[float, float], degrees: l
 
 
 def _mesh(rng: np.random.Generator) -> np.ndarray:
-    """(68, 3) points of a random face, unit half-width, x right, y down, z towards the viewer."""
+    """Draw a random face: (68, 3) points, half-width 1, x right, y down, z towards the viewer."""
     jaw = _ellipse((0, -0.05), (1.0, 1.15 + 0.1 * rng.random()), list(np.linspace(180, 360, 17)))
     raise_brow, smile, opening = rng.normal(0, 0.04), rng.normal(0, 0.05), abs(rng.normal(0, 0.05))
     arch = 0.07 * np.sin(np.linspace(0.3, np.pi - 0.1, 5))
@@ -53,7 +53,7 @@ def _mesh(rng: np.random.Generator) -> np.ndarray:
 
 
 def _project(mesh: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Turned in space (yaw +-35, pitch +-15, roll +-30 degrees), scaled and placed on the canvas: (N, 2)."""
+    """Rotate in space (yaw +-35, pitch +-15, roll +-30 degrees), scale and place on the canvas: (N, 3) -> (N, 2)."""
     yaw, pitch, roll = np.deg2rad(rng.uniform(-1, 1, 3) * [35, 15, 30])
     cos, sin = np.cos, np.sin
     turn_y = np.array([[cos(yaw), 0, sin(yaw)], [0, 1, 0], [-sin(yaw), 0, cos(yaw)]])
@@ -64,7 +64,14 @@ def _project(mesh: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def draw_face(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """A (240, 240, 3) RGB uint8 picture and its (68, 2) points, a pixel's center at its integer + 0.5."""
+    """Draw one face.
+
+    Args:
+        rng: the source of everything that varies.
+
+    Returns:
+        (240, 240, 3) RGB uint8 image, and (68, 2) x, y in its pixels; a pixel's center lies at its integer + 0.5.
+    """
     import cv2
 
     mesh = _mesh(rng)
@@ -118,12 +125,12 @@ def draw_face(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
 
 
 def five_of(points: np.ndarray) -> np.ndarray:
-    """(68, 2) -> (5, 2): eye centers, nose tip, mouth corners."""
+    """Return the points of face-5 from those of face-68, (68, 2) -> (5, 2): eye centers, nose tip, mouth corners."""
     return np.stack([points[36:42].mean(axis=0), points[42:48].mean(axis=0), points[30], points[48], points[54]])
 
 
 def synthetic_row(index: int, seed: int, keypoints: int, size: int, gray: bool, quality: int) -> Row:
-    """Face number `index` of the set that `seed` names: the same picture for 5 and for 68 points."""
+    """Draw face number `index` of the set that `seed` gives: the same image for 5 and for 68 keypoints."""
     image, points = draw_face(np.random.default_rng([seed, index]))
     points = five_of(points) if keypoints == 5 else points
     rule = RULES[_SETS[keypoints][1]]
@@ -132,13 +139,30 @@ def synthetic_row(index: int, seed: int, keypoints: int, size: int, gray: bool, 
 
 def prepare_synthetic(
     out: Path, *, faces: int = 1000, keypoints: int = 5, seed: int = 0, size: int = GRID, gray: bool = True,
-    quality: int = 95, advance: Callable[[int, int], None] = lambda done, total: None,
+    quality: int = 95, progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, int]:  # fmt: skip
-    """Writes out/{train,valid,test}.parquet: eight, one and one tenth of `faces`."""
+    """Write OUT/{train,valid,test}.parquet of drawn faces: eight, one and one tenth of them.
+
+    Args:
+        out: folder for the tables.
+        faces: number of faces, 10 or more.
+        keypoints: 5 (face-5) or 68 (face-68).
+        seed: of everything that varies.
+        size: side of the stored crops in pixels.
+        gray: store gray crops.
+        quality: JPEG quality; 0 stores PNG, without loss.
+        progress: called with the numbers of faces done and in all.
+
+    Returns:
+        Rows written per split.
+
+    Raises:
+        InputError: another number of keypoints, or too few faces.
+    """
     if keypoints not in _SETS:
-        raise InputError(f"{keypoints} keypoints are not drawn: use 5 or 68")
+        raise InputError(f"expected 5 or 68 keypoints, got {keypoints}")
     if faces < 10:
-        raise InputError(f"{faces} faces are too few for three splits: use 10 or more")
+        raise InputError(f"expected 10 or more faces for three splits, got {faces}")
     keypoint_set, rule = _SETS[keypoints]
     tenth = faces // 10
     bounds = {
@@ -150,7 +174,7 @@ def prepare_synthetic(
     counts = write_splits(
         out, {split: range(*bound) for split, bound in bounds.items()},
         lambda i: synthetic_row(i, seed, keypoints, size, gray, quality),
-        lambda split: TableInfo("synthetic", split, keypoint_set, rule, size, gray), strict=True, advance=advance,
+        lambda split: TableInfo("synthetic", split, keypoint_set, rule, size, gray), strict=True, progress=progress,
     )  # fmt: skip
     counts.pop("dropped")
     return counts

@@ -1,4 +1,4 @@
-"""300-W: folders of photographs, each beside a .pts file of 68 points (SPEC 2.3, 2.5)."""
+"""300-W: folders of images, each with a .pts file of 68 points of the same name (the paper, section 5.2)."""
 
 from __future__ import annotations
 
@@ -21,8 +21,16 @@ TEST_FOLDERS = {"testset": "common", "ibug": "challenging"}
 
 
 def split_files(source: Path, files: list[Path]) -> dict[str, list[Path]]:
-    """Test by folder name; of the rest, a seeded tenth for validation, faces of one photograph (NAME_1, NAME_2; not
-    LFPW's running numbers, image_0001) together. The order of names decides, not the file system's."""
+    """Split the .pts files into train, valid and test.
+
+    The test files are those in the folders of TEST_FOLDERS. A seeded tenth of the others is for validation. Faces of
+    one photograph (NAME_1, NAME_2, but not LFPW's running numbers such as image_0001) stay together. The split depends
+    on names alone, not on the order of `files` or the file system's.
+
+    Args:
+        source: 300-W's folder.
+        files: the .pts files in it.
+    """
     test = [f for f in files if _subset(source, f)]
     photographs: dict[str, list[Path]] = {}
     for f in files:
@@ -38,30 +46,45 @@ def split_files(source: Path, files: list[Path]) -> dict[str, list[Path]]:
 
 
 def _subset(source: Path, file: Path) -> str:
-    """ "common" or "challenging" for a test image, nothing for a training image."""
+    """Return "common" or "challenging" for a test image, "" for a training image."""
     return next((TEST_FOLDERS[p.lower()] for p in file.relative_to(source).parts if p.lower() in TEST_FOLDERS), "")
 
 
 def prepare_300w(
     source: Path, out: Path, *, size: int = GRID, gray: bool = False, quality: int = 95, strict: bool = False,
-    drop: Callable[[str], None] = print, advance: Callable[[int, int], None] = lambda done, total: None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, int]:  # fmt: skip
-    """Writes out/{train,valid,test}.parquet from every .pts file below `source` (AFW, HELEN, LFPW, iBUG, whichever
-    are there); arguments and result as `prepare_mtfl`."""
+    """Write OUT/{train,valid,test}.parquet from every .pts file in a folder and its subfolders.
+
+    Args:
+        source: the folder that holds AFW, HELEN, LFPW and iBUG, or some of them.
+        out: folder for the tables.
+        size: side of the stored crops in pixels.
+        gray: store gray crops.
+        quality: JPEG quality; 0 stores PNG, without loss.
+        strict: raise the first error instead of leaving a face out.
+        progress: called with the numbers of faces done and in all.
+
+    Returns:
+        Rows written per split, and "dropped".
+
+    Raises:
+        InputError: the folder is not 300-W's, or nothing in it can be used.
+    """
     if not source.is_dir():
         raise InputError(f"{source}: no such folder; give the one that holds 300-W's folders")
     jobs = split_files(source, sorted(source.rglob("*.pts")))
     if not any(jobs.values()):
-        raise InputError(f"{source}: no .pts file below it; is this 300-W?")
+        raise InputError(f"{source}: has no .pts file; is this 300-W?")
     rule = RULES["300w"]
 
     def make(file: Path) -> Row:
         points = read_pts(file)
-        beside = [p for p in (file.with_suffix(s) for e in IMAGES for s in (e, e.upper())) if p.is_file()]
-        if not beside:
-            raise InputError(f"{file}: no image of that name beside it ({', '.join(IMAGES)})")
-        name, subset = beside[0].relative_to(source).as_posix(), _subset(source, file)
-        image = read_image(beside[0])
+        images = [p for p in (file.with_suffix(s) for e in IMAGES for s in (e, e.upper())) if p.is_file()]
+        if not images:
+            raise InputError(f"{file}: no image of that name in its folder ({', '.join(IMAGES)})")
+        name, subset = images[0].relative_to(source).as_posix(), _subset(source, file)
+        image = read_image(images[0])
         try:
             return crop_row(image, points, name, rule, size=size, gray=gray, quality=quality, subset=subset)
         except InputError as error:
@@ -69,5 +92,5 @@ def prepare_300w(
 
     return write_splits(
         out, jobs, make, lambda split: TableInfo("300w", split, FACE_68, rule.name, size, gray),
-        strict=strict, drop=drop, advance=advance,
+        strict=strict, progress=progress,
     )  # fmt: skip

@@ -1,0 +1,155 @@
+"""Annotated points as a file has them: one structure, whatever the format.
+
+Every reader of points files in `recombinator.data.readers` returns a list of `Entry`. Inferring a keypoint set and
+making arrays (`recombinator.data.points`) start from that list, so no file is parsed twice.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from recombinator.utils.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+# Names of columns (CSV) and fields (JSON) by what they hold, the preferred one first; compared by `plain_name`.
+FIELDS: dict[str, tuple[str, ...]] = {
+    "file": (
+        "file", "filename", "filepath", "image", "imagefile", "imagename", "imagepath", "img", "path", "photograph",
+    ),
+    "object": ("face", "object", "instance", "id"),
+    "keypoint": ("keypoint", "keypointname", "landmark", "bodypart", "point"),
+    "frame": ("frame",),
+    "x": ("x",),
+    "y": ("y",),
+    "visibility": ("visibility", "v"),
+    "points": ("points", "keypoints", "landmarks"),
+}  # fmt: skip
+
+MISSING = {"", "-", "na", "n/a", "#n/a", "nan", "null", "none"}  # texts of a coordinate that is not known
+LABELED = 2  # COCO's visibility of a point that can be seen; 1: labeled but occluded, 0: not labeled
+
+
+class Point(NamedTuple):
+    """One point in the file's own coordinates.
+
+    x, y: pixels; NaN where the file has no coordinate.
+    visibility: COCO's value. 0 means that the point is not labeled, whatever its coordinates are.
+    """
+
+    x: float
+    y: float
+    visibility: int = LABELED
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One annotated object.
+
+    where: "FILE:LINE" or "FILE: entry N", the start of every message about it.
+    file: name of its image, with forward slashes; empty if the file names none.
+    object_id: which of the image's objects it is.
+    points: the points by name. A numbered point has its number, from 1, as its name.
+    positional: the points had no names: a number is the place in a list, and no point of the list can be left out.
+    origin: a coordinate in the file minus the package's, in pixels (the package's convention:
+        `recombinator.transforms.affine`). COCO has a pixel's center at its integer: -0.5.
+    problem: why the entry cannot be used, as one sentence; empty if it can.
+    """
+
+    where: str
+    file: str = ""
+    object_id: str = "1"
+    points: Mapping[str, Point] = field(default_factory=dict)
+    positional: bool = False
+    origin: float = 0.0
+    problem: str = ""
+
+
+Reader = Callable[[Path], list[Entry]]
+
+
+class Numbering:
+    """Number the objects of each image from 1, for entries that have no identifier of their own."""
+
+    def __init__(self) -> None:
+        self._count: Counter[str] = Counter()
+
+    def __call__(self, file: str) -> str:
+        self._count[file] += 1
+        return str(self._count[file])
+
+
+def plain_name(text: str) -> str:
+    """Return a column's or field's name without case, blanks, underscores and hyphens."""
+    return re.sub(r"[\s_-]", "", text).casefold()
+
+
+def image_name(text: str) -> str:
+    """Return an image's name with forward slashes: files written on Windows have backslashes."""
+    return text.strip().replace("\\", "/")
+
+
+def coordinate(value: Any, decimal_comma: bool = False) -> float:
+    """Return a coordinate as a float, NaN if the value stands for a missing one.
+
+    Args:
+        value: a number, a text or None.
+        decimal_comma: read "53,5" as 53.5.
+
+    Raises:
+        InputError: the value is not a number. The message lacks the place; the caller adds it.
+    """
+    text = "" if value is None else str(value).strip()
+    if text.casefold() in MISSING:
+        return float("nan")
+    try:
+        return float(text.replace(",", ".") if decimal_comma else text)
+    except ValueError:
+        raise InputError(f"{value!r} is not a number") from None
+
+
+def visibility(value: Any) -> int:
+    """Return COCO's visibility as an integer; a point without one is labeled.
+
+    Raises:
+        InputError: the value is not 0, 1 or 2. The message lacks the place; the caller adds it.
+    """
+    text = "" if value is None else str(value).strip()
+    if text.casefold() in MISSING:
+        return LABELED
+    number = coordinate(text)
+    if number not in (0, 1, LABELED):
+        raise InputError(f"visibility must be 0, 1 or 2, got {value!r}")
+    return int(number)
+
+
+def read_text(path: Path) -> str:
+    """Read a text file in UTF-8, UTF-16 (with its mark) or, with a warning, Windows-1252.
+
+    Raises:
+        InputError: the file cannot be read, or is binary.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
+    try:
+        if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+            return data.decode("utf-16")
+        if b"\0" in data:
+            raise InputError(f"{path}: a binary file, not text")
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        pass
+    try:
+        text = data.decode("cp1252")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: cannot be read as text ({error}); save it as UTF-8") from None
+    logger.warning("%s: not UTF-8; read as Windows-1252. Save it as UTF-8 if names come out wrong", path)
+    return text

@@ -1,0 +1,195 @@
+"""Points in JSON and JSON lines: lists of objects, the reports of `predict`, COCO keypoints."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+from recombinator.data.annotations import (
+    FIELDS,
+    Entry,
+    Numbering,
+    Point,
+    coordinate,
+    image_name,
+    plain_name,
+    read_text,
+    visibility,
+)
+from recombinator.utils.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+_COCO_ORIGIN = -0.5  # COCO has a pixel's center at its integer
+
+
+def read_json(path: Path) -> list[Entry]:
+    """Read a JSON file of points.
+
+    Args:
+        path: a file with a list of objects, each with a file name and `points` (`[[x, y], ...]`, `[[x, y, visibility],
+            ...]`, `[{"name": ..., "x": ..., "y": ...}, ...]` or `{"NAME": [x, y], ...}`); the report of `predict`; or
+            COCO keypoints, with the names of `categories`.
+
+    Returns:
+        One entry per object, in the file's order.
+
+    Raises:
+        InputError: the file cannot be read, is not JSON, or has another form.
+    """
+    try:
+        whole = json.loads(read_text(path))
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path}:{error.lineno}: not JSON ({error.msg})") from None
+    except RecursionError:
+        raise InputError(f"{path}: not a points file (too deeply nested)") from None
+    if isinstance(whole, dict) and "annotations" in whole:
+        return _coco(path, whole)
+    if isinstance(whole, dict):
+        whole = whole.get("photographs", whole)
+    number = Numbering()
+    items = whole if isinstance(whole, list) else [whole]
+    return [e for i, item in enumerate(items, 1) for e in _objects(f"{path}: entry {i}", item, number)]
+
+
+def read_json_lines(path: Path) -> list[Entry]:
+    """Read a file with one JSON object per line, each as `read_json` has them in a list.
+
+    A line that is not JSON becomes an entry with that problem; blank lines are left out.
+    """
+    number = Numbering()
+    entries: list[Entry] = []
+    for line, text in enumerate(read_text(path).split("\n"), 1):
+        if not text.strip():
+            continue
+        where = f"{path}:{line}"
+        try:
+            entries += _objects(where, json.loads(text), number)
+        except json.JSONDecodeError as error:
+            entries.append(Entry(where, problem=f"not JSON ({error.msg})"))
+    return entries
+
+
+def _field(item: dict[str, Any], kind: str) -> Any:
+    """Return the item's field of that kind, a key of FIELDS; None if it has none."""
+    by_name = {plain_name(str(k)): v for k, v in item.items()}
+    return next((by_name[name] for name in FIELDS[kind] if by_name.get(name) is not None), None)
+
+
+def _file_of(item: Any) -> str:
+    found = _field(item, "file") if isinstance(item, dict) else None
+    return image_name(found) if isinstance(found, str) else ""
+
+
+def _objects(where: str, item: Any, number: Numbering) -> list[Entry]:
+    """Return the entries of one image of a report, one object, or one bare list of points."""
+    objects = item.get("faces", [item]) if isinstance(item, dict) else [{"points": item}]
+    if not isinstance(objects, list):
+        return [Entry(where, problem="`faces` must be a list")]
+    entries = []
+    for one in objects:
+        file = (_file_of(one) or _file_of(item)) if isinstance(one, dict) else ""
+        name = _field(one, "object") if isinstance(one, dict) else None
+        object_id = str(name) if isinstance(name, str | int) else number(file)
+        entries.append(_entry(where, file, object_id, one))
+    return entries
+
+
+def _entry(where: str, file: str, object_id: str, item: Any, names: list[str] | None = None) -> Entry:
+    """Return one object's entry. names: those of a COCO category, for points without names."""
+    points = _field(item, "points") if isinstance(item, dict) else None
+    try:
+        if not isinstance(points, list | dict):
+            raise InputError("expected `points` ([[x, y], ...]) or `keypoints`")
+        flat = isinstance(points, list) and bool(points) and not any(isinstance(p, list | dict) for p in points)
+        if flat and len(points) % 3:
+            raise InputError(f"expected x, y, visibility for each keypoint (COCO), got {len(points)} numbers")
+        if flat:
+            points = [points[i : i + 3] for i in range(0, len(points), 3)]
+        found, positional = _points(points)
+        if positional and names:
+            if len(names) != len(found):
+                raise InputError(f"expected {len(names)} keypoints as in its category, got {len(found)}")
+            found, positional = dict(zip(names, found.values(), strict=True)), False
+    except InputError as error:
+        return Entry(where, file, object_id, problem=str(error))
+    return Entry(where, file, object_id, found, positional, _COCO_ORIGIN if flat else 0.0)
+
+
+def _points(points: list[Any] | dict[str, Any]) -> tuple[dict[str, Point], bool]:
+    """Return the points by name, or by number and True if they have no names."""
+    if isinstance(points, dict):
+        return {str(name): _point(p) for name, p in points.items()}, False
+    names = [p.get("name") if isinstance(p, dict) else None for p in points]
+    if all(name is None for name in names):
+        return {str(i): _point(p) for i, p in enumerate(points, 1)}, True
+    if any(name is None for name in names):
+        raise InputError(f"point {names.index(None) + 1} has no name, but others have")
+    found: dict[str, Point] = {}
+    for name, p in zip(names, points, strict=True):
+        if str(name) in found:
+            raise InputError(f"keypoint {name} occurs twice")
+        found[str(name)] = _point(p)
+    return found, False
+
+
+def _point(value: Any) -> Point:
+    if value is None:
+        return Point(float("nan"), float("nan"))
+    if isinstance(value, dict):
+        return Point(coordinate(value.get("x")), coordinate(value.get("y")), visibility(_field(value, "visibility")))
+    if not isinstance(value, list) or len(value) not in (2, 3):
+        raise InputError(f"expected x, y for each point, got {json.dumps(value)[:60]}")
+    return Point(coordinate(value[0]), coordinate(value[1]), visibility(value[2] if len(value) == 3 else None))
+
+
+def _coco(path: Path, whole: dict[str, Any]) -> list[Entry]:
+    """Return the entries of COCO's `annotations`, leaving out those that have no keypoints at all."""
+    annotations, images = whole["annotations"], _image_names(path, whole.get("images"))
+    if not isinstance(annotations, list):
+        raise InputError(f"{path}: `annotations` must be a list")
+    names = _category_names(whole.get("categories"))
+    number, entries, skipped = Numbering(), [], 0
+    for i, item in enumerate(annotations, 1):
+        where = f"{path}: annotation {i}"
+        if not isinstance(item, dict):
+            entries.append(Entry(where, problem="expected an object"))
+            continue
+        if not _field(item, "points"):
+            skipped += 1
+            continue
+        image_id = item.get("image_id")
+        file = images.get(str(image_id)) if image_id is not None else None
+        file = file or _file_of(item)
+        category = names.get(str(item.get("category_id")), next(iter(names.values())) if len(names) == 1 else None)
+        entry = _entry(where, file, str(item.get("id") or number(file)), item, category)
+        if images and not file and not entry.problem:
+            entry = Entry(where, problem=f"image_id {image_id} is not in `images`")
+        entries.append(entry)
+    if skipped:
+        logger.warning("%s: %d annotations without keypoints are left out", path, skipped)
+    return entries
+
+
+def _image_names(path: Path, images: Any) -> dict[str, str]:
+    """Return file names by image id, from COCO's list, or from an object with names or objects by id."""
+    if isinstance(images, dict):
+        images = [{"id": i, **(v if isinstance(v, dict) else {"file_name": v})} for i, v in images.items()]
+    if images is None:
+        return {}
+    if not isinstance(images, list) or not all(isinstance(i, dict) for i in images):
+        raise InputError(f"{path}: `images` must be a list of objects with id and file_name")
+    return {str(i.get("id")): _file_of(i) for i in images}
+
+
+def _category_names(categories: Any) -> dict[str, list[str]]:
+    """Return the keypoint names of each COCO category that has some, by the category's id."""
+    return {
+        str(c.get("id")): [str(name) for name in c["keypoints"]]
+        for c in (categories if isinstance(categories, list) else [])
+        if isinstance(c, dict)
+        and isinstance(c.get("keypoints"), list)
+        and 0 < len(c["keypoints"]) == len({str(name) for name in c["keypoints"]})
+    }
