@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from recombinator.data.table import load_table
 from recombinator.keypoints import check_same_keypoints
-from recombinator.models.base import check_takes_images
+from recombinator.models.base import KeypointNet, check_takes_images
 from recombinator.models.decode import decode
 from recombinator.predict.engine import GRAPH_FORMAT, OUTPUTS
 from recombinator.transforms.augment import Augment
@@ -96,7 +96,7 @@ def export(
 
 def _traced(net: KeypointNet, maps: bool) -> Any:
     """The network as an onnx.ModelProto, without the exporter's notes on where in the source each node comes from."""
-    net = net.eval().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    net = net.eval().to(memory_format=torch.contiguous_format)
     example = torch.randint(0, 256, (2, net.channels, net.size, net.size), dtype=torch.uint8)
     with warnings.catch_warnings(), _log_level("torch.onnx", logging.ERROR):
         warnings.simplefilter("ignore")
