@@ -96,7 +96,7 @@ def export(
 
 def _traced(net: KeypointNet, maps: bool) -> Any:
     """The network as an onnx.ModelProto, without the exporter's notes on where in the source each node comes from."""
-    net = net.eval().to(memory_format=torch.contiguous_format)
+    net = net.eval().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     example = torch.randint(0, 256, (2, net.channels, net.size, net.size), dtype=torch.uint8)
     with warnings.catch_warnings(), _log_level("torch.onnx", logging.ERROR):
         warnings.simplefilter("ignore")
