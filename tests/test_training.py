@@ -15,6 +15,7 @@ import torch
 from recombinator.data.readers.synthetic import prepare_synthetic
 from recombinator.data.table import load_table
 from recombinator.evaluation.tables import evaluate
+from recombinator.keypoints import KeypointSet
 from recombinator.models import create_model
 from recombinator.models.layers import Conv, initial_bound
 from recombinator.training.loop import Trainer, balanced_order, copy_matching
@@ -545,3 +546,11 @@ def test_every_setting_is_explained():
 def test_numbers_outside_their_range_are_named(change):
     with pytest.raises(InputError, match=next(iter(change))):
         get_recipe("fast", "rcn-4", **change)
+
+
+def test_flips_need_mirror_pairs(faces5, tmp_path):
+    table = load_table(faces5 / "train.parquet")
+    unnamed = replace(table, info=replace(table.info, keypoints=KeypointSet("own-5", tuple("12345"))))
+    with pytest.raises(InputError, match="own-5 has no mirror pairs"):
+        Trainer("rcn-4", unnamed, unnamed, tmp_path, get_recipe("fast", "rcn-4", flip=True))
+    Trainer("rcn-4", unnamed, unnamed, tmp_path, get_recipe("fast", "rcn-4", flip=False))
