@@ -2,6 +2,7 @@
 
 import json
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -10,6 +11,7 @@ from typer.testing import CliRunner
 from recombinator.cli import app
 from recombinator.data.table import load_table
 from recombinator.evaluation import calibration, metrics
+from recombinator.evaluation.plots import plot_reliability
 from recombinator.keypoints import FACE_5, RADII, SURE
 from recombinator.models import KeypointNet, create_model, decode
 from recombinator.predict.predictor import load
@@ -155,6 +157,16 @@ def test_reliability_and_auroc():
     pairs = [(a > b) + (a == b) / 2 for a in score[positive] for b in score[~positive]]
     assert metrics.auroc(score, positive) == pytest.approx(np.mean(pairs))
     assert np.isnan(metrics.auroc(score, np.ones(300, bool)))
+
+
+def test_nothing_of_the_reliability_plot_is_cut_off(tmp_path):
+    rows = [
+        {"radius": r, "error": 0.1, "curve": [{"confidence": c, "right": c} for c in (0.0, 0.5, 1.0)]} for r in RADII
+    ]
+    plot_reliability(tmp_path / "r.png", {"weights": "runs/a", "plain": rows, "covered": rows})
+    picture = cv2.imread(str(tmp_path / "r.png"))
+    for edge in (picture[:2], picture[-2:], picture[:, :2], picture[:, -2:]):
+        assert (edge == 255).all()
 
 
 def test_calibration_without_usable_points(weights, faces5):

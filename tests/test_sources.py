@@ -1,5 +1,7 @@
 """Weights and tables in memory: the same results as by path, and nothing is loaded twice."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -19,6 +21,20 @@ from recombinator.utils.errors import InputError
 from recombinator.weights import files
 from recombinator.weights.derive import average
 from recombinator.weights.files import Weights, join, load_weights, save_weights
+
+
+def assert_same(a, b):
+    """Equal, numbers up to the rounding that the order of a sum makes (an engine changes the layout of weights)."""
+    if isinstance(a, dict):
+        assert a.keys() == b.keys()
+        for key in a:
+            assert_same(a[key], b[key])
+    elif isinstance(a, list | tuple):
+        assert len(a) == len(b)
+        for x, y in zip(a, b, strict=True):
+            assert_same(x, y)
+    else:
+        assert a == (pytest.approx(b, rel=1e-4, abs=1e-6, nan_ok=True) if isinstance(b, float) else b)
 
 
 def write(path, net):
@@ -62,15 +78,14 @@ def test_what_is_in_memory_gives_the_same_results_and_is_not_loaded_again(paths,
     monkeypatch.setattr(sources, "load_table", lambda *a, **k: pytest.fail("the table was decoded again"))
     monkeypatch.setattr(files, "resolve", lambda *a: pytest.fail("the weights were loaded again"))
     for name, call in calls.items():
-        assert call(loaded, tables) == by_path[name], name
+        assert_same(call(loaded, tables), by_path[name])
     engine = sources.as_engine(loaded["a"])
     by_engine = evaluate(engine, tables["test"])[1]
-    assert by_engine == by_path["evaluate"] | {"weights": "rcn-4"}  # an engine has no name but its model's
+    assert_same(by_engine, by_path["evaluate"] | {"weights": "rcn-4"})  # an engine has no name but its model's
 
 
 def test_an_evaluation_gives_back_the_images_that_the_network_saw(paths, faces5, tmp_path):
     table = load_table(faces5 / "train.parquet")
-    assert len(table) % 64 or len(table) > 64
     result, _ = evaluate(paths["a"], table)
     everything = network_inputs(faces5 / "train.parquet", 24)
     np.testing.assert_array_equal(result.inputs(), everything)
@@ -94,7 +109,7 @@ def test_what_does_not_fit_is_named(paths, faces5, faces68):
         evaluate(loaded, table, limit=2)
     assert evaluate(loaded, table, limit=len(table))[1]["images"] == len(table)
     with pytest.raises(InputError, match="expected images with 1 channels for .*a.safetensors, got 3"):
-        evaluate(loaded, load_table(faces5 / "test.parquet", channels=3))
+        evaluate(loaded, replace(table, images=table.images.repeat(3, axis=1)))
     with pytest.raises(
         InputError, match=r"its 68 keypoints \(face-68\) are not those of .*a.safetensors, 5 \(face-5\)"
     ):

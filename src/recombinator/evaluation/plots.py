@@ -114,7 +114,8 @@ def plot_reliability(path: Path, report: dict[str, Any]) -> None:
         path: Picture to write; its ending decides the format.
         report: What `calibration.report` returns. One panel without and one with occlusion, one line per radius r.
     """
-    figure = new_figure(8, 4.4)
+    figure = new_figure(8, 4.7)
+    figure.set_layout_engine("compressed")  # the engine for axes of a fixed aspect; another cuts off their labels
     colors = ("#0072b2", "#56b4e9", "#009e73", "#e69f00", "#d55e00")
     figure.suptitle(report["weights"], fontsize=10)
     for axes, (part, title) in zip(
@@ -125,8 +126,8 @@ def plot_reliability(path: Path, report: dict[str, Any]) -> None:
             line = [[point[key] for point in row["curve"]] for key in ("confidence", "right")]
             label = f"{row['radius']}: error {100 * row['error']:.1f} %"
             axes.plot(*line, marker="o", markersize=3, color=color, label=label)
-        # a little room, so that marks at 0 and 1 are not cut; the box is square, the figure keeps its size
-        axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), box_aspect=1, title=title)
+        # a little room, so that markers at 0 and 1 are not cut
+        axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal", title=title)
         axes.set_xlabel("probability by the network")
         axes.grid(alpha=0.3)
         axes.legend(title="within pixels", fontsize=8, title_fontsize=8, loc="upper left")
