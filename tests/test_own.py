@@ -83,7 +83,8 @@ def test_inferred_sets(tmp_path):
     assert infer("b.csv", part).names == ("p", "q", "r")
     for name, text, normalizer, message in (
         ("c.csv", "keypoint,x,y\n", None, "no object with points"), ("c.json", "{", None, "c.json:1: not JSON"),
-        ("c.json", "[]", None, "no object with points"), ("d.csv", "keypoint,x,y\na,1,2\nb,3,4\n", "a,c", "--normalizer a,c"),
+        ("c.json", "[]", None, "no object with points"),
+        ("d.csv", "keypoint,x,y\na,1,2\nb,3,4\n", "a,c", "--normalizer a,c"),
         ("d.csv", "keypoint,x,y\na,1,2\nb,3,4\n", "a,a", "two different"),
         ("e.csv", "file;name;left;top\na;b;1;2\n", None, "e.csv:1: expected the columns file, keypoint, x, y"),
         ("c.jsonl", "{\n{\n", None, "c.jsonl:1: not JSON"),
