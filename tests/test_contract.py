@@ -1,4 +1,4 @@
-"""The network contract: an architecture in one class and one entry trains, calibrates, exports and predicts."""
+"""The network contract: an architecture is one class and one entry; it trains, calibrates, exports and predicts."""
 
 import numpy as np
 import pytest
@@ -12,14 +12,15 @@ from recombinator.evaluation.tables import evaluate
 from recombinator.models import MODELS, Architecture, KeypointNet, create_model, model_names
 from recombinator.models.base import check_groups, merge_groups, split_weights
 from recombinator.predict.engine import load_engine
+from recombinator.training.loop import Trainer
 from recombinator.training.recipe import get_recipe, make_optimizer
 from recombinator.training.run import train
 from recombinator.utils.errors import InputError
-from recombinator.weights.files import load_weights, save_weights
+from recombinator.weights.files import load_weights, read_tensors, save_weights
 
 
 class Hourglass(KeypointNet):
-    """Down twice, up twice, with skips: what a user might add."""
+    """A user's architecture: two poolings, two upsamplings, with skip connections."""
 
     def __init__(self, keypoints, *, size=80, channels=1, width=8):
         super().__init__()
@@ -72,6 +73,23 @@ def test_one_class_and_one_entry_are_a_whole_model(hourglass, faces5, tmp_path):
     graph, net = (load_engine(tmp_path / f"w.{end}").run(crops) for end in ("onnx", "safetensors"))
     np.testing.assert_allclose(graph.points, net.points, atol=1e-3)
     assert evaluate(tmp_path / "w.safetensors", faces5 / "test.parquet")[1]["images"] == 6
+
+
+def test_counting_dead_channels_does_not_affect_training(monkeypatch, faces5, tmp_path):
+    class Noisy(Hourglass):
+        """Random numbers and running statistics, which a pass in training mode would change."""
+
+        def __init__(self, keypoints, **options):
+            super().__init__(keypoints, **options)
+            self.last = nn.Sequential(nn.BatchNorm2d(8), nn.Dropout(0.5), self.last)
+
+    monkeypatch.setitem(MODELS, "noisy", Architecture(Noisy))
+    for name in ("counted", "uncounted"):
+        if name == "uncounted":
+            monkeypatch.setattr(Trainer, "_count_dead_channels", lambda self: 0)
+        train("noisy", faces5, tmp_path / name, epochs=3, batch=16, options={"size": 32})
+    counted, uncounted = (read_tensors(tmp_path / n / "last.safetensors")[0] for n in ("counted", "uncounted"))
+    assert counted.keys() == uncounted.keys() and all(torch.equal(counted[k], uncounted[k]) for k in counted)
 
 
 def test_the_original_network_keeps_its_temperature(hourglass, faces5, tmp_path):

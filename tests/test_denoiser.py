@@ -60,17 +60,17 @@ def test_training_and_inference_agree_and_learn():
     trained.logsumexp((2, 3)).sum().backward()
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in net.parameters())
     with torch.no_grad():
-        net.large[1].weight += 1  # what was kept for inference must not outlive a training step
+        net.large[1].weight += 1  # cached spectra must not survive a training step
     changed = net.train().eval()(cells)
     assert not torch.allclose(changed, trained)
 
 
-def test_loading_weights_drops_the_spectra_that_were_kept():
-    one, other = (MapDenoiser(5, size=20, kernel=9, width=6).eval() for _ in range(2))
+def test_loading_weights_drops_the_cached_spectra():
+    net, other = (MapDenoiser(5, size=20, kernel=9, width=6).eval() for _ in range(2))
     cells = some_cells(3, 5, 20)
-    one(cells), other(cells)
-    one.load_state_dict(other.state_dict())
-    torch.testing.assert_close(one(cells), other(cells))
+    net(cells), other(cells)
+    net.load_state_dict(other.state_dict())
+    torch.testing.assert_close(net(cells), other(cells))
 
 
 def test_a_coarse_denoiser_starts_a_fine_one():
@@ -118,12 +118,12 @@ def test_joint_saves_loads_and_evaluates(faces5, tmp_path):
         join(tmp_path / "denoiser.safetensors", tmp_path / "image.safetensors")
 
 
-def test_networks_that_cannot_be_joined():
+def test_different_sizes_cannot_be_joined():
     with pytest.raises(InputError, match="cannot be joined"):
         Joint(create_model("rcn-4", 5), create_model("denoiser", 5, size=24, kernel=9, width=6))
 
 
-def test_cells_that_cannot_be():
+def test_invalid_cells_and_kernels():
     net = MapDenoiser(5, size=20, kernel=9, width=6)
     for cells in (torch.zeros(1, 4, 2).long(), torch.full((1, 5, 2), 20), torch.full((1, 5, 2), -2)):
         with pytest.raises(InputError, match="expected"):

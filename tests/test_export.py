@@ -1,5 +1,6 @@
 """An exported graph answers as the network does, for every kind of network."""
 
+import json
 import logging
 
 import numpy as np
@@ -143,6 +144,22 @@ def test_what_ships_agrees_in_both_forms(name):
     np.testing.assert_allclose(found.within, wanted.within, atol=1e-3)
 
 
+def test_weights_that_a_json_file_derives(tmp_path):
+    path = saved("rcn-6", tmp_path)
+    calibration = {"temperature": 0.8, "covered_below": [0.5] * 5}
+    derived = tmp_path / "shifted.json"
+    derived.write_text(json.dumps({"shifted": path.name, "by": 2, "calibration": calibration}))
+    plain, made = load_weights(path), load_weights(derived)
+    assert made.net.config == {**plain.net.config, "shift": 2} and made.calibration == calibration
+    assert (made.net.temperature, plain.net.temperature) == (0.8, 1.7)
+    derived.write_text(json.dumps({"shifted": path.name, "by": 2}))
+    with pytest.raises(InputError, match=r"shifted.json: expected a JSON object with shifted, by and calibration"):
+        load_weights(derived)
+    derived.write_text("[1]")
+    with pytest.raises(InputError, match="JSON object with image"):
+        load_weights(derived)
+
+
 @pytest.mark.parametrize("name", [n for n in shipped_graphs() if is_graph(n)] or ["none"])
 def test_what_ships_in_8_bits_is_close(name):
     graph, whole = load_engine(name), load_engine(name.removesuffix("-int8"), "onnx")
@@ -268,14 +285,14 @@ def test_choosing_an_engine(tmp_path):
 
 def test_what_has_no_graph(tmp_path):
     save_weights(tmp_path / "d.safetensors", Weights(create_model("denoiser-lite"), FACE_68, "300w", [[0.5, 0.5]], {}))
-    with pytest.raises(InputError, match="export the joint model"):
+    with pytest.raises(InputError, match="takes keypoints, not images"):
         export(tmp_path / "d.safetensors", tmp_path / "d.onnx")
-    with pytest.raises(InputError, match="sees no image"):
+    with pytest.raises(InputError, match="takes keypoints, not images"):
         load_engine(tmp_path / "d.safetensors")
     maps = create_model("denoiser", width=4)
     joint = Joint(create_model("rcn-68", **SMALL), maps)
     joint.config["image"] |= SMALL
     save_weights(tmp_path / "j.safetensors", Weights(joint, FACE_68, "300w", [[0.5, 0.5]], {}))
-    with pytest.raises(InputError, match="by FFT"):
+    with pytest.raises(InputError, match="has no ONNX form"):
         export(tmp_path / "j.safetensors", tmp_path / "j.onnx")
     assert not list(tmp_path.glob("*.onnx"))

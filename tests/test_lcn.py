@@ -9,7 +9,7 @@ from recombinator.models.lcn import SIGMA, LocalContrastNorm
 
 
 def slow_lcn(x):
-    """SPEC 2.7 by loops over the 81 taps."""
+    """The formulas of LocalContrastNorm by loops over the 81 taps."""
     t = np.exp(-(np.arange(-4, 5) ** 2) / (2 * SIGMA**2))
     g = np.outer(t, t) / t.sum() ** 2
 

@@ -1,4 +1,4 @@
-"""The paper's facts about the networks, and one family test that every architecture passes by being named."""
+"""The paper's numbers for the networks, and one suite of tests that runs on every architecture."""
 
 import itertools
 
@@ -19,7 +19,7 @@ PARAMETERS = {
     "rcn-4": 164_837, "rcn-5": 227_141, "rcn-6": 310_229, "rcn-7": 338_021,
     "rcn-5-skip": 293_957, "rcn-6-skip": 439_253, "rcn-7-skip": 549_989,
     "sumnet-68": 603_368, "rcn-68": 1_095_492, "rcn-68-skip": 1_709_892,
-    "rcn-6-fast": 302_420,  # ours
+    "rcn-6-fast": 302_420,  # not in the paper
 }  # fmt: skip
 MILLION_MULTIPLY_ADDS = {
     "sumnet-4": 63.88, "sumnet-5": 65.00, "sumnet-6": 65.21,
@@ -28,7 +28,7 @@ MILLION_MULTIPLY_ADDS = {
     "sumnet-68": 1204.23, "rcn-68": 1913.96, "rcn-68-skip": 4248.68,
     "rcn-6-fast": 76.74,
 }  # fmt: skip
-# SPEC 1.1, rcn-6: (size, in, out, parameters), trunk first, then branches from the finest
+# rcn-6 of the authors' code: (size, in, out, parameters), trunk first, then branches from the finest
 RCN_6 = [
     (80, 1, 16, 160), (40, 16, 32, 4_640), (20, 32, 48, 13_872), (10, 48, 48, 20_784), (5, 48, 48, 20_784),
     (2, 48, 48, 20_784),
@@ -46,7 +46,7 @@ def images(n=2, channels=1, size=80, seed=0):
     return torch.rand(n, channels, size, size, generator=torch.Generator().manual_seed(seed)) * 255
 
 
-def test_the_registry_is_what_the_paper_has():
+def test_registered_models():
     assert set(model_names()) == {
         *PARAMETERS,
         "denoiser",
@@ -57,7 +57,7 @@ def test_the_registry_is_what_the_paper_has():
 
 
 SCORE_MAPS = list(PARAMETERS)
-SMALL = {"denoiser": {"size": 20, "kernel": 9, "width": 6}}  # at full size a test of it takes minutes
+SMALL = {"denoiser": {"size": 20, "kernel": 9, "width": 6}}  # at full size its tests take minutes
 
 
 def family(name, **options):
@@ -65,7 +65,7 @@ def family(name, **options):
 
 
 def inputs_of(net, n=2, seed=0):
-    """What a network takes: images, or cells of keypoints."""
+    """Random inputs of a network: images, or cells of keypoints."""
     if net.takes_images:
         return images(n, net.channels, net.size, seed)
     cells = torch.randint(0, net.size, (n, net.keypoints, 2), generator=torch.Generator().manual_seed(seed))
@@ -75,7 +75,7 @@ def inputs_of(net, n=2, seed=0):
 
 @pytest.mark.parametrize("name", MODELS)
 class TestFamily:
-    """What every architecture passes by being named."""
+    """Tests of every architecture."""
 
     @pytest.mark.parametrize("keypoints", [3, 68])
     def test_any_number_of_keypoints(self, name, keypoints):
@@ -87,7 +87,7 @@ class TestFamily:
         torch.manual_seed(0)
         net = family(name)
         scores = net(inputs_of(net))
-        # the sum over a softmax's input alone would not reach what only moves probability from cell to cell
+        # a plain sum of scores has no gradient for parameters that only move probability between cells
         target = scores.sum() if scores.ndim == 3 else -scores.flatten(2).log_softmax(2)[..., 7].sum()
         target.backward()
         without = [n for n, p in net.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
@@ -167,12 +167,12 @@ def test_options_that_change_the_count():
     assert count(text) == 640_900 and round(text.multiply_adds() / 1e6, 2) == 868.25
 
 
-def test_fold_is_a_finest_level_that_sees_squares_of_pixels():
+def test_fold_moves_squares_of_pixels_to_channels():
     net = create_model("rcn-4", size=16, fold=2).eval()
     first, last = net.trunk[0], next(iter(net.branches()))[1][-1]
     assert (first.in_channels, last.out_channels, net.sizes) == (4, 20, [8, 4, 2, 1])
     x = images(1, size=16)
-    # what the slow way round says: pixel (2i + a, 2j + b) is channel 2a + b of cell (i, j), in and out
+    # by hand: pixel (2i + a, 2j + b) is channel 2a + b of cell (i, j), in input and output
     folded = net.norm(x).reshape(8, 2, 8, 2).permute(1, 3, 0, 2).reshape(1, 4, 8, 8)
     torch.testing.assert_close(net.features(net.norm(x))[0], torch.relu(first(folded)))
     plain = create_model("rcn-4", 20, size=8, channels=4).eval()
@@ -186,19 +186,19 @@ def test_fold_is_a_finest_level_that_sees_squares_of_pixels():
     assert create_model("rcn-4", size=16, fold=2, mask=(1, 1, 1, 0)).tile == 2
 
 
-def test_a_mirrored_network_costs_twice():
+def test_mirror_doubles_the_cost():
     for name in ("rcn-5", "sumnet-5"):
         assert create_model(name, mirror=FACE_5.mirrored).multiply_adds() == 2 * create_model(name).multiply_adds()
 
 
-def test_mirror_makes_a_network_that_knows_no_side(tmp_path):
+def test_mirror_averages_with_the_mirror_image(tmp_path):
     net = create_model("rcn-5").eval()
     path = tmp_path / "w.safetensors"
     save_weights(path, Weights(net, FACE_5, "mtfl", [[0.5, 0.5]], {}))
     both = mirrored(path)
     x = images(2)
-    turned = net(x.flip(-1)).flip(-1)[:, FACE_5.mirrored]
-    torch.testing.assert_close(both.net(x), (net(x) + turned) / 2, rtol=1e-4, atol=1e-4)
+    reflected = net(x.flip(-1)).flip(-1)[:, FACE_5.mirrored]
+    torch.testing.assert_close(both.net(x), (net(x) + reflected) / 2, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(both.net(x.flip(-1)).flip(-1)[:, FACE_5.mirrored], both.net(x), rtol=1e-4, atol=1e-4)
     assert both.net.multiply_adds() == 2 * net.multiply_adds()
     save_weights(path, both)
@@ -213,17 +213,17 @@ def test_mirror_makes_a_network_that_knows_no_side(tmp_path):
         create_model("rcn-5", mirror=[0, 0, 1, 2, 3])
 
 
-def test_shift_looks_at_five_places(tmp_path):
+def test_shift_averages_over_five_positions(tmp_path):
     net = create_model("rcn-4", size=16).eval()
     path = tmp_path / "w.safetensors"
     save_weights(path, Weights(net, FACE_5, "mtfl", [[0.5, 0.5]], {}))
     five = shifted(path, 3)
     x = images(2, size=16)
-    seen, total = net.norm(x), 0
+    normalized, total = net.norm(x), 0
     for right, down in ((0, 0), (3, 3), (3, -3), (-3, 3), (-3, -3)):
-        # the slow way round: each cell is fetched from where it is, the nearest one where that is outside
+        # by hand: each cell is copied from its source, or from the nearest cell if that is outside
         rows, columns = ((torch.arange(16) - by).clamp(0, 15) for by in (down, right))
-        scores = net.scores(net.features(seen[:, :, rows][..., columns]))
+        scores = net.scores(net.features(normalized[:, :, rows][..., columns]))
         rows, columns = ((torch.arange(16) + by).clamp(0, 15) for by in (down, right))
         total = total + scores[:, :, rows][..., columns] / 5
     torch.testing.assert_close(five.net(x), total, rtol=1e-4, atol=1e-5)
@@ -238,7 +238,7 @@ def test_shift_looks_at_five_places(tmp_path):
     with pytest.raises(InputError, match="shift=5"):
         create_model("rcn-4", size=16, shift=5)
     assert create_model("rcn-4", mask=(1, 1, 1, 0)).tile == 2
-    assert create_model("rcn-4", mask=(1, 1, 1, 0), shift=1).tile == 1  # squares no longer share a score
+    assert create_model("rcn-4", mask=(1, 1, 1, 0), shift=1).tile == 1  # scores are no longer constant over squares
 
 
 def test_initialization_is_the_authors():
@@ -294,8 +294,8 @@ def test_rcn_is_equation_3():
 
 
 @pytest.mark.parametrize("mask", [m for m in itertools.product((0, 1), repeat=4) if any(m)])
-def test_masks_keep_what_they_name(mask):
-    """Table 1: coarsest first; a branch that is off has no parameters, nor has a trunk that only it needs."""
+def test_masks_keep_the_named_branches(mask):
+    """Table 1: coarsest first. A masked-out branch has no parameters, nor have trunk levels that only it needs."""
     included = [i for i, on in enumerate(reversed(mask)) if on]
     for family in ("rcn-4", "sumnet-4"):
         net = create_model(family, mask=mask)
@@ -305,7 +305,7 @@ def test_masks_keep_what_they_name(mask):
         assert (list(net.branch[str(included[0])])[-1]).out_channels == 5
 
 
-def test_a_masked_out_rcn_branch_is_bridged_by_tiling():
+def test_a_masked_out_rcn_branch_is_replaced_by_tiling():
     net = create_model("rcn-4", mask=(1, 0, 0, 1)).double()
     maps = net.features(images().double())
     low = maps[3]
@@ -316,7 +316,7 @@ def test_a_masked_out_rcn_branch_is_bridged_by_tiling():
     torch.testing.assert_close(net.scores(maps), last(F.relu(first(x))))
 
 
-def test_one_branch_nets_of_both_families_have_one_form():
+def test_one_branch_networks_of_both_families_are_equal():
     for mask in ((1, 0, 0, 0), (0, 0, 0, 1)):
         a, b = (create_model(f, mask=mask).layers() for f in ("rcn-4", "sumnet-4"))
         assert [(r.inputs, r.outputs, r.size) for r in a] == [(r.inputs, r.outputs, r.size) for r in b]
@@ -325,17 +325,20 @@ def test_one_branch_nets_of_both_families_have_one_form():
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda: create_model("rcn6"), "did you mean rcn-6"),
+        (lambda: create_model("rcn6"), "did you mean 'rcn-6'"),
         (lambda: create_model("rcn-7", size=20), "too small for 7 branches"),
         (lambda: create_model("rcn-4", mask=(1, 1, 1)), "must have 4 entries"),
         (lambda: create_model("rcn-4", mask=(0, 0, 0, 0)), "at least one"),
         (lambda: create_model("rcn-4", mask=(1, 2, 0, 1)), "0 or 1"),
         (lambda: create_model("rcn-4", mask="1011"), "0 or 1"),
         (lambda: create_model("rcn-4", width=float("nan")), "positive factor"),
-        (lambda: create_model("rcn-4", upsampling="cubic"), "tile, bilinear"),
+        (
+            lambda: create_model("rcn-4", upsampling="cubic"),
+            "unknown upsampling='cubic'; expected one of tile, bilinear",
+        ),
         (lambda: create_model("rcn-4", alpha="map"), "alpha"),
-        (lambda: create_model("rcn-4", form="new"), "use one of twice, code"),
-        (lambda: create_model("sumnet-4", alpha="row"), "'map' or 'pixel'"),
+        (lambda: create_model("rcn-4", form="new"), "unknown form='new'; expected one of twice, code"),
+        (lambda: create_model("sumnet-4", alpha="row"), "unknown alpha='row'; expected one of map, pixel"),
         (lambda: create_model("rcn-4", keypoints=0), "must be 1 or more"),
         (lambda: create_model("rcn-4")(torch.zeros(1, 1, 64, 64)), "expected images of shape"),
     ],
@@ -371,7 +374,7 @@ def test_weights_are_averaged_tensor_by_tensor(tmp_path):
     ("rcn-4", (1, 0, 0, 0), 8), ("rcn-4", (1, 1, 0, 0), 4), ("rcn-4", (1, 0, 0, 1), 1), ("sumnet-4", (0, 0, 1, 0), 2),
     ("rcn-6", (1, 0, 0, 0, 0, 0), 40), ("sumnet-6", (0, 1, 0, 0, 0, 0), 16),
 ])  # fmt: skip
-def test_cells_that_share_a_score_are_answered_by_their_middle(name, mask, tile):
+def test_a_tile_of_equal_scores_is_decoded_to_its_center(name, mask, tile):
     from recombinator.models.decode import answers
 
     torch.manual_seed(0)
@@ -379,11 +382,11 @@ def test_cells_that_share_a_score_are_answered_by_their_middle(name, mask, tile)
     x = torch.rand(4, 1, 80, 80) * 255
     assert net.tile == tile
     with torch.no_grad():
-        scores, found = net(x), answers(net, x)
+        scores, decoded = net(x), answers(net, x)
     side = 80 // tile
     coarse = scores[..., ::tile, ::tile]
     torch.testing.assert_close(scores, coarse.repeat_interleave(tile, 2).repeat_interleave(tile, 3))
     best = coarse.flatten(2).argmax(2)
-    middle = torch.stack([best % side, best // side], 2) * tile + tile / 2
-    torch.testing.assert_close(found.highest, middle)
-    assert (found.points >= 0).all() and (found.points <= 80).all()
+    center = torch.stack([best % side, best // side], 2) * tile + tile / 2
+    torch.testing.assert_close(decoded.highest, center)
+    assert (decoded.points >= 0).all() and (decoded.points <= 80).all()

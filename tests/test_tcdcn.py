@@ -1,4 +1,4 @@
-"""The regression baseline: SPEC 6's layers, its attributes, the same trainer and evaluation as the others."""
+"""The regression baseline: its layers and attributes, with the trainer and evaluation of the other networks."""
 
 import json
 
@@ -18,7 +18,7 @@ def images(n=2):
     return torch.rand(n, 1, 80, 80, generator=torch.Generator().manual_seed(0)) * 255
 
 
-def test_layers_are_the_records():
+def test_layers():
     net = create_model("tcdcn")
     assert net.sizes == [36, 16, 6, 2]
     layers = [sum(p.numel() for p in layer.parameters()) for layer in net.trunk]
@@ -30,7 +30,7 @@ def test_layers_are_the_records():
     assert net.multiply_adds() == 400 * 36**2 + 6_912 * 16**2 + 27_648 * 36 + 16_384 * 4 + 25_600 + 1_000 + 1_100
 
 
-def test_points_are_in_pixels_and_the_attributes_leave_them_alone():
+def test_points_are_in_pixels_and_independent_of_the_attributes():
     net = create_model("tcdcn").eval()
     points, heads = net.heads(images())
     torch.testing.assert_close(net(images()), (points + 1) * 40)
@@ -54,7 +54,7 @@ def tables(mtfl_layout, tmp_path):
 KIND = {"flip": False, "batch": 8, "learning_rate": 2e-3}
 
 
-def test_it_trains_resumes_and_is_evaluated_as_the_others(tables, tmp_path):
+def test_training_resuming_and_evaluation(tables, tmp_path):
     train("tcdcn", tables, tmp_path / "whole", epochs=4, **KIND)
     train("tcdcn", tables, tmp_path / "cut", epochs=2, decay=0.0, **KIND)
     train("tcdcn", tables, tmp_path / "cut", epochs=4, resume=True)
@@ -76,12 +76,12 @@ def test_a_task_stops_when_its_validation_loss_does_not_fall(tables, tmp_path, m
     same = {k for k in a if torch.equal(a[k], b[k])}
     assert same >= {k for k in a if k.startswith(("trunk", "branch.points"))}
     monkeypatch.undo()
-    train("tcdcn", tables, tmp_path / "helped", epochs=2, **KIND)
-    c = load_weights(tmp_path / "helped" / "best.safetensors").net.state_dict()
+    train("tcdcn", tables, tmp_path / "auxiliary", epochs=2, **KIND)
+    c = load_weights(tmp_path / "auxiliary" / "best.safetensors").net.state_dict()
     assert not torch.equal(a["branch.features.weight"], c["branch.features.weight"])
 
 
-def test_what_it_cannot_learn_from(tables, faces5, tmp_path):
+def test_unsuitable_tables_and_settings(tables, faces5, tmp_path):
     with pytest.raises(InputError, match="no attribute 'gender'"):
         train("tcdcn", faces5, tmp_path / "a", epochs=1, **KIND)
     with pytest.raises(InputError, match="--no-flip"):

@@ -1,10 +1,12 @@
 import itertools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -13,13 +15,15 @@ import torch
 from recombinator.data.readers.synthetic import prepare_synthetic
 from recombinator.data.table import load_table
 from recombinator.evaluation.tables import evaluate
+from recombinator.keypoints import KeypointSet
 from recombinator.models import create_model
-from recombinator.models.layers import Conv
+from recombinator.models.layers import Conv, initial_bound
 from recombinator.training.loop import Trainer, balanced_order, copy_matching
 from recombinator.training.loss import distillation_loss, softmax_loss
-from recombinator.training.recipe import FAST, PAPER, Recipe, get_recipe, make_optimizer, parse_settings
+from recombinator.training.recipe import FAST, PAPER, Recipe, get_recipe, make_optimizer, parse_settings, setting_types
 from recombinator.training.revive import dead_channels, revive
 from recombinator.training.run import train
+from recombinator.transforms.augment import Augment
 from recombinator.transforms.samples import corrupted
 from recombinator.utils.errors import InputError
 from recombinator.weights.files import load_weights, read_tensors
@@ -47,7 +51,7 @@ def stop_after(epoch):
     return on_epoch
 
 
-def test_a_small_network_learns_from_a_larger_one(faces5, tmp_path):
+def test_distillation_from_a_larger_network(faces5, tmp_path):
     train("rcn-4", faces5, tmp_path / "large", epochs=1, **SMALL)
     teacher = load_weights(tmp_path / "large").net
     kind = dict(SMALL, teacher=tmp_path / "large", distil=1.0, batch=8, learning_rate=4e-3)
@@ -55,10 +59,10 @@ def test_a_small_network_learns_from_a_larger_one(faces5, tmp_path):
     train("rcn-4", faces5, tmp_path / "alone", epochs=2, **dict(SMALL, batch=8, learning_rate=4e-3, options={
         "size": 40, "width": 0.2, "fold": 2}))  # fmt: skip
     x = torch.rand(8, 1, 40, 40, generator=torch.Generator().manual_seed(0)) * 255
-    told = teacher(x)
+    target = teacher(x)
     mask = torch.ones(8, 5)
-    small, alone = (distillation_loss(load_weights(tmp_path / n).net(x), told, mask) for n in ("small", "alone"))
-    assert small < alone  # nearer to the teacher, whatever the truth
+    small, alone = (distillation_loss(load_weights(tmp_path / n).net(x), target, mask) for n in ("small", "alone"))
+    assert small < alone  # closer to the teacher, whatever the truth
     again = train("rcn-4", faces5, tmp_path / "small", epochs=3, resume=True)
     assert again["epochs"] == 3
     for wrong, words in (({"options": {"size": 48}}, "of 40 pixels"), ({"distil": 2.0}, "between 0 and 1")):
@@ -70,18 +74,18 @@ def test_a_small_network_learns_from_a_larger_one(faces5, tmp_path):
         train("tcdcn-alone", faces5, tmp_path / "no", epochs=1, **dict(kind, options={}))
 
 
-def test_the_loss_of_a_teachers_maps_is_a_cross_entropy():
-    scores, told = torch.randn(2, 3, 4, 4), torch.randn(2, 3, 4, 4)
+def test_the_distillation_loss_is_a_cross_entropy():
+    scores, teacher = torch.randn(2, 3, 4, 4), torch.randn(2, 3, 4, 4)
     mask = torch.tensor([[1.0, 1, 0], [1, 0, 1]])
     slow = sum(
-        -float((told[i, k].flatten().softmax(0) * scores[i, k].flatten().log_softmax(0)).sum())
+        -float((teacher[i, k].flatten().softmax(0) * scores[i, k].flatten().log_softmax(0)).sum())
         for i in range(2) for k in range(3) if mask[i, k]
     )  # fmt: skip
-    assert float(distillation_loss(scores, told, mask)) == pytest.approx(3 * slow / 4, rel=1e-5)
+    assert float(distillation_loss(scores, teacher, mask)) == pytest.approx(3 * slow / 4, rel=1e-5)
 
 
 @pytest.mark.parametrize("recipe", ["fast", "paper"])
-def test_resuming_is_as_if_never_stopped(faces5, tmp_path, recipe):
+def test_a_resumed_run_equals_an_uninterrupted_one(faces5, tmp_path, recipe):
     kind = dict(SMALL, recipe=recipe, batch=16)
     train("rcn-4", faces5, tmp_path / "whole", epochs=5, **kind)
     with pytest.raises(Stop):
@@ -128,7 +132,7 @@ def test_balancing_by_an_attribute(faces5, tmp_path):
 
 
 @pytest.mark.parametrize("model", ["rcn-5", "sumnet-5", "rcn-5-skip"])
-def test_dead_channels_begin_anew(model):
+def test_dead_channels_are_reinitialized(model):
     net = create_model(model, size=40, width=0.25)
     inputs = torch.rand(8, 1, 40, 40, generator=torch.Generator().manual_seed(0)) * 255
     optimizer = make_optimizer(FAST, net)
@@ -142,32 +146,49 @@ def test_dead_channels_begin_anew(model):
             conv.weight[1:] = 0
             conv.bias[1:] = -1
     before = {k: v.clone() for k, v in net.state_dict().items()}
-    silent = {conv: mask.clone() for conv, mask in dead_channels(net, inputs).items()}
-    assert silent.keys() == set(rectified) and silent[net.trunk[1]][1:].all() and silent[rectified[-1]][1:].all()
+    dead = {conv: mask.clone() for conv, mask in dead_channels(net, inputs).items()}
+    assert dead.keys() == set(rectified) and dead[net.trunk[1]][1:].all() and dead[rectified[-1]][1:].all()
     assert net.fused
     count = revive(net, inputs, optimizer, torch.Generator().manual_seed(0))
-    assert count == sum(int(mask.sum()) for mask in silent.values())
+    assert count == sum(int(mask.sum()) for mask in dead.values())
     again = dead_channels(net, inputs)
     assert sum(int(mask.sum()) for mask in again.values()) < count / 2
     names = {p: n for n, p in net.named_parameters()}
-    for conv, mask in silent.items():  # nothing else was touched, and the new weights are small
+    for conv, mask in dead.items():  # nothing else was touched, and the new weights are small
         assert torch.equal(conv.weight[~mask], before[names[conv.weight]][~mask])
-        assert (conv.weight[mask].abs() <= 0.3 * conv.bound).all() and (conv.bias[mask] == 0).all()
+        assert (conv.weight[mask].abs() <= 0.3 * initial_bound(conv)).all() and (conv.bias[mask] == 0).all()
         squares = optimizer.state[conv.weight]["exp_avg_sq"]
         assert mask.all() or (squares[mask] > 0).all() or (squares[~mask] == 0).all()
 
 
-def test_reviving_belongs_to_a_recipe(faces5, tmp_path):
+def test_revive_is_a_setting_of_the_recipe(faces5, tmp_path):
     kind = dict(SMALL, revive=True, batch=16, epochs=3, seed=2)
     train("rcn-4", faces5, tmp_path / "a", **kind)
     with pytest.raises(Stop):
         train("rcn-4", faces5, tmp_path / "b", **dict(kind, on_epoch=stop_after(1)))
     train("rcn-4", faces5, tmp_path / "b", resume=True, **SMALL)
     assert same(weights_of(tmp_path / "a"), weights_of(tmp_path / "b"))
-    told = [json.loads(x)["revived"] for x in (tmp_path / "b" / "metrics.jsonl").read_text().splitlines()]
-    assert len(told) == 3 and told[-1] == 0  # the rate is falling by then
-    with pytest.raises(InputError, match="tcdcn-alone is neither"):
+    revived = [json.loads(x)["revived"] for x in (tmp_path / "b" / "metrics.jsonl").read_text().splitlines()]
+    assert len(revived) == 3 and revived[-1] == 0  # the learning rate falls in the last epoch
+    with pytest.raises(InputError, match="tcdcn-alone lists no rectified convolutions"):
         train("tcdcn-alone", faces5, tmp_path / "c", revive=True, epochs=1)
+
+
+def test_dead_channels_are_counted_in_every_epoch(faces5, tmp_path):
+    table = load_table(faces5 / "train.parquet")
+    trainer = Trainer("rcn-4", table, table, tmp_path / "run", replace(FAST, epochs=2), options=SMALL["options"])
+    counts = []
+
+    def kill_the_first_layer(metrics):
+        counts.append(metrics["dead_channels"])
+        trainer.net.trunk[0].bias.data[:] = -1e6
+
+    trainer.fit(kill_the_first_layer)
+    assert counts[0] < 4 <= counts[1]  # the first layer has 4 channels
+    trainer.net.train()
+    assert trainer._count_dead_channels() >= 4 and trainer.net.training and trainer.net.fused
+    train("tcdcn-alone", faces5, tmp_path / "regression", epochs=1)
+    assert "dead_channels" not in json.loads((tmp_path / "regression" / "metrics.jsonl").read_text())
 
 
 def long_run(data, folder, epochs=400):
@@ -293,12 +314,12 @@ def test_a_denoiser_trains_and_resumes(faces68, tmp_path):
         evaluate(tmp_path / "whole", faces68 / "test.parquet")
 
 
-def test_corruption_changes_so_many_points_and_says_which():
+def test_corruption_changes_the_given_number_of_points():
     cells = torch.randint(0, 80, (50, 68, 2))
     given, changed = corrupted(cells, 35, 80, torch.Generator().manual_seed(0))
     assert (changed.sum(1) == 35).all() and torch.equal(given[~changed], cells[~changed])
     assert (given[changed] != cells[changed]).any(1).float().mean() > 0.99
-    assert changed.float().mean(0).min() > 0.2  # every point gets its turn
+    assert changed.float().mean(0).min() > 0.2  # every point is chosen sometimes
 
 
 def test_start_from_other_weights(faces5, tmp_path):
@@ -313,7 +334,7 @@ def test_start_from_other_weights(faces5, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"recipe": "slow"}, "no recipe is called"),
+        ({"recipe": "slow"}, "unknown recipe 'slow'; expected one of fast, paper"),
         ({"loss": "hinge"}, "loss='hinge'"),
         ({"device": "cuda"}, "no CUDA"),
         ({"device": "gpu"}, "use auto, cpu or cuda"),
@@ -321,7 +342,7 @@ def test_start_from_other_weights(faces5, tmp_path):
         ({"start": "nowhere"}, "neither a weights file"),
     ],
 )
-def test_settings_that_cannot_be(faces5, tmp_path, changes, words):
+def test_invalid_settings(faces5, tmp_path, changes, words):
     if changes.get("device") == "cuda" and torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
     with pytest.raises(InputError, match=words):
@@ -341,7 +362,7 @@ def test_a_run_is_not_overwritten_or_mixed(faces5, tmp_path):
         train("rcn-5", faces5, tmp_path / "run", epochs=2, resume=True, **SMALL)
 
 
-def test_resume_says_what_it_discards_and_keeps_the_old_best(faces5, tmp_path, caplog):
+def test_resume_warns_of_discarded_epochs_and_keeps_the_old_best(faces5, tmp_path, caplog):
     run = tmp_path / "run"
     train("rcn-4", faces5, run, epochs=6, **SMALL)
     with pytest.raises(InputError, match="has 6 epochs already"):
@@ -395,12 +416,12 @@ def test_a_recipe_takes_changes_too(faces5, tmp_path):
     assert train("rcn-4", faces5, tmp_path / "run", recipe=FAST, epochs=1, **SMALL)["epochs"] == 1
 
 
-def test_start_from_what_cannot_fit(faces5, tmp_path):
+def test_start_from_unsuitable_weights(faces5, tmp_path):
     train("rcn-4", faces5, tmp_path / "run", epochs=1, **SMALL)
     state = tmp_path / "run" / "last.safetensors"
     for start, words in (
         (state, "a training checkpoint"),
-        ("denoiser-lite-300w", "none"),
+        ("denoiser-lite-300w", "no tensor matches rcn-4"),
     ):
         with pytest.raises(InputError, match=words):
             train("rcn-4", faces5, tmp_path / "no", epochs=1, start=start, **SMALL)
@@ -448,7 +469,7 @@ def test_validation_is_jittered_by_the_runs_own_ranges(faces5, tmp_path):
     assert lines[0]["valid"] == lines[0]["clean"] and lines[1]["valid"] != lines[1]["clean"]
 
 
-def test_paper_recipe_is_the_papers():
+def test_paper_recipe():
     recipe = get_recipe("paper", "rcn-6")
     assert (recipe.optimizer, recipe.batch, recipe.augment.degrees, recipe.augment.occlude) == (
         "adadelta",
@@ -496,8 +517,8 @@ def test_float32_and_bfloat16_agree_roughly(faces5, tmp_path):
 
 
 def test_fields_by_name():
-    found, _ = parse_settings(["stretch=0.3", "flip=True", "shuffle=false", "loss=l2", "degrees=15"])
-    assert found == {"stretch": 0.3, "flip": True, "shuffle": False, "loss": "l2", "degrees": 15}
+    changes, _ = parse_settings(["stretch=0.3", "flip=True", "shuffle=false", "loss=l2", "degrees=15"])
+    assert changes == {"stretch": 0.3, "flip": True, "shuffle": False, "loss": "l2", "degrees": 15}
     assert parse_settings(["occlude=10,30", "kernel=23", "mask=1,0,0,1"]) == (
         {"occlude": (10, 30)},
         {"kernel": 23, "mask": (1, 0, 0, 1)},
@@ -510,6 +531,14 @@ def test_fields_by_name():
             parse_settings([bad])
 
 
+def test_every_setting_is_explained():
+    """The docstrings of Recipe, Augment and create_model have one `name: explanation` entry per setting."""
+    explained = set()
+    for documented in (Recipe, Augment, create_model):
+        explained |= set(re.findall(r"^ {8}(\w+): \S", documented.__doc__, flags=re.MULTILINE))
+    assert {f.name for c in (Recipe, Augment) for f in fields(c)} | set(setting_types()) <= explained
+
+
 @pytest.mark.parametrize("change", [
     {"degrees": -5}, {"learning_rate": float("nan")}, {"decay": 5.0}, {"decay": -1.0}, {"zoom": 2.0}, {"turned": 3.0},
     {"weight_decay": -1.0}, {"sigma": -1.0}, {"patience": -4}, {"stretch": -2.0}, {"occlude": (50, 20)}, {"epochs": 0},
@@ -517,3 +546,11 @@ def test_fields_by_name():
 def test_numbers_outside_their_range_are_named(change):
     with pytest.raises(InputError, match=next(iter(change))):
         get_recipe("fast", "rcn-4", **change)
+
+
+def test_flips_need_mirror_pairs(faces5, tmp_path):
+    table = load_table(faces5 / "train.parquet")
+    unnamed = replace(table, info=replace(table.info, keypoints=KeypointSet("own-5", tuple("12345"))))
+    with pytest.raises(InputError, match="own-5 has no mirror pairs"):
+        Trainer("rcn-4", unnamed, unnamed, tmp_path, get_recipe("fast", "rcn-4", flip=True))
+    Trainer("rcn-4", unnamed, unnamed, tmp_path, get_recipe("fast", "rcn-4", flip=False))

@@ -16,12 +16,12 @@ from torch import Tensor, nn
 
 from recombinator.data.table import load_table
 from recombinator.keypoints import check_same_keypoints
-from recombinator.models.base import check_takes_images
+from recombinator.models.base import KeypointNet, check_takes_images
 from recombinator.models.decode import decode
 from recombinator.predict.engine import GRAPH_FORMAT, OUTPUTS
 from recombinator.transforms.augment import Augment
 from recombinator.transforms.samples import fixed_samples
-from recombinator.utils.errors import InputError, remedy
+from recombinator.utils.errors import import_optional
 from recombinator.utils.files import write_atomically
 from recombinator.weights.files import Weights, load_weights
 
@@ -33,13 +33,13 @@ SMALLEST_LINKED = 1024  # bytes; ONNX Runtime reads some small tensors while it 
 class _Graph(nn.Module):
     """Map uint8 crops to OUTPUTS and, if `maps` is set, to the score maps as well."""
 
-    def __init__(self, net: nn.Module, maps: bool) -> None:
+    def __init__(self, net: KeypointNet, maps: bool) -> None:
         super().__init__()
         self.net, self.maps = net, maps
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         output = self.net(image.float())
-        decoded = decode(output, self.net.temperature, self.net.tile)  # type: ignore[arg-type]
+        decoded = decode(output, self.net.temperature, self.net.tile)
         results = tuple(getattr(decoded, name) for name in OUTPUTS)
         return (*results, output) if self.maps else results
 
@@ -68,23 +68,19 @@ def export(
         int8: Training table. Convolutions then work in 8 bits, with ranges from `INT8_IMAGES` of its images, jittered.
 
     Raises:
-        InputError: onnx is not installed, or the network has no such graph.
+        InputError: onnx is not installed, the network has no such graph, or the table has other keypoints.
     """
-    try:
-        import onnx
-        import onnxscript  # noqa: F401
-    except ImportError:
-        raise InputError(f"export needs onnx and onnxscript; {remedy('onnx')}") from None
+    onnx = import_optional("onnx", "export")
+    import_optional("onnxscript", "export")
     loaded = load_weights(weights)
-    net = loaded.net
-    check_takes_images(net, str(weights))
-    net.check_exportable(str(weights))
+    net = loaded.net.plain()
+    check_takes_images(net, os.fspath(weights))
+    net.check_exportable(os.fspath(weights))
     meta = {
         "format": GRAPH_FORMAT, "keypoints": loaded.keypoints.to_dict(), "crop_rule": loaded.crop_rule,
         "template": loaded.template, "size": net.size, "channels": net.channels, "model": net.config,
         "calibration": loaded.calibration, "training": loaded.training,
     }  # fmt: skip
-    net.plain()
     if int8 is None:
         model = _traced(net, maps)
     else:
@@ -98,9 +94,9 @@ def export(
     write_atomically(path, lambda p: p.write_bytes(model.SerializeToString()))
 
 
-def _traced(net: Any, maps: bool) -> Any:
+def _traced(net: KeypointNet, maps: bool) -> Any:
     """The network as an onnx.ModelProto, without the exporter's notes on where in the source each node comes from."""
-    net = net.eval().to(memory_format=torch.contiguous_format)
+    net = net.eval().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     example = torch.randint(0, 256, (2, net.channels, net.size, net.size), dtype=torch.uint8)
     with warnings.catch_warnings(), _log_level("torch.onnx", logging.ERROR):
         warnings.simplefilter("ignore")
@@ -136,10 +132,9 @@ def _log_level(name: str, level: int) -> Iterator[None]:
 
 def _calibration_crops(loaded: Weights, data: str | os.PathLike[str]) -> tuple[Tensor, str]:
     """Jittered crops of a table, (N, C, S, S) uint8, and the table's fingerprint."""
-    net: Any = loaded.net
-    table = load_table(data, net.channels, INT8_IMAGES, spread=True)
+    table = load_table(data, loaded.net.channels, INT8_IMAGES, spread=True)
     check_same_keypoints(loaded.keypoints, table.info.keypoints, str(data))
-    jittered = fixed_samples(table, net.size, Augment(), torch.device("cpu"))
+    jittered = fixed_samples(table, loaded.net.size, Augment(), torch.device("cpu"))
     crops = torch.cat([inputs.round().clamp(0, 255).byte() for inputs, _ in jittered])
     return crops, table.fingerprint
 

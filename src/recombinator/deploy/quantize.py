@@ -12,12 +12,13 @@ import tempfile
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from recombinator.models.base import KeypointNet
 from recombinator.utils.errors import InputError
 
 PASSING = ("Relu", "MaxPool", "Resize", "Concat")  # quantized with the convolutions around them
@@ -54,7 +55,7 @@ def equalize(net: KeypointNet, images: Tensor) -> None:
         top = largest[conv].max() if largest[conv].any() else torch.tensor(1.0)
         factor = largest[conv].clamp_min(LEAST * float(top)) / top.sqrt()
         conv.weight /= factor[:, None, None, None]
-        conv.bias /= factor
+        cast(Tensor, conv.bias).div_(factor)
         for reader, first in reading:
             reader.weight[:, first : first + len(factor)] *= factor[:, None, None]
 

@@ -1,1 +1,1 @@
-"""Recipe, loss, and the training loop."""
+"""Training: recipes, losses and the training loop."""

@@ -1,10 +1,6 @@
-"""The training loop, from top to bottom.
+"""The training loop. `training.files` lists the files that it writes.
 
-A run's folder holds `run.json` (what was asked), `metrics.jsonl` (a line an epoch), `last.safetensors` (all
-state after the last finished epoch), `best.safetensors` (the weights with the lowest validation error), and
-`stable.safetensors` with `stable-best.safetensors` (both as they were when the learning rate began to fall, so
-that a run can be lengthened exactly).
-Random numbers of epoch e come from (seed, e) alone, so no generator state has to be kept.
+The random numbers of an epoch depend on the seed and the epoch only, so no generator state is saved.
 """
 
 from __future__ import annotations
@@ -14,27 +10,27 @@ import logging
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor
 
 from recombinator.data.table import FaceTable
 from recombinator.models import create_model
 from recombinator.models.base import KeypointNet
+from recombinator.training.files import STATE, read_run, read_state, trim_metrics
 from recombinator.training.recipe import Recipe, make_optimizer
-from recombinator.training.revive import revive
-from recombinator.training.tasks import TASKS, FromPixels
+from recombinator.training.revive import count_dead_channels, revive
+from recombinator.training.tasks import TASKS
 from recombinator.utils.errors import InputError
-from recombinator.utils.files import copy_file, write_json, write_text
+from recombinator.utils.files import copy_file, write_json
 from recombinator.utils.provenance import provenance
 from recombinator.weights.files import (
     Weights,
     load_weights,
-    read_tensors,
     save_weights,
     score_map_weights,
     write_tensors,
@@ -42,22 +38,46 @@ from recombinator.weights.files import (
 
 logger = logging.getLogger(__name__)
 
-STATE = "recombinator-state-1"
-REVIVE_SAMPLES = 512  # training samples that tell which maps are silent
+REVIVE_SAMPLES = 512  # training samples that decide which channels are dead before they are re-initialized
+COUNT_SAMPLES = 64  # the same for the count of dead channels in the metrics
 
 
 @dataclass
 class Position:
-    """Where a run stands: finished epochs and the best validation error so far."""
+    """Progress of a run.
+
+    Attributes:
+        epoch: Finished epochs.
+        best: Lowest validation error so far, in percent.
+        best_epoch: Epoch with that error.
+        seconds: Time of training and validation, over all sessions.
+    """
 
     epoch: int = 0
     best: float = math.inf
     best_epoch: int = 0
-    seconds: float = 0.0  # of training and validation, all sittings together
+    seconds: float = 0.0
 
 
 class Trainer:
-    """One network, one recipe, one table. `train` below is what most callers want."""
+    """Train one network with one recipe; most callers use `recombinator.train` instead.
+
+    Args:
+        model: One of `model_names()`.
+        train: Training table.
+        valid: Validation table; it chooses the epoch that is kept.
+        out: Folder of the run.
+        recipe: Settings of the training.
+        seed: Seed of the initial weights, the order of the images and the augmentation.
+        device: Device of the network, such as "cpu" or "cuda".
+        options: Options of `create_model`.
+        start: Weights to start from, where names and shapes agree.
+        errors_of: Weights of the network for images whose errors a denoiser learns to correct.
+        teacher: Weights of a network whose score maps are learned along with the true points.
+
+    Raises:
+        InputError: The network, the recipe and the tables cannot be used together.
+    """
 
     def __init__(
         self, model: str, train: FaceTable, valid: FaceTable, out: Path, recipe: Recipe, *, seed: int = 0,
@@ -67,13 +87,18 @@ class Trainer:
         if recipe.balance and recipe.balance not in train.attributes:
             has = ", ".join(train.attributes) or "none"
             raise InputError(f"balance={recipe.balance!r}: the table has no such attribute (it has: {has})")
+        if recipe.augment.flip and not train.info.keypoints.mirror:
+            raise InputError(
+                f"{train.info.dataset}: flip=true needs keypoints that change places in a mirror image, but "
+                f"{train.info.keypoints.name} has no mirror pairs; name them left_ and right_, or train without flips"
+            )
         self.train_table, self.valid_table, self.out, self.recipe, self.seed = train, valid, out, recipe, seed
         self.device = torch.device(device)
         torch.manual_seed(seed)
         self.net = create_model(model, len(train.info.keypoints), **(options or {}))
         self.net.initialize(train.points, train.mask)
         if start and not copy_matching(load_weights(start).net.state_dict(), self.net):
-            raise InputError(f"{start}: none of its tensors fits {model}; start from a network of its kind")
+            raise InputError(f"{start}: no tensor matches {model} in name and shape; use weights of a similar network")
         self.net.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.optimizer = make_optimizer(recipe, self.net)
         if self.net.task not in TASKS:
@@ -81,14 +106,14 @@ class Trainer:
         if teacher and self.net.task != "score_maps":
             raise InputError(f"{teacher}: a teacher needs a network with score maps of images; {model} has none")
         if recipe.revive and not self.net.rectified():
-            raise InputError(f"revive=true: {model} does not list its rectified convolutions")
+            raise InputError(f"revive=true: {model} lists no rectified convolutions whose channels could be dead")
         if errors_of and self.net.task != "denoising":
             raise InputError(f"{errors_of}: errors_of is for a denoiser; {model} learns from images")
-        helper = _score_map_net(errors_of or teacher, train)
-        self.task = TASKS[self.net.task](self.net, train, valid, recipe, self.device, helper)
-        self.steps = math.ceil(len(train) / recipe.batch)
-        self.at = Position()
-        self.revived = 0  # maps, before the running epoch
+        teacher_net = _load_teacher(errors_of or teacher, train)
+        self.task = TASKS[self.net.task](self.net, train, valid, recipe, self.device, teacher_net)
+        self.steps = math.ceil(len(train) / recipe.batch)  # per epoch
+        self.position = Position()
+        self.revived = 0  # channels re-initialized before the current epoch
         self.settings = {
             "model": self.net.config, "recipe": recipe.to_dict(), "seed": seed, "data": train.fingerprint,
             "validation_data": valid.fingerprint, "dataset": train.info.dataset, "images": len(train),
@@ -97,45 +122,121 @@ class Trainer:
             "teacher": str(teacher) if teacher else None,
         }  # fmt: skip
 
+    # ---- the run ---------------------------------------------------------------------------------------------
+
+    def fit(
+        self, on_epoch: Callable[[dict[str, Any]], None] = lambda metrics: None,
+        progress: Callable[[int, int], None] = lambda done, total: None,
+    ) -> dict[str, Any]:  # fmt: skip
+        """Train from the current position to the end.
+
+        Args:
+            on_epoch: Called with each epoch's metrics, after its state is written.
+            progress: As in `run_epoch`.
+
+        Returns:
+            The summary that is also written to summary.json.
+
+        Raises:
+            InputError: The loss or a validation error is not finite.
+        """
+        self.out.mkdir(parents=True, exist_ok=True)
+        session = provenance() | {"bfloat16": self.task.bfloat16}
+        earlier = read_run(self.out).get("sittings", []) if self.position.epoch else []
+        sessions = [*earlier, {"from_epoch": self.position.epoch, **session}]
+        write_json(self.out / "run.json", {**self.settings, "sittings": sessions})
+        while self.position.epoch < self.recipe.epochs and not self.out_of_patience:
+            began = time.perf_counter()
+            loss = self.run_epoch(progress)
+            trained = time.perf_counter() - began
+            errors = self.task.validate()
+            if not all(math.isfinite(v) for v in errors.values()):
+                raise self._diverged(f"the validation error is not finite after epoch {self.position.epoch + 1}")
+            self.position.epoch += 1
+            self.position.seconds += time.perf_counter() - began
+
+            metrics = {
+                "epoch": self.position.epoch, "loss": loss, **errors,
+                "images_per_second": len(self.train_table) / trained, "seconds": self.position.seconds,
+                "learning_rate": self.optimizer.param_groups[0]["lr"],
+            }  # fmt: skip
+            if self.recipe.revive:
+                metrics["revived"] = self.revived
+            if self.net.rectified():
+                metrics["dead_channels"] = self._count_dead_channels()
+
+            if errors["valid"] < self.position.best:
+                self.position.best, self.position.best_epoch = errors["valid"], self.position.epoch
+                save_weights(self.out / "best.safetensors", self._weights({
+                    **self.settings, "epoch": self.position.epoch, "validation_nme_paper": errors["valid"],
+                    "seconds": self.position.seconds, **session,
+                }))  # fmt: skip
+            with open(self.out / "metrics.jsonl", "a", encoding="utf-8") as stream:
+                stream.write(json.dumps(metrics) + "\n")
+            if self.position.epoch == self.recipe.stable_epochs:
+                copy_file(self.out / "best.safetensors", self.out / "stable-best.safetensors")
+                self.save("stable.safetensors")
+            self.save("last.safetensors")
+            logger.info(
+                f"epoch {metrics['epoch']:4d}  loss {metrics['loss']:8.3f}  valid {metrics['valid']:6.2f} %  "
+                f"plain {metrics['clean']:6.2f} %  {metrics['images_per_second']:4.0f} img/s "
+                f"{metrics['seconds']:6.0f} s"
+            )
+            on_epoch(metrics)
+        summary = {
+            "epochs": self.position.epoch, "best_epoch": self.position.best_epoch, "best_valid": self.position.best,
+            "seconds": self.position.seconds,
+        }  # fmt: skip
+        write_json(self.out / "summary.json", summary)
+        return summary
+
+    @property
+    def out_of_patience(self) -> bool:
+        """Whether the recipe's `patience` ends the training now."""
+        return bool(self.recipe.patience) and self.position.epoch - self.position.best_epoch >= self.recipe.patience
+
     # ---- one epoch -------------------------------------------------------------------------------------------
 
     def run_epoch(self, progress: Callable[[int, int], None] = lambda done, total: None) -> float:
-        """Trains on every sample once; returns the mean loss. Raises InputError where the loss is not finite.
+        """Train on every sample once.
 
-        progress: called with optimizer steps done and steps of the whole run.
+        Args:
+            progress: Called after each optimizer step with the steps done and the steps of the whole run.
+
+        Returns:
+            The mean loss.
+
+        Raises:
+            InputError: The loss is not finite.
         """
         self.net.train()
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.at.epoch)
-        n = len(self.train_table)
+        epoch = self.position.epoch
+        generator = Generator().manual_seed(self.seed * 1_000_003 + epoch)
         order = self._order(generator)
         self.revived = 0
-        if self.recipe.revive and self.at.epoch < self.recipe.stable_epochs:
-            self.revived = self._revive(order[:REVIVE_SAMPLES], generator)
+        if self.recipe.revive and epoch < self.recipe.stable_epochs:
+            parts = order[:REVIVE_SAMPLES].split(64)
+            inputs = torch.cat([self.task.inputs(part, generator) for part in parts])
+            self.revived = revive(self.net, inputs, self.optimizer, generator)
         total = 0.0
         for i, index in enumerate(order.split(self.recipe.batch)):
-            rate = self.recipe.learning_rate_at(self.at.epoch * self.steps + i, self.steps)
+            step = epoch * self.steps + i
             for group in self.optimizer.param_groups:
-                group["lr"] = rate
+                group["lr"] = self.recipe.learning_rate_at(step, self.steps)
             loss = self.task.loss(index, generator)
             value = loss.item()
             if not math.isfinite(value):
                 files = ", ".join(self.train_table.files[j] for j in index[:3].tolist())
-                raise self.diverged(
-                    f"the loss became {value} in epoch {self.at.epoch + 1}, batch {i + 1} ({files}, ...)"
-                )
+                raise self._diverged(f"the loss became {value} in epoch {epoch + 1}, batch {i + 1} ({files}, ...)")
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()
             self.optimizer.step()
             total += value * len(index)
-            progress(self.at.epoch * self.steps + i + 1, self.recipe.epochs * self.steps)
-        return total / n
+            progress(step + 1, self.recipe.epochs * self.steps)
+        return total / len(self.train_table)
 
-    def _revive(self, index: Tensor, generator: torch.Generator) -> int:
-        inputs = torch.cat([cast(FromPixels, self.task).samples(part, generator)[0] for part in index.split(64)])
-        return revive(self.net, inputs, self.optimizer, generator)
-
-    def _order(self, generator: torch.Generator) -> torch.Tensor:
-        """(N,) indices of an epoch's samples."""
+    def _order(self, generator: Generator) -> Tensor:
+        """(N,) indices of the samples of an epoch."""
         n = len(self.train_table)
         if not self.recipe.shuffle:
             return torch.arange(n)
@@ -143,67 +244,83 @@ class Trainer:
             return balanced_order(torch.from_numpy(self.train_table.attributes[self.recipe.balance]), generator)
         return torch.randperm(n, generator=generator)
 
-    # ---- state -----------------------------------------------------------------------------------------------
+    def _count_dead_channels(self) -> int:
+        """Dead channels on training images spread over the table, augmented the same in every epoch."""
+        n = len(self.train_table)
+        index = torch.linspace(0, n - 1, min(n, COUNT_SAMPLES)).long()
+        inputs = self.task.inputs(index, Generator().manual_seed(0))
+        return count_dead_channels(self.net, inputs)
 
-    def weights(self, training: dict[str, Any]) -> Weights:
+    def _diverged(self, problem: str) -> InputError:
+        epoch = self.position.epoch
+        last = f"the last good state is {self.out / 'last.safetensors'} (epoch {epoch})"
+        return InputError(
+            f"{self.out}: {problem}; {last if epoch else 'no epoch was finished before'}; try a lower learning rate"
+        )
+
+    # ---- saving and resuming ---------------------------------------------------------------------------------
+
+    def _weights(self, training: dict[str, Any]) -> Weights:
+        """The network with what prediction needs: keypoints, crop rule and mean face relative to the box."""
         table = self.train_table
-        inside = (table.points - table.boxes[:, None, :2]) / table.boxes[:, None, 2:]
-        template = np.nanmean(np.where(table.mask[..., None], inside, np.nan), axis=0)
+        relative = (table.points - table.boxes[:, None, :2]) / table.boxes[:, None, 2:]
+        template = np.nanmean(np.where(table.mask[..., None], relative, np.nan), axis=0)
         return Weights(self.net, table.info.keypoints, table.info.crop_rule, template.round(4).tolist(), training)
 
-    def diverged(self, what: str) -> InputError:
-        good = f"the last good state is {self.out / 'last.safetensors'} (epoch {self.at.epoch})"
-        before = good if self.at.epoch else "no epoch was finished before"
-        return InputError(f"{self.out}: {what}; {before}; try a lower learning rate")
-
-    @property
-    def out_of_patience(self) -> bool:
-        return bool(self.recipe.patience) and self.at.epoch - self.at.best_epoch >= self.recipe.patience
-
     def save(self, name: str) -> None:
+        """Write the complete state of the training to a file of the run."""
         tensors = {f"net.{k}": v for k, v in self.net.state_dict().items()}
         for i, state in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimiser.{i}.{k}": v for k, v in state.items()}
-        write_tensors(self.out / name, tensors, {"format": STATE, **self.settings, "position": self.at.__dict__})
+        write_tensors(self.out / name, tensors, {"format": STATE, **self.settings, "position": asdict(self.position)})
 
     def restore(self) -> None:
-        """Continues the run in `out`, from the latest state that this recipe would also have passed through: the
-        last one; for another number of epochs, one before either learning rate fell, or the very start. A warning
-        names epochs that are run again. Raises InputError where there is nothing to continue, or other settings."""
-        reached = -1
+        """Continue the run in `out` from the latest state that this recipe would also have reached.
+
+        This is the last state. With another number of epochs it is a state before the learning rate fell under either
+        recipe, or the start; a warning then names the epochs that are run again.
+
+        Raises:
+            InputError: There is no run, or it has other settings.
+        """
+        finished = -1  # epochs of the run so far
         for name in ("last.safetensors", "stable.safetensors"):
             if not (self.out / name).is_file():
                 continue
             tensors, meta = read_state(self.out / name)
-            self._check_same(meta)
-            reached = max(reached, meta["position"]["epoch"])
-            if self.recipe.epochs < reached:
-                raise InputError(f"{self.out}: has {reached} epochs already; ask for more, or for a new --out")
-            before = replace(self.recipe, epochs=meta["recipe"]["epochs"])
-            shared = min(before.stable_epochs, self.recipe.stable_epochs)
-            if before.epochs == self.recipe.epochs or meta["position"]["epoch"] <= shared:
+            self._check_same_settings(meta)
+            epoch = meta["position"]["epoch"]
+            finished = max(finished, epoch)
+            if self.recipe.epochs < finished:
+                raise InputError(
+                    f"{self.out}: has {finished} epochs already; use a larger number of epochs, or another --out"
+                )
+            earlier = replace(self.recipe, epochs=meta["recipe"]["epochs"])
+            shared = min(earlier.stable_epochs, self.recipe.stable_epochs)
+            if earlier.epochs == self.recipe.epochs or epoch <= shared:
                 self._load_state(tensors, meta)
                 break
-        if reached < 0:
+        if finished < 0:
             raise InputError(f"{self.out}: nothing to resume (no last.safetensors); leave --resume out")
-        if self.at.epoch < reached:
-            logger.warning(
-                f"{self.out}: with {self.recipe.epochs} epochs the learning rate falls later than it did; "
-                f"epochs {self.at.epoch + 1} to {reached} are run again; best-{reached}.safetensors keeps the old best"
-            )
-            old_best = self.out / f"best-{reached}.safetensors"
-            if not old_best.is_file():  # a stop in the first epoch that is run anew comes here again
-                copy_file(self.out / "best.safetensors", old_best)
-            if self.at.epoch and (self.out / "stable-best.safetensors").is_file():
-                copy_file(self.out / "stable-best.safetensors", self.out / "best.safetensors")
-            self.save("last.safetensors")
-            if not self.at.epoch:
-                (self.out / "stable.safetensors").unlink(missing_ok=True)
-        metrics = self.out / "metrics.jsonl"
-        lines = metrics.read_text().splitlines() if metrics.is_file() else []
-        kept = [x for x in lines if _epoch_of(x) <= self.at.epoch]
-        if kept != lines:
-            write_text(metrics, "".join(x + "\n" for x in kept))
+        if self.position.epoch < finished:
+            self._go_back_from(finished)
+        trim_metrics(self.out, self.position.epoch)
+
+    def _go_back_from(self, finished: int) -> None:
+        """Make the files of the run those of the current position, which is before epoch `finished`."""
+        epoch = self.position.epoch
+        logger.warning(
+            f"{self.out}: with {self.recipe.epochs} epochs the learning rate falls later than it did; "
+            f"epochs {epoch + 1} to {finished} are run again; best-{finished}.safetensors keeps the old best"
+        )
+        old_best = self.out / f"best-{finished}.safetensors"
+        if not old_best.is_file():  # it exists if training was stopped in the first epoch that is run again
+            copy_file(self.out / "best.safetensors", old_best)
+        if epoch and (self.out / "stable-best.safetensors").is_file():
+            copy_file(self.out / "stable-best.safetensors", self.out / "best.safetensors")
+        self.save("last.safetensors")
+        if not epoch:
+            (self.out / "stable.safetensors").unlink(missing_ok=True)
 
     def _load_state(self, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
         self.net.load_state_dict({k[4:]: v for k, v in tensors.items() if k.startswith("net.")})
@@ -213,96 +330,45 @@ class Trainer:
                 _, i, field = key.split(".", 2)
                 state["state"].setdefault(int(i), {})[field] = value
         self.optimizer.load_state_dict(state)
-        for parameter, kept in self.optimizer.state.items():
-            for field, value in kept.items():
-                if value.shape == parameter.shape:  # in the parameter's memory layout, which fused steps rely on
-                    kept[field] = torch.empty_like(parameter).copy_(value)
-        self.at = Position(**meta["position"])
+        for parameter, fields in self.optimizer.state.items():
+            for field, value in fields.items():
+                if value.shape == parameter.shape:  # fused steps need the memory format of the parameter
+                    fields[field] = torch.empty_like(parameter).copy_(value)
+        self.position = Position(**meta["position"])
 
-    def _check_same(self, meta: dict[str, Any]) -> None:
+    def _check_same_settings(self, meta: dict[str, Any]) -> None:
         now = json.loads(json.dumps(self.settings))
-        for what in ("model", "seed", "data", "validation_data", "errors_of", "teacher"):
-            if meta.get(what) != now[what]:
-                raise InputError(f"{self.out}: was started with {what} {meta.get(what)}, not {now[what]}")
-        # by way of Recipe: a field that is newer than the run has its default there
-        theirs = json.loads(json.dumps(Recipe.from_dict(meta["recipe"]).to_dict()))
-        ours = dict(now["recipe"])
-        for free in ("epochs", "patience"):
-            theirs.pop(free), ours.pop(free)
-        different = [k for k in ours if theirs.get(k) != ours[k]]
-        if different:
-            raise InputError(f"{self.out}: was started with another recipe (differs in {', '.join(different)})")
-
-    # ---- the run ---------------------------------------------------------------------------------------------
-
-    def fit(
-        self, on_epoch: Callable[[dict[str, Any]], None] = lambda metrics: None,
-        progress: Callable[[int, int], None] = lambda done, total: None,
-    ) -> dict[str, Any]:  # fmt: skip
-        """Trains to the end; returns the summary, also in summary.json.
-
-        on_epoch: called with each epoch's metrics, after its state is written. progress: as in `run_epoch`.
-        """
-        self.out.mkdir(parents=True, exist_ok=True)
-        made_by = provenance() | {"bfloat16": self.task.bfloat16}
-        sittings = record(self.out).get("sittings", []) if self.at.epoch else []
-        write_json(
-            self.out / "run.json", {**self.settings, "sittings": [*sittings, {"from_epoch": self.at.epoch, **made_by}]}
-        )
-        while self.at.epoch < self.recipe.epochs and not self.out_of_patience:
-            began = time.perf_counter()
-            loss = self.run_epoch(progress)
-            trained = time.perf_counter() - began
-            errors = self.task.validate()
-            if not all(math.isfinite(v) for v in errors.values()):
-                raise self.diverged(f"the network gives no finite answers after epoch {self.at.epoch + 1}")
-            self.at.epoch += 1
-            self.at.seconds += time.perf_counter() - began
-            line = {
-                "epoch": self.at.epoch, "loss": loss, **errors, "images_per_second": len(self.train_table) / trained,
-                "seconds": self.at.seconds, "learning_rate": self.optimizer.param_groups[0]["lr"],
-            }  # fmt: skip
-            if self.recipe.revive:
-                line["revived"] = self.revived
-            if errors["valid"] < self.at.best:
-                self.at.best, self.at.best_epoch = errors["valid"], self.at.epoch
-                save_weights(self.out / "best.safetensors", self.weights({
-                    **self.settings, "epoch": self.at.epoch, "validation_nme_paper": errors["valid"],
-                    "seconds": self.at.seconds, **made_by,
-                }))  # fmt: skip
-            with open(self.out / "metrics.jsonl", "a", encoding="utf-8") as stream:
-                stream.write(json.dumps(line) + "\n")
-            if self.at.epoch == self.recipe.stable_epochs:
-                copy_file(self.out / "best.safetensors", self.out / "stable-best.safetensors")
-                self.save("stable.safetensors")
-            self.save("last.safetensors")
-            logger.info(
-                f"epoch {line['epoch']:4d}  loss {line['loss']:8.3f}  valid {line['valid']:6.2f} %  "
-                f"plain {line['clean']:6.2f} %  {line['images_per_second']:4.0f} img/s {line['seconds']:6.0f} s"
-            )
-            on_epoch(line)
-        summary = {
-            "epochs": self.at.epoch, "best_epoch": self.at.best_epoch, "best_valid": self.at.best,
-            "seconds": self.at.seconds,
-        }  # fmt: skip
-        write_json(self.out / "summary.json", summary)
-        return summary
+        for key in ("model", "seed", "data", "validation_data", "errors_of", "teacher"):
+            if meta.get(key) != now[key]:
+                raise InputError(f"{self.out}: was started with {key} {meta.get(key)}, not {now[key]}")
+        # by way of Recipe, so that fields added since the run was started have their defaults
+        before = json.loads(json.dumps(Recipe.from_dict(meta["recipe"]).to_dict()))
+        changed = [k for k, v in now["recipe"].items() if k not in ("epochs", "patience") and before.get(k) != v]
+        if changed:
+            raise InputError(f"{self.out}: was started with another recipe (differs in {', '.join(changed)})")
 
 
-def balanced_order(classes: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """(N,) classes -> N indices in random order: each class as often as the square root of its size says, each image as
-    often as the others of its class, give or take one."""
+def balanced_order(classes: Tensor, generator: Generator) -> Tensor:
+    """Draw an epoch's samples in proportion to the square root of the size of their class.
+
+    Args:
+        classes: (N,) class of each sample.
+        generator: Source of the order.
+
+    Returns:
+        (N,) indices in random order. Samples of one class are drawn equally often, give or take one.
+    """
     n = len(classes)
     order = torch.randperm(n, generator=generator)
     share = classes.bincount()[classes].to(torch.float64).rsqrt()
-    upto = (share * (n / share.sum()))[order].cumsum(0)
-    turns = torch.arange(n) + torch.rand(1, generator=generator, dtype=torch.float64)  # systematic sampling
-    drawn = order[torch.searchsorted(upto, turns).clamp(max=n - 1)]
+    cumulative = (share * (n / share.sum()))[order].cumsum(0)
+    ticks = torch.arange(n) + torch.rand(1, generator=generator, dtype=torch.float64)  # systematic sampling
+    drawn = order[torch.searchsorted(cumulative, ticks).clamp(max=n - 1)]
     return drawn[torch.randperm(n, generator=generator)]
 
 
-def _score_map_net(weights: Path | None, table: FaceTable) -> KeypointNet | None:
-    """The network whose answers on the table another one learns from."""
+def _load_teacher(weights: Path | None, table: FaceTable) -> KeypointNet | None:
+    """Load the network whose predictions are learned, and check that its keypoints are those of the table."""
     if weights is None:
         return None
     loaded = score_map_weights(weights)
@@ -311,37 +377,9 @@ def _score_map_net(weights: Path | None, table: FaceTable) -> KeypointNet | None
     return loaded.net
 
 
-def read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """A state that `Trainer.save` wrote. Raises InputError with the remedy where it is something else."""
-    try:
-        tensors, meta = read_tensors(path)
-    except InputError as error:
-        raise InputError(f"{error}; remove it: --resume then goes on from an earlier state, if there is one") from None
-    if meta.get("format") != STATE:
-        raise InputError(f"{path}: holds no training state of this version; remove it, or choose another --out")
-    return tensors, meta
-
-
-def _epoch_of(line: str) -> float:
-    try:
-        return json.loads(line)["epoch"]
-    except (json.JSONDecodeError, KeyError, TypeError):
-        return math.inf  # half a line
-
-
-def record(out: Path) -> dict[str, Any]:
-    """run.json: what was asked, and when, where and by which commit each part was trained; {} where there is none."""
-    try:
-        return dict(json.loads((out / "run.json").read_text(encoding="utf-8")))
-    except (OSError, json.JSONDecodeError, TypeError, ValueError):
-        return {}
-
-
-def copy_matching(tensors: dict[str, Tensor], net: nn.Module) -> list[str]:
-    """Starts `net` from another network's weights where name and shape agree; returns the names copied."""
-    own = net.state_dict()
-    if isinstance(net, KeypointNet):
-        tensors = net.adapt(tensors)
-    same = {k: v for k, v in tensors.items() if k in own and own[k].shape == v.shape}
-    net.load_state_dict(same, strict=False)
-    return list(same)
+def copy_matching(tensors: dict[str, Tensor], net: KeypointNet) -> list[str]:
+    """Load tensors of another network into `net` where name and shape agree; return the names loaded."""
+    own, tensors = net.state_dict(), net.adapt(tensors)
+    matching = {k: v for k, v in tensors.items() if k in own and own[k].shape == v.shape}
+    net.load_state_dict(matching, strict=False)
+    return list(matching)

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from recombinator.data.table import load_table
-from recombinator.training.loop import Trainer, read_state, record
+from recombinator.training.files import read_run, read_state
+from recombinator.training.loop import Trainer
 from recombinator.training.recipe import Recipe, changed, get_recipe
 from recombinator.utils.errors import InputError, remedy
 from recombinator.utils.files import lock_folder
@@ -57,7 +58,7 @@ def train(
             larger one.
         options: network options, as of `create_model`.
         tensorboard: also write the metrics to OUT/tensorboard.
-        errors_of: for a denoiser with corruption "errors" or "mixed": weights of the RCN or SumNet whose errors it
+        errors_of: for a denoiser with corruption "mixed": weights of the RCN or SumNet whose errors it
             learns to repair.
         teacher: weights of an RCN or SumNet whose score maps are learned together with the true points; the recipe's
             `distil` is their share of the loss.
@@ -79,7 +80,7 @@ def train(
         states = [p for p in (target / "last.safetensors", target / "stable.safetensors") if p.is_file()]
         if states and not resume:
             raise InputError(f"{out}: already holds a run; continue it with --resume or choose another --out")
-        before = read_state(states[0])[1] if states else record(target)
+        before = read_state(states[0])[1] if states else read_run(target)
         if resume and not before:
             raise InputError(f"{out}: nothing to resume (no last.safetensors); leave --resume out")
         if resume:

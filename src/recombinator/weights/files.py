@@ -274,18 +274,23 @@ def read_pair(path: Path) -> dict[str, Any]:
 
 
 def _read_shifted(path: Path) -> Weights | None:
-    """Make the network that a JSON file derives with `shifted`: weights relative to it, pixels, calibration. None if
-    the file derives none."""
+    """Return the network that a JSON file derives by shifting another's input, or None if the file derives none.
+
+    Its fields: shifted (a weights file, relative to this one), by (pixels), calibration.
+    """
     from recombinator.weights.derive import shifted
 
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
-        if "shifted" in fields:
-            made = shifted(path.parent / fields["shifted"], int(fields["by"]))
-            return replace(made, calibration=dict(fields["calibration"]))
-    except (OSError, json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
-        pass  # `read_pair` says what is wrong
-    return None
+        if "shifted" not in fields:
+            return None
+    except (OSError, ValueError, TypeError):
+        return None  # `read_pair` says what is wrong
+    try:
+        made = shifted(path.parent / fields["shifted"], fields["by"])
+        return made.calibrated(dict(fields["calibration"]))
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{path}: expected a JSON object with shifted, by and calibration ({error!r})") from None
 
 
 def write_pair(
