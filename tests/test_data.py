@@ -35,7 +35,7 @@ def test_eye_mouth_box_is_square_and_inside(size):
 
 
 def test_a_box_that_cannot_fit_is_trimmed_evenly():
-    """SPEC 2.2's square is kept by cutting the long axis on both sides."""
+    """The authors' square is kept by cutting the long axis on both sides."""
     points = FACE + [0, 60]
     x, y, side = crops.eye_mouth_box(points, 1.25, 90, 400)
     full = crops.eye_mouth_box(points + 1000, 1.25, 9000, 9000)[2]
