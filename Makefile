@@ -1,27 +1,41 @@
-# `make demo` and `make test` set themselves up: Python >= 3.11, git and make are all they need.
+# Each target installs what it needs into .venv, from pinned versions. Python >= 3.11, git and make are required.
 PYTHON ?= python3
 BIN := .venv/bin
-READY := .venv/.ready
+PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
+PINS := pyproject.toml constraints.txt
 
-.PHONY: setup demo test clean
+.PHONY: setup demo test test-all docs clean
 
-$(READY): pyproject.toml constraints.txt
+.venv/.demo: $(PINS)  # prediction only, without PyTorch
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "Python 3.11 or newer is needed; $(PYTHON) is older. Try: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 2; }
-	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
-	@touch $(READY)
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(PIP) .
+	@touch $@
 
-setup: $(READY)
+.venv/.dev: .venv/.demo
+	$(PIP) '.[dev]'
+	@touch $@
 
-demo: $(READY)
+.venv/.docs: .venv/.demo
+	$(PIP) '.[docs]'
+	@touch $@
+
+setup: .venv/.dev
+
+demo: .venv/.demo
 	@$(BIN)/recombinator demo $(if $(PHOTO),--photo "$(PHOTO)")
 
-test: $(READY)
+test-all: SELECT = -m "slow or not slow"
+test test-all: .venv/.dev
 	$(BIN)/ruff format --check --quiet .
 	$(BIN)/ruff check --quiet .
 	$(BIN)/mypy --no-error-summary
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(SELECT)
+
+docs: .venv/.docs
+	$(BIN)/mkdocs build --strict --quiet
+	@echo "the site is in out/site"
 
 clean:
 	rm -rf .venv out

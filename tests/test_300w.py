@@ -67,8 +67,8 @@ def test_points_are_read_as_300w_has_them(tmp_path):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda t: t.replace("n_points: 68\n{\n", "n_points: 68\n{\n1 2 3\n"), r"a\.pts:4: wants two numbers"),
-        (lambda t: "\n".join(t.splitlines()[:-3]), "has 66 points, wants 68"),
+        (lambda t: t.replace("n_points: 68\n{\n", "n_points: 68\n{\n1 2 3\n"), r"a\.pts:4: expected two numbers"),
+        (lambda t: "\n".join(t.splitlines()[:-3]), "expected 68 points, got 66"),
         (lambda t: t.replace(t.splitlines()[5], "nan 4"), "not a finite number"),
     ],
 )

@@ -48,7 +48,7 @@ def test_photographs_are_found(album):
     for bad, message in (("https://a.b/c.jpg", "download"), (str(album / "*.gif"), "no photograph")):
         with pytest.raises(InputError, match=message):
             batch.find_photographs([bad])
-    with pytest.raises(InputError, match="all its photographs lie in --out"):
+    with pytest.raises(InputError, match="all its photographs are in --out"):
         batch.find_photographs([album], album)
 
 
@@ -101,7 +101,7 @@ def test_resuming_keeps_chips_and_weights_apart(album, tmp_path):
     command(album / "a.jpg", tmp_path, "--no-pictures", "--chips", 64)
     command(album / "deep" / "a.jpg", tmp_path, "--no-pictures", "--chips", 64, "--resume")
     assert {p.name for p in (tmp_path / "chips").iterdir()} == {"a.face1.png", "a-2.face1.png"}
-    with pytest.raises(InputError, match="begun with the weights rcn-6-mtfl"):
+    with pytest.raises(InputError, match="written with the weights rcn-6-mtfl"):
         command(album, tmp_path, "--resume", "--weights", str(shipped_weights()["rcn-6-mtfl"]))
     (tmp_path / "photo.jpg").write_bytes(HOPPER.read_bytes())
     found = batch.find_photographs([tmp_path], tmp_path / "chips")
@@ -132,16 +132,16 @@ def test_boxes_from_a_file_and_detectors_by_name(album, tmp_path):
     run = command(album / "a.jpg", tmp_path / "out", "--boxes", table)
     assert run.exit_code == 0 and "2 faces in 1 photographs" in run.output
     table.write_text("file,x,y,width,height\na.jpg,1,2,30,40\n")
-    with pytest.raises(InputError, match="it names them as this command does, such as .*/a.jpg"):
+    with pytest.raises(InputError, match="must name them as this command does, such as .*/a.jpg"):
         command(album, tmp_path / "x", "--boxes", table)
-    with pytest.raises(InputError, match="two ways to say the same"):
+    with pytest.raises(InputError, match="both give faces"):
         command(album, tmp_path / "x", "--boxes", table, "--box", "1,2,3,4")
     for bad in ("3,b", "3,nan", "3,-4"):
         table.write_text(f"file,x,y,width,height\na.jpg,1,2,{bad}\n")
         with pytest.raises(InputError, match=r"boxes.csv:2"):
             batch.read_boxes(table)
     table.write_text("file,x\n")
-    with pytest.raises(InputError, match=r"boxes.csv:1: wants the columns"):
+    with pytest.raises(InputError, match=r"boxes.csv:1: expected the columns"):
         batch.read_boxes(table)
     crop = cv2.imread(str(HOPPER))[100:330, 150:380, ::-1].copy()
     face = load("rcn-6-mtfl", detector_by_name("none")).predict(crop)[0]
@@ -154,3 +154,49 @@ def test_boxes_from_a_file_and_detectors_by_name(album, tmp_path):
         load("rcn-6-mtfl").predict(HOPPER, min_confidence=float("nan"))
     with pytest.raises(InputError, match="format 'xml' is not known"):
         command(album, tmp_path / "x", "--format", "xml")
+
+
+def test_earlier_results_are_not_overwritten_silently(album, tmp_path):
+    assert command(album, tmp_path, "--no-pictures").exit_code == 1
+    before = (tmp_path / "points.jsonl").read_text()
+    with pytest.raises(
+        InputError, match=r"already holds results \(points.jsonl\); --overwrite replaces them, --resume"
+    ):
+        command(album / "a.jpg", tmp_path)
+    with pytest.raises(InputError, match="give one of them"):
+        command(album / "a.jpg", tmp_path, "--resume", "--overwrite")
+    assert (tmp_path / "points.jsonl").read_text() == before
+    assert command(album / "a.jpg", tmp_path, "--overwrite", "--format", "json").exit_code == 0
+    assert len((tmp_path / "points.jsonl").read_text().splitlines()) == 1
+    rows = list(csv.DictReader((tmp_path / "points.csv").open()))  # not asked for, but it must not contradict
+    assert {r["file"] for r in rows} == {str(album / "a.jpg")}
+    (tmp_path / "points.jsonl").rename(tmp_path / "points.jsonl.part")
+    with pytest.raises(InputError, match="points.jsonl.part"):
+        command(album / "a.jpg", tmp_path)
+
+
+def test_standard_output(album, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = command(album, "-")
+    lines = [json.loads(line) for line in run.stdout.splitlines()]
+    assert run.exit_code == 1 and [len(r["faces"]) for r in lines] == [1, 1, 1, 0]
+    assert "3 faces in 4 photographs" in run.stderr and not list(tmp_path.iterdir())
+    for option in (["--chips", 64], ["--resume"], ["--format", "csv"]):
+        with pytest.raises(InputError, match=f"leave out {option[0]}"):
+            command(album, "-", *option)
+
+
+def test_the_folder_for_results_has_a_default(album, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = CliRunner().invoke(app, ["predict", str(album / "a.jpg"), "--threads", "1", "--engine", "torch"])
+    assert run.exit_code == 0 and (tmp_path / "keypoints" / "points.jsonl").is_file()
+    assert (tmp_path / "keypoints" / "a.keypoints.png").is_file()
+    with pytest.raises(InputError, match="unknown device 'gpu'"):
+        command(album / "a.jpg", "x", "--device", "gpu")
+
+
+def test_progress_is_reported(album, tmp_path):
+    calls = []
+    names = [str(album / "a.jpg"), str(album / "empty.png")]
+    batch.predict_all(load("rcn-6-mtfl"), names, tmp_path, progress=lambda done, total: calls.append((done, total)))
+    assert calls == [(1, 2), (2, 2)]

@@ -1,7 +1,8 @@
-"""Probabilities that mean what they say."""
+"""Calibration: the temperature, the thresholds of occluded keypoints, reports and their command line."""
 
 import json
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -10,8 +11,9 @@ from typer.testing import CliRunner
 from recombinator.cli import app
 from recombinator.data.table import load_table
 from recombinator.evaluation import calibration, metrics
+from recombinator.evaluation.plots import plot_reliability
 from recombinator.keypoints import FACE_5, RADII, SURE
-from recombinator.models import create_model, decode
+from recombinator.models import KeypointNet, create_model, decode
 from recombinator.predict.predictor import load
 from recombinator.predict.result import Face
 from recombinator.transforms.samples import fixed_samples
@@ -19,16 +21,16 @@ from recombinator.utils.errors import InputError
 from recombinator.weights.files import Weights, load_weights, save_weights
 
 
-class Told(torch.nn.Module):
-    """Answers with Gaussian maps, `spread` wide and too sure or unsure by `temperature`, around points it is told,
-    off by errors of that very spread."""
+class Overconfident(KeypointNet):
+    """Returns Gaussian maps, `spread` wide, around the points it is given plus errors of that spread; the maps are too
+    confident by a factor."""
 
-    size, channels, keypoints, temperature = 80, 1, 5, 1.0
+    size, channels, keypoints = 80, 1, 5
     spread = 2.0
 
-    def __init__(self, wrong_by):
+    def __init__(self, factor):
         super().__init__()
-        self.wrong_by, self.anchor = wrong_by, torch.nn.Parameter(torch.zeros(1))
+        self.factor, self.anchor = factor, torch.nn.Parameter(torch.zeros(1))
         self.points = []
 
     def forward(self, pixels):
@@ -36,40 +38,38 @@ class Told(torch.nn.Module):
         noise = self.spread * torch.randn(points.shape, generator=torch.Generator().manual_seed(len(self.points)))
         centers = torch.arange(80) + 0.5
         d = (centers - (points + noise)[..., None]) ** 2 / (2 * self.spread**2)
-        return -self.wrong_by * (d[:, :, 1, :, None] + d[:, :, 0, None, :])
+        return -self.factor * (d[:, :, 1, :, None] + d[:, :, 0, None, :])
 
 
-@pytest.mark.parametrize("wrong_by", [0.5, 1.0, 3.0])
-def test_the_temperature_is_found(wrong_by, faces5, monkeypatch):
-    """Maps that are too sure by a factor get that factor as their temperature."""
-    net, table = Told(wrong_by), load_table(faces5 / "train.parquet")
+@pytest.mark.parametrize("factor", [0.5, 1.0, 3.0])
+def test_the_temperature_is_the_factor_of_overconfidence(factor, faces5, monkeypatch):
+    net, table = Overconfident(factor), load_table(faces5 / "train.parquet")
     sample = calibration.fixed_samples
 
-    def told(*arguments):
+    def samples_that_the_network_knows(*arguments):
         for pixels, points in sample(*arguments):
             net.points.append(points)
             yield pixels, points
 
-    monkeypatch.setattr(calibration, "fixed_samples", told)
-    monkeypatch.setattr(calibration, "ScoreMapNet", Told)
-    found = calibration.fit(net, table)
-    assert found["temperature"] == pytest.approx(wrong_by, rel=0.2)
-    assert len(found["covered_below"]) == 5 and all(0 < v < 1 for v in found["covered_below"])
+    monkeypatch.setattr(calibration, "fixed_samples", samples_that_the_network_knows)
+    fitted = calibration.fit(net, table)
+    assert fitted["temperature"] == pytest.approx(factor, rel=0.2)
+    assert len(fitted["covered_below"]) == 5 and all(0 < v < 1 for v in fitted["covered_below"])
 
 
-def test_a_masked_network_is_calibrated_by_what_it_answers(faces5):
-    """Scores that whole squares of cells share: one cell, its center the answer."""
+def test_a_masked_network_is_calibrated_by_its_own_decoding(faces5):
+    """Cells that share a score are one cell, whose center is the prediction."""
     torch.manual_seed(0)
     net, table = create_model("rcn-4", width=0.2, mask=(1, 0, 0, 0)).eval(), load_table(faces5 / "valid.parquet")
     with torch.no_grad():
-        told = calibration.answers(net, table, False, (1.0,))
-        inputs, points = next(fixed_samples(table, 80, calibration.MOVED, torch.device("cpu")))
-        found = decode.answers(net, inputs)
+        points_of = calibration.collect(net, table, False, (1.0,))
+        inputs, points = next(fixed_samples(table, 80, calibration.JITTER, torch.device("cpu")))
+        decoded = decode.answers(net, inputs)
     inside = ((points >= 0) & (points < 80)).all(dim=2)
     n = int(inside.sum())
-    gap = (found.highest - points).abs().amax(dim=2)[inside]
-    np.testing.assert_allclose(told["gap"][:n], gap.numpy(), atol=1e-4)
-    np.testing.assert_allclose(told["within"][:n, 0], found.within[inside].numpy(), atol=1e-5)
+    gap = (decoded.highest - points).abs().amax(dim=2)[inside]
+    np.testing.assert_allclose(points_of["gap"][:n], gap.numpy(), atol=1e-4)
+    np.testing.assert_allclose(points_of["within"][:n, 0], decoded.within[inside].numpy(), atol=1e-5)
 
 
 @pytest.fixture(scope="module")
@@ -89,19 +89,19 @@ def test_from_the_command_line(weights, faces5, tmp_path):
     assert loaded.net.temperature == loaded.calibration["temperature"] and before.net.temperature == 1.0
     for a, b in zip(loaded.net.parameters(), before.net.parameters(), strict=True):
         assert torch.equal(a, b)
-    picture, told = tmp_path / "r.png", tmp_path / "r.json"
-    asked = ["reliability", str(out), "--data", str(valid), "--json", str(told), "--plot", str(picture)]
-    run = CliRunner().invoke(app, asked)
+    picture, json_out = tmp_path / "r.png", tmp_path / "r.json"
+    command = ["reliability", str(out), "--data", str(valid), "--json", str(json_out), "--plot", str(picture)]
+    run = CliRunner().invoke(app, command)
     assert run.exit_code == 0 and picture.is_file(), run.output
-    report = json.loads(told.read_text())
+    report = json.loads(json_out.read_text())
     assert [row["radius"] for row in report["plain"]] == list(RADII)
-    is_within = [row["right"] for row in report["plain"]]
-    assert is_within == sorted(is_within) and 0 <= report["covered_auroc"] <= 1
-    # one visible point in twenty, by the rule that chose the threshold on these very images, covered ones or not
-    found = calibration.both(loaded.net, load_table(valid))
+    shares = [row["right"] for row in report["plain"]]
+    assert shares == sorted(shares) and 0 <= report["covered_auroc"] <= 1
+    # one visible point in twenty, on the images that chose the threshold, with and without occlusion
+    points = calibration.collect_both(loaded.net, load_table(valid))
     at = int(np.argmin(np.abs(np.log(np.array(calibration.TEMPERATURES) / loaded.net.temperature))))
-    confidence, visible = found["within"][:, at, SURE], ~found["hidden"]
-    flagged = confidence < np.array(loaded.calibration["covered_below"])[found["keypoint"]]
+    confidence, visible = points["within"][:, at, SURE], ~points["occluded"]
+    flagged = confidence < np.array(loaded.calibration["covered_below"])[points["keypoint"]]
     assert flagged[visible].mean() == pytest.approx(0.05, abs=0.015)
 
 
@@ -109,11 +109,11 @@ def test_what_cannot_be_calibrated(faces5, tmp_path):
     save_weights(tmp_path / "t.safetensors", Weights(create_model("tcdcn"), FACE_5, "mtfl", [[0.5, 0.5]] * 5, {}))
     with pytest.raises(InputError, match="nothing to calibrate"):
         calibration.calibrate(tmp_path / "t.safetensors", faces5 / "valid.parquet")
-    with pytest.raises(InputError, match="are not those of the weights"):
+    with pytest.raises(InputError, match="are not those of rcn-68-300w"):
         calibration.calibrate("rcn-68-300w", faces5 / "valid.parquet")
 
 
-def test_a_face_tells_how_sure_it_is(weights, tmp_path):
+def test_a_face_has_confidences_and_flags(weights, tmp_path):
     image = np.random.default_rng(0).integers(0, 255, (300, 300), np.uint8)
     box = [(60, 60, 150, 150)]
     (plain,) = load(weights).predict(image, boxes=box)
@@ -140,33 +140,43 @@ def test_ellipses():
         np.zeros((3, 2)), np.ones(3), np.array([0.0, 0.0, 80.0]), FACE_5, within=np.ones((3, 5)), reach=np.arange(5.0),
         covariance=np.array([[4.0, 0, 1], [1, 0, 9], [2, 1, 2]]), covered=np.zeros(3, bool),
     )  # fmt: skip
-    found = face.ellipses(deviations=1)
-    np.testing.assert_allclose(found[:, 0], [2, 3, 3**0.5])
-    np.testing.assert_allclose(found[:, 1], [1, 1, 1])
-    np.testing.assert_allclose(np.abs(found[:, 2]), [0, 90, 45])
+    ellipses = face.ellipses(deviations=1)
+    np.testing.assert_allclose(ellipses[:, 0], [2, 3, 3**0.5])
+    np.testing.assert_allclose(ellipses[:, 1], [1, 1, 1])
+    np.testing.assert_allclose(np.abs(ellipses[:, 2]), [0, 90, 45])
 
 
 def test_reliability_and_auroc():
     rng = np.random.default_rng(0)
     confidence = rng.uniform(0, 1, 20000)
-    is_within = rng.uniform(0, 1, 20000) < confidence
-    rows, error = metrics.reliability(confidence, is_within)
+    correct = rng.uniform(0, 1, 20000) < confidence
+    rows, error = metrics.reliability(confidence, correct)
     assert sum(r["points"] for r in rows) == 20000 and error < 0.02
-    assert metrics.reliability(confidence**3, is_within)[1] == pytest.approx(0.25, abs=0.02)  # mean of p - p^3
+    assert metrics.reliability(confidence**3, correct)[1] == pytest.approx(0.25, abs=0.02)  # mean of p - p^3
     score, positive = rng.normal(size=300).round(1), rng.uniform(size=300) < 0.3
     pairs = [(a > b) + (a == b) / 2 for a in score[positive] for b in score[~positive]]
     assert metrics.auroc(score, positive) == pytest.approx(np.mean(pairs))
     assert np.isnan(metrics.auroc(score, np.ones(300, bool)))
 
 
-def test_where_there_is_nothing_to_go_by(weights, faces5):
-    """A keypoint without a visible point is never flagged; a table without any point in its crops is named."""
+def test_nothing_of_the_reliability_plot_is_cut_off(tmp_path):
+    rows = [
+        {"radius": r, "error": 0.1, "curve": [{"confidence": c, "right": c} for c in (0.0, 0.5, 1.0)]} for r in RADII
+    ]
+    plot_reliability(tmp_path / "r.png", {"weights": "runs/a", "plain": rows, "covered": rows})
+    picture = cv2.imread(str(tmp_path / "r.png"))
+    for edge in (picture[:2], picture[-2:], picture[:, :2], picture[:, -2:]):
+        assert (edge == 255).all()
+
+
+def test_calibration_without_usable_points(weights, faces5):
+    """A keypoint without a visible point is never flagged; a table without any point in its crops is an error."""
     net, table = load_weights(weights).net, load_table(faces5 / "test.parquet")
     table.mask[:, 2] = False
-    found = calibration.fit(net, table)
-    assert found["covered_below"][2] == 0 and found["covered_below"][0] > 0
+    fitted = calibration.fit(net, table)
+    assert fitted["covered_below"][2] == 0 and fitted["covered_below"][0] > 0
     table.mask[:] = False
-    with pytest.raises(InputError, match="no point of its test table lies in its crop"):
+    with pytest.raises(InputError, match="no point of its test table is inside its crop"):
         calibration.fit(net, table)
 
 
@@ -179,12 +189,12 @@ def test_where_there_is_nothing_to_go_by(weights, faces5):
 )  # fmt: skip
 def test_a_damaged_calibration_is_named(weights, calibrated):
     loaded = load_weights(weights)
-    with pytest.raises(InputError, match="a damaged calibration"):
+    with pytest.raises(InputError, match="damaged calibration"):
         Weights(loaded.net, loaded.keypoints, loaded.crop_rule, loaded.template, {}, calibrated)
 
 
 @pytest.mark.parametrize("name", ["rcn-6-mtfl", "rcn-68-300w", "joint-68-300w"])
-def test_what_ships_is_calibrated(name):
+def test_shipped_weights_are_calibrated(name):
     loaded = load_weights(name)
     assert loaded.calibration["temperature"] > 0 and loaded.calibration["split"] == "valid"
     assert len(loaded.calibration["covered_below"]) == len(loaded.keypoints) and 0.3 < loaded.calibration["least"] < 1
@@ -199,7 +209,7 @@ def test_refused_before_anything_is_measured(weights, faces5, tmp_path, monkeypa
     for command, options, words in (
         ("calibrate", ["--out", str(table)], "would overwrite the table"),
         ("calibrate", ["--out", str(tmp_path / "a.onnx")], "ends in .safetensors"),
-        ("calibrate", ["--out", str(tmp_path / "a.json")], "wants a JSON object"),
+        ("calibrate", ["--out", str(tmp_path / "a.json")], "expected a JSON object"),
         ("reliability", ["--plot", str(tmp_path / "a.abc")], "ends in .png or .pdf"),
         ("reliability", ["--json", str(tmp_path / "r.json"), "--plot", str(table)], f"{table}: would overwrite"),
     ):

@@ -4,6 +4,7 @@ import csv
 import inspect
 import json
 import logging
+import re
 import subprocess
 import sys
 
@@ -16,7 +17,7 @@ from typer.testing import CliRunner
 
 from recombinator.cli import app
 from recombinator.data.table import load_table
-from recombinator.models import MODELS, RCN, ScoreMapNet, SumNet, model_names
+from recombinator.models import RCN, ScoreMapNet, SumNet, create_model, model_names
 from recombinator.models.denoiser import MapDenoiser, PointDenoiser
 from recombinator.study.render import load_results, render_documents, render_text
 from recombinator.training.recipe import FAST, changed, parse_settings, setting_types
@@ -51,8 +52,8 @@ def commands(group, path=()):
 def test_every_help(path, command):
     shown = CliRunner(env={"COLUMNS": "80"}).invoke(app, [*path, "--help"])
     assert shown.exit_code == 0 and "Usage" in shown.stdout and not shown.stderr
-    assert max(map(len, shown.stdout.splitlines())) <= 80
-    assert command.help and all(p.help for p in command.params)
+    assert max(map(len, shown.stdout.splitlines())) <= 80 and "..." not in shown.stdout.split("Options:")[1]
+    assert command.help and all(p.help for p in command.params if not p.hidden)
     for name in (n for p in command.params if not p.hidden for n in p.opts if n.startswith("-")):
         assert name in shown.stdout
 
@@ -60,13 +61,12 @@ def test_every_help(path, command):
 def test_all_commands_are_listed_in_sections():
     shown = CliRunner(env={"COLUMNS": "80"}).invoke(app, ["--help"]).stdout
     daily, research = shown.split("Daily use:\n")[1].split("\n\nResearch:\n")
-    listed = [[line.split()[0] for line in part.splitlines()] for part in (daily, research)]
+    listed = [re.findall(r"^  (\S+)", part, re.M) for part in (daily, research)]
     assert listed == [
         ["demo", "predict", "track", "train", "evaluate", "export", "models", "prepare"],
         ["compare", "calibrate", "reliability", "join", "average", "mirror", "shift", "convert", "denoise", "bench",
          "study"],
     ]  # fmt: skip
-    assert "..." not in daily.split("  train")[1] + research  # whole sentences
 
 
 def test_version():
@@ -83,8 +83,10 @@ def test_every_setting_is_listed_with_its_default():
     defaults = {}
     for kind in (PointDenoiser, MapDenoiser, RCN, SumNet, ScoreMapNet):
         defaults |= {n: p.default for n, p in inspect.signature(kind.__init__).parameters.items()}
-    elsewhere = {"form": next(iter(MODELS["rcn-6"].forms)), "width": 1.0}
-    assert options == {name: (defaults | elsewhere)[name] for name in options} and defaults["mask"] is None
+    of_rcn = {name: options.pop(name) for name in ("form", "width")}
+    shapes = [[p.shape for p in create_model("rcn-6", **given).parameters()] for given in (of_rcn, {})]
+    assert shapes[0] == shapes[1]
+    assert options == {name: defaults[name] for name in options} and defaults["mask"] is None
 
 
 def test_earlier_options_of_train_say_how_they_are_written_now(tmp_path):
@@ -133,8 +135,8 @@ def test_models_json():
     ("arguments", "words"),
     [
         (["train", "rcn-6", "--data", "nowhere", "--out", "x"], "nowhere/train.parquet: no such file"),
-        (["train", "rcn6", "--data", "{faces}", "--out", "x"], "did you mean rcn-6"),
-        (["train", "rcn-4", "--data", "{faces}", "--out", "x", "--set", "mask=1,2"], "mask=(1, 2)"),
+        (["train", "rcn6", "--data", "{faces}", "--out", "x"], "did you mean 'rcn-6'?"),
+        (["train", "rcn-4", "--data", "{faces}", "--out", "x", "--set", "mask=1,2"], "mask (1, 2) must have 4 entries"),
         (["train", "rcn-4", "--data", "{faces}", "--out", "x", "--set", "mask=a"], "--set mask=a: expected integers"),
         (["train", "rcn-4", "--data", "{faces}", "--out", "x", "--recipe", "no"], "use one of fast, paper"),
         (["train", "rcn-4", "--data", "{faces}", "--out", "x", "--epochs", "0"], "--epochs"),

@@ -1,4 +1,4 @@
-"""The authors' file format, written here: protocol-0 pickles of float32 arrays, kernels as Theano holds them."""
+"""The authors' file format: protocol-0 pickles of float32 arrays, with kernels as Theano holds them."""
 
 import os
 import pickle
@@ -23,7 +23,7 @@ def write(path, arrays):
 
 @pytest.fixture(scope="module")
 def released():
-    """A network of the released variant, and the arrays its file would hold, in SPEC 9's order."""
+    """A network of the released variant, and the arrays its file would hold, in the authors' order."""
     torch.manual_seed(0)
     net = create_model("rcn-68", width=0.125, **RELEASED).eval()
     rows = [*net.trunk]
@@ -65,10 +65,10 @@ def test_conversion_gives_the_same_network(released, tmp_path):
 def test_a_file_that_does_not_fit(released, tmp_path):
     _, arrays = released
     write(tmp_path / "p.pickle", arrays[:-1])
-    with pytest.raises(InputError, match="holds 35 arrays, rcn-68 with these options wants 36"):
+    with pytest.raises(InputError, match="expected 36 arrays for rcn-68 with these options, got 35"):
         convert(tmp_path / "p.pickle", width=0.125, **RELEASED)
     write(tmp_path / "p.pickle", [arrays[0].T, *arrays[1:]])
-    with pytest.raises(InputError, match="array 1 is"):
+    with pytest.raises(InputError, match="array 1: expected"):
         convert(tmp_path / "p.pickle", width=0.125, **RELEASED)
 
 
@@ -118,6 +118,6 @@ def test_only_maxima():
         ("sumnet-4", {"upsampling": "learned"}, "belong to RCN"),
     ],
 )
-def test_where_learned_upsampling_cannot_be(name, options, words):
+def test_networks_without_learned_upsampling(name, options, words):
     with pytest.raises(InputError, match=words):
         create_model(name, **options)

@@ -1,5 +1,8 @@
+import hashlib
 import json
 import os
+import subprocess
+import sys
 
 import numpy as np
 import pandas as pd
@@ -12,7 +15,9 @@ from recombinator.data.images import decode_image, encode_image, read_image
 from recombinator.data.readers.mtfl import parse_line, prepare_mtfl, split_indices
 from recombinator.data.readers.synthetic import draw_face, five_of, prepare_synthetic
 from recombinator.data.table import load_table, read_info
+from recombinator.keypoints import FACE_5, FACE_68, KeypointSet, check_same_keypoints
 from recombinator.utils.errors import InputError
+from recombinator.utils.files import Busy, check_output_file, check_output_folder, is_locked, lock_folder
 
 FACE = np.array([[30.0, 40.0], [62.0, 38.0], [47.0, 58.0], [34.0, 76.0], [60.0, 77.0]])
 
@@ -129,8 +134,17 @@ def test_rows_open_elsewhere(mtfl_layout, tmp_path):
     assert decode_image(row["image"]["bytes"], "row").shape == (160, 160, 3)
     assert (row["gender"], row["smile"], row["glasses"], row["pose"]) == (0, 1, 1, 2) and row["split"] == "train"
     meta = json.loads(pq.read_schema(tmp_path / "out" / "train.parquet").metadata[b"huggingface"])
-    assert meta["info"]["features"]["image"] == {"_type": "Image"}
-    assert set(meta["info"]["features"]) == set(frame.columns)
+    assert meta == {"info": {"features": {"image": {"_type": "Image"}}}}  # the least that `datasets` needs
+
+
+def test_tables_with_the_metadata_of_earlier_versions_stay_readable(faces5, tmp_path):
+    table = pq.read_table(faces5 / "test.parquet")
+    features = {name: {"dtype": "float32", "_type": "Value"} for name in table.column_names}
+    old = {**table.schema.metadata, b"huggingface": json.dumps({"info": {"features": features}}).encode()}
+    pq.write_table(table.replace_schema_metadata(old), tmp_path / "old.parquet")
+    assert json.loads(old[b"recombinator"])["format"] == 3
+    a, b = load_table(tmp_path / "old.parquet"), load_table(faces5 / "test.parquet")
+    assert a.fingerprint == b.fingerprint and a.info == b.info
 
 
 @pytest.mark.parametrize("missing", ["training.txt", "testing.txt"])
@@ -153,8 +167,8 @@ def bad_lines():
         (mtfl_line("AFLW/0.jpg", nan), "not a finite number"),
         (mtfl_line("AFLW/0.jpg", face + 900), "far outside"),
         (mtfl_line("AFLW/0.jpg", face * 0), "less than a pixel apart"),
-        (mtfl_line("AFLW/0.jpg", face) + " 7 8 9 1 2 3 4 5", "has 23 fields, wants 15"),
-        ("AFLW/0.jpg 1 2 3", "has 4 fields, wants 15"),
+        (mtfl_line("AFLW/0.jpg", face) + " 7 8 9 1 2 3 4 5", "expected 15 fields .*, got 23"),
+        ("AFLW/0.jpg 1 2 3", "expected 15 fields .*, got 4"),
         (mtfl_line("AFLW/0.jpg", face, (1, 300, 1, 1)), "attributes must be whole numbers"),
         (mtfl_line("AFLW/0.jpg", face, (1, 1.7, 1, 1)), "attributes must be whole numbers"),
         (mtfl_line("AFLW/\0.jpg", face), "cannot be read"),
@@ -226,6 +240,21 @@ def test_what_is_not_a_table_is_refused(tmp_path, faces5):
             load_table(tmp_path / f"{name}.parquet")
 
 
+def test_what_reports_say_of_a_table(faces5):
+    table = load_table(faces5 / "valid.parquet", limit=4)
+    expected = {"dataset": "synthetic", "split": "valid", "images": 4, "fingerprint": table.fingerprint}
+    assert table.describe() == expected and len(table.fingerprint) == 16
+
+
+def test_a_fingerprint_is_that_of_earlier_versions(tmp_path):
+    """Checkpoints and results name the tables that they are of: 16 digits of SHA-256 of crops, then float32 points."""
+    prepare_synthetic(tmp_path, faces=10, seed=5, size=32, quality=0)
+    rows = pq.read_table(tmp_path / "train.parquet").to_pylist()
+    content = b"".join(row["image"]["bytes"] for row in rows)
+    content += np.array([row["points"] for row in rows], np.float32).tobytes()
+    assert load_table(tmp_path / "train.parquet").fingerprint == hashlib.sha256(content).hexdigest()[:16]
+
+
 def test_fingerprint_and_limit(faces5):
     a, b = (load_table(faces5 / "train.parquet", limit=n) for n in (None, 7))
     assert a.fingerprint != b.fingerprint and len(b) == 7 and np.array_equal(a.points[:7], b.points)
@@ -255,7 +284,7 @@ def test_drawn_faces_with_68_points(faces68):
     assert (left[:, 0] < right[:, 0]).all()
     with pytest.raises(InputError, match="5 or 68"):
         prepare_synthetic(faces68 / "x", keypoints=7)
-    with pytest.raises(InputError, match="too few"):
+    with pytest.raises(InputError, match="expected 10 or more faces"):
         prepare_synthetic(faces68 / "x", faces=3)
 
 
@@ -312,3 +341,73 @@ def test_encoding_round_trip():
     image = np.random.default_rng(0).integers(0, 255, (20, 30, 3), dtype=np.uint8)
     assert np.array_equal(decode_image(encode_image(image, 0), "x"), image)
     assert encode_image(image, 90)[:2] == b"\xff\xd8"
+
+
+# ---- keypoint sets -------------------------------------------------------------------------------------------
+
+
+def test_keypoint_sets_are_compared_by_names_in_order():
+    check_same_keypoints(FACE_5, KeypointSet("another name", FACE_5.names), "x")
+    with pytest.raises(InputError) as error:
+        check_same_keypoints(FACE_5, FACE_68, "valid.parquet")
+    assert str(error.value) == (
+        "valid.parquet: expected 5 keypoints (face-5: left_eye, right_eye, nose, left_mouth, right_mouth), "
+        "got 68 (face-68: jaw_1, jaw_2, jaw_3, jaw_4, jaw_5, ...)"
+    )
+    exchanged = KeypointSet("mine", ("left_eye", "nose", "right_eye", "left_mouth", "right_mouth"))
+    with pytest.raises(InputError, match="keypoint 2 must be right_eye, got nose"):
+        check_same_keypoints(FACE_5, exchanged, "x")
+
+
+# ---- files and locks -----------------------------------------------------------------------------------------
+
+
+def test_output_names_are_checked(tmp_path):
+    check_output_file(tmp_path / "a.CSV", ".csv", ".json")
+    check_output_folder(tmp_path / "new")
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"a\.txt: must end in \.csv or \.json"):
+        check_output_file(tmp_path / "a.txt", ".csv", ".json")
+    with pytest.raises(InputError, match="is a folder; expected a file name"):
+        check_output_file(tmp_path, ".csv")
+    with pytest.raises(InputError, match="is a file; expected a folder"):
+        check_output_folder(tmp_path / "file")
+
+
+HOLD = """
+import sys
+from pathlib import Path
+from recombinator.utils.files import lock_folder
+with lock_folder(Path(sys.argv[1])):
+    print("locked", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_folder_belongs_to_one_process_until_that_dies(tmp_path):
+    folder = tmp_path / "run"
+    command = [sys.executable, "-c", HOLD, str(folder)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "locked\n"
+        assert is_locked(folder)
+        with pytest.raises(Busy, match="another process uses this folder"), lock_folder(folder):
+            pytest.fail("locked twice")
+        other.kill()  # it has no time to tidy up
+        other.wait()
+    assert not is_locked(folder)
+    with lock_folder(folder):
+        assert not is_locked(folder)  # no *other* process
+
+
+def test_a_lock_can_be_taken_again_and_leaves_no_empty_folder(tmp_path):
+    with lock_folder(tmp_path / "empty"), lock_folder(tmp_path / "empty"):
+        assert (tmp_path / "empty").is_dir()
+    assert not (tmp_path / "empty").exists() and not is_locked(tmp_path / "empty")
+    with pytest.raises(KeyError), lock_folder(tmp_path / "failed"):
+        raise KeyError
+    assert not (tmp_path / "failed").exists()
+    with lock_folder(tmp_path / "used"):
+        (tmp_path / "used" / "result").touch()
+    with lock_folder(tmp_path / "used"):
+        pass
+    assert (tmp_path / "used" / "result").is_file()

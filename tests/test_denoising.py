@@ -1,4 +1,4 @@
-"""Shapes, corrupted points found again, and anybody's points repaired."""
+"""Shape models, prediction of corrupted points, and repair of given points."""
 
 import json
 
@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from recombinator.cli import app
 from recombinator.data.points import read_points
 from recombinator.data.table import load_table
-from recombinator.evaluation.denoising import errors_of_rivals, evaluate_denoiser
+from recombinator.evaluation.denoising import errors_of_baselines, evaluate_denoiser
 from recombinator.keypoints import FACE_5, FACE_68
 from recombinator.models import create_model
 from recombinator.models.denoiser import BLANK, PointDenoiser, newton_inverse, solve_positive
@@ -35,14 +35,14 @@ def some_shapes(n=40, k=9, modes=3):
     return apply_similarity(flat, linear, RNG.uniform(20, 60, (n, 2)))
 
 
-def test_similarity_finds_what_was_done_and_ignores_points_without_weight():
+def test_similarity_is_recovered_and_points_without_weight_are_ignored():
     shape = RNG.normal(size=(9, 2))
     linear, shift = np.array([[[3.0, -1.0], [1.0, 3.0]]]), np.array([[5.0, -2.0]])
     points, weight = apply_similarity(shape, linear, shift), np.ones((1, 9))
     points[0, 4], weight[0, 4] = 1e4, 0
-    found = similarity(shape, points, weight)
-    np.testing.assert_allclose(found[0], linear, atol=1e-9)
-    np.testing.assert_allclose(found[1], shift, atol=1e-9)
+    estimate = similarity(shape, points, weight)
+    np.testing.assert_allclose(estimate[0], linear, atol=1e-9)
+    np.testing.assert_allclose(estimate[1], shift, atol=1e-9)
     with pytest.raises(ValueError, match="without any weight"):
         similarity(shape, points, 0 * weight)
 
@@ -117,20 +117,20 @@ def test_corrupted_moves_so_many_points_and_only_those():
     assert (blank[changed] == BLANK).all()
 
 
-def test_rivals_see_the_same_draw_and_only_clean_points(faces68):
+def test_baselines_see_the_same_corruption_and_only_uncorrupted_points(faces68):
     tables = {s: load_table(faces68 / f"{s}.parquet") for s in ("train", "valid", "test")}
-    rivals = errors_of_rivals(tables["test"], tables["train"], tables["valid"], 80, 35)
-    assert set(rivals) >= {"mean shape"} and len(rivals) == 2
-    mean = rivals["mean shape"][0]
-    nothing = errors_of_rivals(tables["test"], tables["train"], tables["valid"], 80, 1)["mean shape"][0]
-    assert 0 < np.nanmean(nothing) < 0.5 and 0 < np.nanmean(mean) < 0.5
+    baselines = errors_of_baselines(tables["test"], tables["train"], tables["valid"], 80, 35)
+    assert set(baselines) >= {"mean shape"} and len(baselines) == 2
+    mean = baselines["mean shape"][0]
+    little = errors_of_baselines(tables["test"], tables["train"], tables["valid"], 80, 1)["mean shape"][0]
+    assert 0 < np.nanmean(little) < 0.5 and 0 < np.nanmean(mean) < 0.5
     points, _, given, changed = corrupted_table(tables["test"], 80, 35)
     np.testing.assert_array_equal(given[~changed], np.clip(np.floor(points), 0, 79)[~changed])
 
 
 @pytest.fixture(scope="module")
 def trained(faces68, tmp_path_factory):
-    """A denoiser that has learnt something of drawn faces."""
+    """A denoiser trained briefly on synthetic faces."""
     out = tmp_path_factory.mktemp("run")
     options = {"width": 32, "layers": 2, "modes": 12}
     kind = {"options": options, "learning_rate": 2e-3, "batch": 8}
@@ -152,7 +152,7 @@ def test_evaluation_of_a_denoiser(trained, faces68, tmp_path):
         evaluate_denoiser("rcn-6-mtfl", faces68 / "test.parquet")
 
 
-def test_repair_mends_a_wrong_point_in_any_frame(trained, faces68):
+def test_repair_corrects_a_wrong_point_in_any_frame(trained, faces68):
     weights = load_weights(trained)
     table = load_table(faces68 / "test.parquet")
     points = table.points[0].astype(float)
@@ -160,16 +160,16 @@ def test_repair_mends_a_wrong_point_in_any_frame(trained, faces68):
     wrong = points.copy()
     wrong[30] += 1.5 * eyes
     wrong[8] = np.nan
-    mended = repair(weights, wrong)
-    assert np.linalg.norm(mended.points[30] - points[30]) < 0.5 * np.linalg.norm(wrong[30] - points[30])
-    assert np.isinf(mended.implausible[8]) and np.isnan(mended.moved[8]) and np.isfinite(mended.points).all()
-    assert mended.implausible[30] > np.median(mended.implausible)
+    repaired = repair(weights, wrong)
+    assert np.linalg.norm(repaired.points[30] - points[30]) < 0.5 * np.linalg.norm(wrong[30] - points[30])
+    assert np.isinf(repaired.implausible[8]) and np.isnan(repaired.moved[8]) and np.isfinite(repaired.points).all()
+    assert repaired.implausible[30] > np.median(repaired.implausible)
     far = repair(weights, wrong * 7 + [1000, -300])
-    np.testing.assert_allclose(far.points, mended.points * 7 + [1000, -300], atol=7 * 0.1 * eyes)
+    np.testing.assert_allclose(far.points, repaired.points * 7 + [1000, -300], atol=7 * 0.1 * eyes)
     for astray in ([0.0, 0.0], [99999.0, 99999.0]):  # a sentinel, a slip of the decimal point
         gross = wrong.copy()
         gross[30] = astray
-        np.testing.assert_allclose(repair(weights, gross).points, mended.points, atol=0.35 * eyes)
+        np.testing.assert_allclose(repair(weights, gross).points, repaired.points, atol=0.35 * eyes)
     kept = repair(weights, wrong, keep_below=1e9)
     np.testing.assert_array_equal(kept.points[kept.kept], wrong[kept.kept])
     assert kept.kept.sum() == 67
@@ -220,19 +220,18 @@ def test_every_form_of_points_is_read(tmp_path, faces68):
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("a.csv", "keypoint,x,y\nleft_eye,1,2\n", "a.csv:2: this face has 1 keypoints, wants 5"),
-        ("a.csv", "keypoint,x,y\near,1,2\n", "a.csv:2: no keypoint is called 'ear'"),
-        ("a.csv", "keypoint,x,y\nnose,1,2\nnose,1,2\n", "a.csv:3: the keypoint nose comes twice"),
-        ("a.csv", "x1,x2,y1,y2\n1,2,3,4\n", "a.csv:1: wants the columns"),
-        ("a.csv", "x1,x2,x3,x4,x5,y1,y2,y3,y4,y5,yaw\n", "and yaw"),
+        ("a.csv", "keypoint,x,y\near,1,2\n", "a.csv:2: unknown keypoint 'ear'"),
+        ("a.csv", "keypoint,x,y\nnose,1,2\nnose,1,2\n", "a.csv:3: keypoint nose occurs twice"),
+        ("a.csv", "x1,x2,y1,y2\n1,2,3,4\n", "a.csv:2: expected 5 keypoints (face-5), got 2"),
+        ("a.csv", "x1,x2,x3,x4,x5,y1,y2,y3,y4,y5,yaw\n", "got yaw"),
         ("a.csv", "x1,x2,x3,x4,x5,y1,y2,y3,y4,y5\n1,2,3,4,5,6,7,8,b,0\n", "a.csv:2: 'b' is not a number"),
-        ("a.json", '[{"points": [[1, 2]]}]', "entry 1: has 1 points, wants 5"),
-        ("a.json", '[{"where": 1}]', "wants `points`"),
+        ("a.json", '[{"points": [[1, 2]]}]', "entry 1: expected 5 keypoints (face-5), got 1"),
+        ("a.json", '[{"where": 1}]', "expected `points`"),
         ("a.json", '[{\n"where": }]', "a.json:2: not JSON"),
-        ("a.jsonl", '{"points": []}\n\n{"points": \n', "a.jsonl:3: not JSON"),
-        ("a.csv", "keypoint,x,y\n\u00b2,1,2\n", "no keypoint is called"),
-        ("a.pts", "1 2\n", "has 1 points"),
-        ("a.txt", "", "wants a name that ends in"),
+        ("a.jsonl", '\n\n{"points": \n', "a.jsonl:3: not JSON"),
+        ("a.csv", "keypoint,x,y\n\u00b2,1,2\n", "unknown keypoint"),
+        ("a.pts", "1 2\n", "expected 68 points, got 1"),
+        ("a.txt", "", "must end in .csv"),
     ],
 )
 def test_points_that_cannot_be_read_name_file_and_line(tmp_path, name, text, message):
@@ -261,8 +260,8 @@ def test_denoise_command(trained, faces68, tmp_path):
     assert CliRunner().invoke(app, [*command, str(tmp_path / "out.csv")]).exit_code == 0
     assert (tmp_path / "out.csv").read_text().startswith("file,face,keypoint,x,y,moved,implausible,kept\na,1,jaw_1,")
     for extra, message in (
-        ([str(tmp_path / "in.json")], "overwrite"), ([str(tmp_path / "o.xml")], "ends in .csv or .json"),
-        ([str(tmp_path / "s.csv"), "--strict"], "has 60 points"),
+        ([str(tmp_path / "in.json")], "overwrite"), ([str(tmp_path / "o.xml")], "must end in .csv or .json"),
+        ([str(tmp_path / "s.csv"), "--strict"], "expected 68 keypoints (face-68), got 60"),
     ):  # fmt: skip
         run = CliRunner().invoke(app, [*command, *extra])
         assert isinstance(run.exception, InputError) and message in str(run.exception)
@@ -281,7 +280,7 @@ def test_learning_a_networks_own_errors(faces68, tmp_path):
     assert train("denoiser-lite", faces68, out, epochs=3, resume=True, **kind)["epochs"] == 3
     torch.manual_seed(0)
     save_weights(tmp_path / "tcdcn.safetensors", Weights(create_model("tcdcn-alone", 68), FACE_68, "300w", [], {}))
-    with pytest.raises(InputError, match="wants the weights of an RCN or a SumNet"):
+    with pytest.raises(InputError, match="expected the weights of a network with score maps"):
         train("denoiser-lite", faces68, tmp_path / "no", epochs=1, errors_of=tmp_path / "tcdcn.safetensors", **kind)
     for changes in ({"corruption": "mixed"}, {"errors_of": tmp_path / "teacher.safetensors"}):
         with pytest.raises(InputError, match="'mixed' needs errors_of"):

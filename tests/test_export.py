@@ -1,15 +1,21 @@
 """An exported graph answers as the network does, for every kind of network."""
 
+import json
+import logging
+
 import numpy as np
+import onnx
 import pytest
 import torch
+from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from recombinator.cli import app
-from recombinator.deploy.onnx import export
+from recombinator.deploy.onnx import export, link_tensors
+from recombinator.deploy.quantize import LEAST, equalize
 from recombinator.evaluation.tables import evaluate
 from recombinator.keypoints import FACE_5, FACE_68
-from recombinator.models import Joint, create_model
+from recombinator.models import Joint, ScoreMapNet, create_model
 from recombinator.predict.engine import OnnxEngine, TorchEngine, load_engine
 from recombinator.predict.predictor import load
 from recombinator.utils.errors import InputError
@@ -85,6 +91,46 @@ def test_maps_are_a_further_output(tmp_path):
     np.testing.assert_allclose(maps, wanted, atol=1e-3, rtol=1e-3)
 
 
+def test_export_leaves_no_trace(tmp_path):
+    """A graph names no path of the exporting machine, and the log level is what it was."""
+    logger = logging.getLogger("torch.onnx")
+    before = logger.level
+    logger.setLevel(logging.INFO)
+    try:
+        export(saved("rcn-6", tmp_path), tmp_path / "a.onnx")
+        assert logger.level == logging.INFO
+    finally:
+        logger.setLevel(before)
+    for graph in (tmp_path / "a.onnx", *shipped_graphs().values()):
+        content = graph.read_bytes()
+        assert b'File "' not in content and b"stack_trace" not in content, graph
+
+
+def test_linked_tensors_give_the_same_answers(tmp_path):
+    path = saved("rcn-6", tmp_path)
+    export(path, tmp_path / "a.onnx")
+    before = OnnxEngine(tmp_path / "a.onnx")
+    x = crops(before.about, 3)
+    wanted, size = before.run(x), (tmp_path / "a.onnx").stat().st_size
+    link_tensors(tmp_path / "a.onnx", path)
+    after = OnnxEngine(tmp_path / "a.onnx")
+    assert after.about == before.about and (tmp_path / "a.onnx").stat().st_size < size
+    for a, b in zip(vars(after.run(x)).values(), vars(wanted).values(), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("name", shipped_graphs())
+def test_no_shipped_tensor_is_stored_twice(name):
+    stored = {
+        tensor.numpy().tobytes()
+        for path in shipped_weights().values() if path.suffix == ".safetensors"
+        for tensor in load_file(path).values()
+    }  # fmt: skip
+    graph = onnx.load(shipped_graphs()[name], load_external_data=False).graph
+    again = [t.name for t in graph.initializer if len(t.raw_data) >= 1024 and t.raw_data in stored]
+    assert not again, "link it: recombinator.deploy.onnx.link_tensors"
+
+
 @pytest.mark.parametrize("name", [n for n in shipped_graphs() if not is_graph(n)] or ["none"])
 def test_what_ships_agrees_in_both_forms(name):
     full = {n for n in shipped_weights() if not n.startswith("denoiser")}
@@ -98,17 +144,70 @@ def test_what_ships_agrees_in_both_forms(name):
     np.testing.assert_allclose(found.within, wanted.within, atol=1e-3)
 
 
+def test_weights_that_a_json_file_derives(tmp_path):
+    path = saved("rcn-6", tmp_path)
+    calibration = {"temperature": 0.8, "covered_below": [0.5] * 5}
+    derived = tmp_path / "shifted.json"
+    derived.write_text(json.dumps({"shifted": path.name, "by": 2, "calibration": calibration}))
+    plain, made = load_weights(path), load_weights(derived)
+    assert made.net.config == {**plain.net.config, "shift": 2} and made.calibration == calibration
+    assert (made.net.temperature, plain.net.temperature) == (0.8, 1.7)
+    derived.write_text(json.dumps({"shifted": path.name, "by": 2}))
+    with pytest.raises(InputError, match=r"shifted.json: expected a JSON object with shifted, by and calibration"):
+        load_weights(derived)
+    derived.write_text("[1]")
+    with pytest.raises(InputError, match="JSON object with image"):
+        load_weights(derived)
+
+
 @pytest.mark.parametrize("name", [n for n in shipped_graphs() if is_graph(n)] or ["none"])
 def test_what_ships_in_8_bits_is_close(name):
     graph, whole = load_engine(name), load_engine(name.removesuffix("-int8"), "onnx")
     assert graph.about.int8["images"] == 256 and not whole.about.int8
     assert graph.about.training == whole.about.training and graph.about.calibration == whole.about.calibration
-    assert shipped_graphs()[name].stat().st_size < 0.5 * shipped_graphs()[name.removesuffix("-int8")].stat().st_size
+    whole_bytes = onnx.load(shipped_graphs()[name.removesuffix("-int8")]).ByteSize()  # linked tensors included
+    assert shipped_graphs()[name].stat().st_size < 0.5 * whole_bytes
     x = crops(graph.about, 16)
     gaps = np.linalg.norm(graph.run(x).points - whole.run(x).points, axis=2)
     assert 0 < np.median(gaps) < 1.5  # of drawn blots, on which a network is at its least sure
     with pytest.raises(InputError, match="wants the weights it was exported from"):
         load_weights(name)
+
+
+EQUALIZED = {
+    **{name: make for name, make in NETWORKS.items() if name != "tcdcn"},
+    "folded": lambda: create_model("rcn-6-fast", **SMALL),
+    "skip, branches masked out": lambda: create_model("rcn-6-skip", mask=(1, 0, 1, 1, 0, 0), **SMALL),
+    "mirrored and shifted": lambda: create_model("rcn-5", mirror=FACE_5.mirrored, shift=1, **SMALL),
+}
+
+
+def trunk_ranges(net, x):
+    return net.features(net.norm(x))[0].amax(dim=(0, 2, 3))
+
+
+@pytest.mark.parametrize("name", EQUALIZED)
+def test_equalizing_keeps_the_scores(name):
+    """Maps that differ a thousandfold reach equally far, but for rarely used ones, and no score changes."""
+    torch.manual_seed(0)
+    whole = EQUALIZED[name]().eval()
+    net = next(part for part in whole.modules() if isinstance(part, ScoreMapNet))
+    with torch.no_grad():
+        for conv in net.rectified():
+            factor = torch.logspace(-1.5, 1.5, conv.out_channels)[torch.randperm(conv.out_channels)]
+            conv.weight *= factor[:, None, None, None]
+            conv.bias += torch.randn(conv.out_channels) * factor
+        x = torch.from_numpy(crops(net, 4)).float()
+        wanted, net.fused = whole(x), False
+        before = trunk_ranges(net, x)
+        equalize(net, x)
+        after = trunk_ranges(net, x)
+        torch.testing.assert_close(whole(x), wanted, rtol=0, atol=1e-4 * float(wanted.abs().max()))
+    assert (before != after).any()
+    if not net.mirror:  # its ranges are of mirrored images too
+        top = before.max()
+        reach = before.clamp(max=LEAST * top) / (LEAST * top.sqrt())
+        torch.testing.assert_close(after, reach, rtol=1e-3, atol=0)
 
 
 @pytest.mark.parametrize("name", ["rcn-6", "sumnet-5", "rcn-6-skip"])
@@ -159,7 +258,7 @@ def test_prediction_needs_no_torch():
     import sys
 
     code = (
-        "import sys; sys.modules.update(dict.fromkeys(['torch', 'safetensors', 'pyarrow', 'PIL', 'matplotlib']))\n"
+        "import sys; sys.modules.update(dict.fromkeys(['torch', 'safetensors', 'pyarrow', 'matplotlib']))\n"
         "import numpy as np, recombinator\n"
         "p = recombinator.load('rcn-6-mtfl')\n"
         "face, = p.predict(np.full((200, 200, 3), 90, np.uint8), boxes=[(50, 50, 90, 90)])\n"
@@ -186,14 +285,14 @@ def test_choosing_an_engine(tmp_path):
 
 def test_what_has_no_graph(tmp_path):
     save_weights(tmp_path / "d.safetensors", Weights(create_model("denoiser-lite"), FACE_68, "300w", [[0.5, 0.5]], {}))
-    with pytest.raises(InputError, match="export the joint model"):
+    with pytest.raises(InputError, match="takes keypoints, not images"):
         export(tmp_path / "d.safetensors", tmp_path / "d.onnx")
-    with pytest.raises(InputError, match="sees no image"):
+    with pytest.raises(InputError, match="takes keypoints, not images"):
         load_engine(tmp_path / "d.safetensors")
     maps = create_model("denoiser", width=4)
     joint = Joint(create_model("rcn-68", **SMALL), maps)
     joint.config["image"] |= SMALL
     save_weights(tmp_path / "j.safetensors", Weights(joint, FACE_68, "300w", [[0.5, 0.5]], {}))
-    with pytest.raises(InputError, match="by FFT"):
+    with pytest.raises(InputError, match="has no ONNX form"):
         export(tmp_path / "j.safetensors", tmp_path / "j.onnx")
     assert not list(tmp_path.glob("*.onnx"))

@@ -1,4 +1,4 @@
-"""Every figure of the paper can be drawn, from networks given by name."""
+"""The figures of the paper, drawn from networks given by name."""
 
 import numpy as np
 import pytest
@@ -78,7 +78,7 @@ def test_choosing_images(faces68):
 
 
 def test_a_figure_that_cannot_be_drawn(networks, faces5, tmp_path):
-    with pytest.raises(InputError, match="wants --data"):
+    with pytest.raises(InputError, match="--data"):
         CliRunner().invoke(app, ["study", "fig3", "--out", str(tmp_path)], catch_exceptions=False)
     with pytest.raises(InputError, match="SumNet, then"):
         figures.draw("figS1", tmp_path, faces5 / "test.parquet", tmp_path, [networks["rcn-4"]] * 2)

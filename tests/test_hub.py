@@ -1,4 +1,4 @@
-"""The Hub, with a folder in its place."""
+"""Upload to the Hub and download from it, with a folder in its place."""
 
 import shutil
 import sys
@@ -45,9 +45,9 @@ def test_there_and_back(hub):
 
 
 def test_what_the_hub_refuses(hub, monkeypatch):
-    with pytest.raises(InputError, match=r"me/nothing: cannot be had from the Hub \(404 me/nothing\)"):
+    with pytest.raises(InputError, match=r"me/nothing: not available from the Hub \(404 me/nothing\)"):
         from_pretrained("me/nothing")
-    with pytest.raises(InputError, match="refused it"):
+    with pytest.raises(InputError, match="refused the upload"):
         push_to_hub("rcn-6-mtfl", "somebody-else/eyes")
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(InputError, match=r"pip install -e '.\[hub\]'"):

@@ -75,8 +75,8 @@ def test_l2_loss_of_a_peak_is_its_squared_distance():
 
 def test_point_errors_and_image_means():
     true = np.zeros((2, 3, 2))
-    found = np.array([[[3, 4], [0, 0], [0, 0]], [[0, 1], [0, 2], [0, 3]]], float)
-    errors = metrics.point_errors(found, true, np.array([10.0, 2.0]))
+    predicted = np.array([[[3, 4], [0, 0], [0, 0]], [[0, 1], [0, 2], [0, 3]]], float)
+    errors = metrics.point_errors(predicted, true, np.array([10.0, 2.0]))
     np.testing.assert_allclose(errors, [[0.5, 0, 0], [0.5, 1, 1.5]])
     np.testing.assert_allclose(metrics.image_errors(errors), [0.5 / 3, 1])
     mask = np.array([[True, False, False], [False, False, False]])
@@ -101,15 +101,15 @@ def test_bootstrap_interval_covers_the_standard_error():
     assert (low, high) == metrics.bootstrap_ci(errors)
 
 
-def make_evaluation(found, true, keypoints=FACE_5, limits=None, at_border=None, subsets=None, file_pixels=None,
+def make_evaluation(predicted, true, keypoints=FACE_5, limits=None, at_border=None, subsets=None, file_pixels=None,
                     attributes=None):  # fmt: skip
     true = np.asarray(true, float)
     n, k = true.shape[:2]
     limits = np.tile([-50.0, -50.0, 130.0, 130.0], (n, 1)) if limits is None else np.array(limits, float)
     flags = np.zeros((n, k, 4), bool) if at_border is None else at_border
     return Evaluation(
-        80, keypoints, ["x"] * n, list(subsets or [""] * n), true, np.ones((n, k), bool), np.asarray(found, float),
-        np.floor(found) + 0.5, np.ones((n, k)), limits, flags, np.ones(n) if file_pixels is None else file_pixels,
+        80, keypoints, ["x"] * n, list(subsets or [""] * n), true, np.ones((n, k), bool), np.asarray(predicted, float),
+        np.floor(predicted) + 0.5, np.ones((n, k)), limits, flags, np.ones(n) if file_pixels is None else file_pixels,
         attributes or {},
     )  # fmt: skip
 
@@ -123,14 +123,14 @@ def test_the_papers_protocol_counts_whole_cells():
     assert result.summary()["nme_paper"] == pytest.approx(100 * 2 / 25 / 5)
 
 
-def test_errors_are_told_for_each_class_of_an_attribute():
+def test_errors_are_reported_for_each_class_of_an_attribute():
     face = np.array([[20.5, 30.5], [45.5, 30.5], [33.5, 42.5], [24.5, 55.5], [42.5, 55.5]])
     true = np.stack([face] * 4)
-    found = true + np.array([0.0, 2.5, 5.0, 2.5])[:, None, None] * np.array([1.0, 0.0])
-    summary = make_evaluation(found, true, attributes={"pose": np.array([0, 2, 2, 0])}).summary()
+    predicted = true + np.array([0.0, 2.5, 5.0, 2.5])[:, None, None] * np.array([1.0, 0.0])
+    summary = make_evaluation(predicted, true, attributes={"pose": np.array([0, 2, 2, 0])}).summary()
     assert [(row["class"], row["images"]) for row in summary["by"]["pose"]] == [(0, 2), (2, 2)]
     assert [row["nme"] for row in summary["by"]["pose"]] == pytest.approx([5.0, 15.0])
-    assert "by" not in make_evaluation(found, true).summary()
+    assert "by" not in make_evaluation(predicted, true).summary()
 
 
 def test_truth_outside_the_crop_is_clamped_in_the_papers_protocol():
@@ -141,11 +141,11 @@ def test_truth_outside_the_crop_is_clamped_in_the_papers_protocol():
 
 def test_predictions_are_clamped_to_the_photograph_and_the_oracle_moves_border_points():
     true = np.array([[[8.0, 30.0], [48.0, 30.0], [30, 42], [20, 55], [40, 55]]])
-    found = true + np.array([[-6.0, 0.0], [0, 0], [0, 0], [0, 0], [0, 0]])
+    predicted = true + np.array([[-6.0, 0.0], [0, 0], [0, 0], [0, 0], [0, 0]])
     limits = [[6.2, -20, 100, 100]]
     flags = np.zeros((1, 5, 4), bool)
     flags[0, 0, 0] = True
-    result = make_evaluation(found, true, limits=limits, at_border=flags)
+    result = make_evaluation(predicted, true, limits=limits, at_border=flags)
     assert result.errors("continuous")[0, 0] == pytest.approx(1.8 / 40)
     assert result.errors("paper")[0, 0] == pytest.approx(2 / 40)
     far = make_evaluation(true + [[[9.0, 0], [0, 0], [0, 0], [0, 0], [0, 0]]], true, limits=limits, at_border=flags)
@@ -158,9 +158,9 @@ def test_subsets_parts_and_normalizers_are_reported():
     rng = np.random.default_rng(0)
     true = rng.uniform(10, 70, (6, 68, 2))
     true[:, 36:42], true[:, 42:48] = [25, 30], [55, 30]
-    found = true + rng.normal(0, 1, true.shape)
-    found[:, :17] += 5  # the jaw, which the 49 points leave out
-    report = make_evaluation(found, true, FACE_68, subsets=["common"] * 4 + ["challenging"] * 2).summary()
+    predicted = true + rng.normal(0, 1, true.shape)
+    predicted[:, :17] += 5  # the jaw, which is not among the 49 points
+    report = make_evaluation(predicted, true, FACE_68, subsets=["common"] * 4 + ["challenging"] * 2).summary()
     assert report["images"] == 6 and {k: v["images"] for k, v in report["subsets"].items()} == {
         "common": 4, "challenging": 2,
     }  # fmt: skip
@@ -187,15 +187,15 @@ def test_keypoint_set_round_trip():
     assert len(FACE_68.names) == len(set(FACE_68.names)) == 68
 
 
-def test_a_constant_offset_is_told_apart_from_the_error():
+def test_a_constant_offset_is_separated_from_the_error():
     rng = np.random.default_rng(0)
     true = np.array([[30.0, 30], [50, 30], [40, 45], [33, 55], [47, 55]]) + rng.uniform(-1, 1, (50, 5, 2))
-    found = true + rng.normal(0, 0.1, true.shape)
-    plain, moved = (make_evaluation(f, true).summary() for f in (found, found + [1.0, -0.4]))
+    predicted = true + rng.normal(0, 0.1, true.shape)
+    plain, shifted = (make_evaluation(p, true).summary() for p in (predicted, predicted + [1.0, -0.4]))
     scale = 20  # about the eye distance
-    assert moved["offset"] == pytest.approx([100 / scale, -40 / scale], rel=0.15)
-    assert moved["nme"] > 3 * plain["nme"]
-    assert moved["nme_without_offset"] == pytest.approx(plain["nme"], rel=0.1)
+    assert shifted["offset"] == pytest.approx([100 / scale, -40 / scale], rel=0.15)
+    assert shifted["nme"] > 3 * plain["nme"]
+    assert shifted["nme_without_offset"] == pytest.approx(plain["nme"], rel=0.1)
 
 
 def test_an_offset_of_the_files_numbers_is_the_same_for_small_and_large_faces():
@@ -203,9 +203,9 @@ def test_an_offset_of_the_files_numbers_is_the_same_for_small_and_large_faces():
     true = np.array([[30.0, 30], [50, 30], [40, 45], [33, 55], [47, 55]]) + rng.uniform(-1, 1, (80, 5, 2))
     pixels = np.linspace(0.5, 4, 80)  # small faces first
     shift = np.array([1.0, -0.4])
-    told = make_evaluation(true + shift / pixels[:, None, None], true, file_pixels=pixels).summary()
+    summary = make_evaluation(true + shift / pixels[:, None, None], true, file_pixels=pixels).summary()
     for quarter in ("small", "large"):
-        assert told[f"offset_file_pixels_{quarter}_quarter"] == pytest.approx(shift)
+        assert summary[f"offset_file_pixels_{quarter}_quarter"] == pytest.approx(shift)
     habit = make_evaluation(true + shift, true, file_pixels=pixels).summary()
     ratio = [habit[f"{what}_file_pixels_{q}_quarter"] for q in ("small", "large") for what in ("normaliser",)]
     x = [habit[f"offset_file_pixels_{q}_quarter"][0] for q in ("small", "large")]

@@ -1,4 +1,4 @@
-"""Whole photographs, detection included, and the ways of looking for a face."""
+"""Evaluation on whole photographs, detection included, and the passes of the face detector."""
 
 import json
 from pathlib import Path
@@ -34,33 +34,33 @@ def hopper():
         CascadePass(degrees=20, mirrored=True),
     ],
 )
-def test_boxes_come_back_from_a_turned_photograph(look, hopper):
-    """A photograph that is turned the other way looks upright to the detector; the box lies on the turned face."""
+def test_boxes_are_mapped_back_from_a_rotated_photograph(look, hopper):
+    """The detector sees a photograph upright that is rotated the other way; the box is on the rotated face."""
     (upright,) = HaarDetector().detect(hopper)
     center = upright[:2] + upright[2:] / 2
     height, width = hopper.shape[:2]
     turn = cv2.getRotationMatrix2D((width / 2, height / 2), -look.degrees, 1.0)
-    image, wanted = cv2.warpAffine(hopper, turn, (width, height)), turn[:, :2] @ center + turn[:, 2]
+    image, expected = cv2.warpAffine(hopper, turn, (width, height)), turn[:, :2] @ center + turn[:, 2]
     boxes = HaarDetector()._run(image, look)
-    gaps = np.linalg.norm(boxes[:, :2] + boxes[:, 2:] / 2 - wanted, axis=1)
-    assert len(boxes) and gaps.min() < 0.15 * upright[2]
+    distances = np.linalg.norm(boxes[:, :2] + boxes[:, 2:] / 2 - expected, axis=1)
+    assert len(boxes) and distances.min() < 0.15 * upright[2]
 
 
-def test_a_photograph_that_lies_on_its_side(hopper):
+def test_a_photograph_on_its_side(hopper):
     predictor = load("rcn-6-mtfl")
     (upright,) = predictor.predict(hopper)
     sideways = np.ascontiguousarray(np.rot90(hopper))
-    assert not len(predictor.detector.detect(sideways))  # it takes the search
+    assert not len(predictor.detector.detect(sideways))  # only the search finds it
     faces = predictor.predict(sideways, min_confidence=0)
     height_width = hopper.shape[1]
-    wanted = upright.points[:, ::-1] * [1, -1] + [0, height_width]
+    expected = upright.points[:, ::-1] * [1, -1] + [0, height_width]
     side = upright.box[2]
-    assert min(np.linalg.norm(f.points.mean(axis=0) - wanted.mean(axis=0)) for f in faces) < 0.2 * side
+    assert min(np.linalg.norm(f.points.mean(axis=0) - expected.mean(axis=0)) for f in faces) < 0.2 * side
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, hopper):
-    """Two photographs and a table of their points, as the network itself finds them; a third shows no face."""
+    """Two photographs and a table with the points that the network itself predicts; a third shows no face."""
     root = tmp_path_factory.mktemp("photos")
     predictor = load("rcn-6-mtfl")
     lines = ["file,face,keypoint,x,y"]
@@ -74,22 +74,22 @@ def folder(tmp_path_factory, hopper):
     return root
 
 
-def test_found_missed_and_others(folder):
+def test_found_faces_missed_faces_and_other_detections(folder):
     tables = sorted((folder / "table").glob("*.parquet"))
-    told = [evaluate_photographs("rcn-6-mtfl", t, folder) for t in tables]
-    assert sum(t["faces"] for t in told) == 3 and sum(t["missed"] for t in told) == 1
-    for t in told:
-        if t["found"]:
-            assert t["nme"] < 1 and t["nme_true_crop"] < 4 and t["others"] == 0
+    reports = [evaluate_photographs("rcn-6-mtfl", t, folder) for t in tables]
+    assert sum(r["faces"] for r in reports) == 3 and sum(r["missed"] for r in reports) == 1
+    for r in reports:
+        if r["found"]:
+            assert r["nme"] < 1 and r["nme_true_crop"] < 4 and r["others"] == 0
 
 
 def test_from_the_command_line(folder, tmp_path):
     table = sorted((folder / "table").glob("*.parquet"))[0]
-    told = tmp_path / "r.json"
-    asked = ["evaluate", "rcn-6-mtfl", "--data", str(table), "--photos", str(folder), "--json", str(told)]
-    run = CliRunner().invoke(app, asked)
+    report = tmp_path / "r.json"
+    command = ["evaluate", "rcn-6-mtfl", "--data", str(table), "--photos", str(folder), "--json", str(report)]
+    run = CliRunner().invoke(app, command)
     assert run.exit_code == 0 and "faces found" in run.output, run.output
-    assert json.loads(told.read_text())["kind"] == "photographs"
+    assert json.loads(report.read_text())["kind"] == "photographs"
     with pytest.raises(InputError, match="give the folder"):
         evaluate_photographs("rcn-6-mtfl", table, tmp_path)
     with pytest.raises(InputError, match="are not those of"):

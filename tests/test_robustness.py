@@ -43,8 +43,8 @@ def test_the_extent_of_each(table):
     torch.testing.assert_close(spread[1], spread[0] / 1.25, atol=0.01, rtol=0)
     for name, value in (("rectangle", 0), ("blur", 0), ("noise", 0), ("brightness", 1)):
         torch.testing.assert_close(samples(table, 80, name, value)[0], plain, atol=0.01, rtol=0)
-    hidden = (samples(table, 80, "rectangle", 30)[0] == 0) & (plain != 0)
-    assert (hidden.sum(dim=(1, 2, 3)) <= 900).all() and hidden.any()
+    occluded = (samples(table, 80, "rectangle", 30)[0] == 0) & (plain != 0)
+    assert (occluded.sum(dim=(1, 2, 3)) <= 900).all() and occluded.any()
     roughness = [float((samples(table, 80, "jpeg", q)[0] - plain).abs().mean()) for q in (100, 50, 5)]
     assert roughness == sorted(roughness) and roughness[0] < 2
     assert float(samples(table, 80, "brightness", 0.5)[0].mean()) == pytest.approx(float(plain.mean()) / 2, rel=1e-4)
@@ -52,12 +52,12 @@ def test_the_extent_of_each(table):
 
 def test_from_the_command_line(faces5, tmp_path):
     out = tmp_path / "r.json"
-    asked = ["study", "robustness", "rcn-6-mtfl", "--data", str(faces5 / "test.parquet"), "--out", str(tmp_path)]
-    run = CliRunner().invoke(app, [*asked, "--json", str(out)])
+    command = ["study", "robustness", "rcn-6-mtfl", "--data", str(faces5 / "test.parquet"), "--out", str(tmp_path)]
+    run = CliRunner().invoke(app, [*command, "--json", str(out)])
     assert run.exit_code == 0 and (tmp_path / "robustness-synthetic.png").is_file(), run.output
     rows = json.loads(out.read_text())["rows"]
     assert len(rows) == sum(len(values) for _, values, *_ in {**CROP, **PICTURE}.values())
-    with pytest.raises(InputError, match="sees no image"):
+    with pytest.raises(InputError, match="takes keypoints, not images"):
         measure(["denoiser-lite-300w"], faces5 / "test.parquet")
     with pytest.raises(InputError, match="are not those of"):
         measure(["rcn-68-300w"], faces5 / "test.parquet")
@@ -69,5 +69,5 @@ def test_the_table_shows_both_ends_and_the_undisturbed_for_every_network():
         {"disturbance": "scale", "unit": "times", "value": v, "weights": w, "nme": errors[w][i]}
         for i, v in enumerate((0.7, 1, 1.3)) for w in errors
     ]  # fmt: skip
-    told = {"kind": "robustness", "images": 2, "data": {"dataset": "mtfl"}, "rows": rows}
-    assert "| scale, 0.7 to 1.3 times | a: 9.0 / 4.0 / 8.0; b: 7.0 / 3.0 / 6.0 |" in robustness_table({"x": told})
+    report = {"kind": "robustness", "images": 2, "data": {"dataset": "mtfl"}, "rows": rows}
+    assert "| scale, 0.7 to 1.3 times | a: 9.0 / 4.0 / 8.0; b: 7.0 / 3.0 / 6.0 |" in robustness_table({"x": report})

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from recombinator.cli import app
 from recombinator.predict.predictor import load
 from recombinator.predict.track import OneEuro, Tracker, frames
+from recombinator.predict.video import write_track
 from recombinator.utils.errors import InputError
 
 RATE = 25.0
@@ -112,7 +113,7 @@ def video(scene, tmp_path_factory):
 
 
 def test_track_command(video, tmp_path):
-    command = ["track", str(video), "--video", str(tmp_path / "drawn.mp4"), "--out"]
+    command = ["track", str(video), "--video-out", str(tmp_path / "drawn.mp4"), "--out"]
     run = CliRunner().invoke(app, [*command, str(tmp_path / "points.jsonl")], catch_exceptions=False)
     assert run.exit_code == 0 and "10 frames, 10 faces with 1 numbers" in run.output
     lines = [json.loads(t) for t in (tmp_path / "points.jsonl").read_text().splitlines()]
@@ -135,9 +136,10 @@ def test_track_command(video, tmp_path):
 def test_what_cannot_be_tracked(video, tmp_path):
     (tmp_path / "bad.mp4").write_bytes(b"no video")
     for arguments, message in (
-        ([str(video), "--out", str(tmp_path / "a.txt")], "ends in .jsonl or .csv"),
+        ([str(video), "--out", str(tmp_path / "a.txt")], r"\.jsonl or \.csv"),
         (["nowhere.mp4", "--out", str(tmp_path / "a.csv")], "no such file"),
         ([str(tmp_path / "bad.mp4"), "--out", str(tmp_path / "a.csv")], "not a video"),
+        ([str(video), "--out", str(tmp_path / "a.csv"), "--device", "gpu"], "unknown device"),
         (["77", "--out", str(tmp_path / "a.csv")], "no webcam"),
         ([str(video), "--out", str(tmp_path / "a.csv"), "--video", str(video)], "overwrite"),
     ):
@@ -156,6 +158,15 @@ def test_ctrl_c_keeps_what_was_recorded(video, tmp_path, monkeypatch):
 
     monkeypatch.setattr(Tracker, "update", update)
     out, drawn = tmp_path / "p.jsonl", tmp_path / "d.mp4"
-    run = CliRunner().invoke(app, ["track", str(video), "--out", str(out), "--video", str(drawn)])
+    run = CliRunner().invoke(app, ["track", str(video), "--out", str(out), "--video", str(drawn)])  # the earlier name
     assert run.exit_code == 0 and "4 frames" in run.output
     assert len(out.read_text().splitlines()) == 4 and len(list(frames(str(drawn)))) == 4
+
+
+@pytest.mark.parametrize(("limit", "total"), [(None, 10), (3, 3)])
+def test_progress_knows_the_length_of_a_video(predictor, video, tmp_path, limit, total):
+    calls = []
+    write_track(
+        Tracker(predictor), str(video), tmp_path / "p.csv", limit=limit, progress=lambda *call: calls.append(call)
+    )
+    assert calls == [(i + 1, total) for i in range(total)]

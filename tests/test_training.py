@@ -15,6 +15,7 @@ import torch
 from recombinator.data.readers.synthetic import prepare_synthetic
 from recombinator.data.table import load_table
 from recombinator.evaluation.tables import evaluate
+from recombinator.keypoints import KeypointSet
 from recombinator.models import create_model
 from recombinator.models.layers import Conv, initial_bound
 from recombinator.training.loop import Trainer, balanced_order, copy_matching
@@ -422,7 +423,7 @@ def test_start_from_unsuitable_weights(faces5, tmp_path):
     train("rcn-4", faces5, tmp_path / "run", epochs=1, **SMALL)
     state = tmp_path / "run" / "last.safetensors"
     for start, words in (
-        (state, "a state of training"),
+        (state, "a training checkpoint"),
         ("denoiser-lite-300w", "no tensor matches rcn-4"),
     ):
         with pytest.raises(InputError, match=words):
@@ -548,3 +549,11 @@ def test_every_setting_is_explained():
 def test_numbers_outside_their_range_are_named(change):
     with pytest.raises(InputError, match=next(iter(change))):
         get_recipe("fast", "rcn-4", **change)
+
+
+def test_flips_need_mirror_pairs(faces5, tmp_path):
+    table = load_table(faces5 / "train.parquet")
+    unnamed = replace(table, info=replace(table.info, keypoints=KeypointSet("own-5", tuple("12345"))))
+    with pytest.raises(InputError, match="own-5 has no mirror pairs"):
+        Trainer("rcn-4", unnamed, unnamed, tmp_path, get_recipe("fast", "rcn-4", flip=True))
+    Trainer("rcn-4", unnamed, unnamed, tmp_path, get_recipe("fast", "rcn-4", flip=False))

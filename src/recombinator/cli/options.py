@@ -48,7 +48,7 @@ def _current_name(argument: str, known: set[str]) -> str:
 
 
 class Group(TyperGroup):
-    """A group whose help lists the commands in sections, as plain text."""
+    """A group whose help lists the commands in sections, as plain text, with whole sentences."""
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         names = self.list_commands(ctx)
@@ -56,7 +56,7 @@ class Group(TyperGroup):
         sections: dict[str, list[tuple[str, str]]] = {}
         for name in names:
             command: Any = self.commands[name]
-            text = command.get_short_help_str(formatter.width - 6 - longest)
+            text = command.get_short_help_str(200)  # the whole first sentence; the formatter wraps it
             sections.setdefault(command.rich_help_panel or "Commands", []).append((name.ljust(longest), text))
         for title, rows in sections.items():
             with formatter.section(title):

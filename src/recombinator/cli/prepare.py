@@ -8,11 +8,11 @@ from typing import Annotated
 
 import typer
 
-from recombinator.cli.options import Command, Seed
+from recombinator.cli.options import Command, Group, Seed
 from recombinator.utils.console import progress
 from recombinator.utils.errors import InputError
 
-prepare = typer.Typer(help="Turn a dataset into Parquet tables of crops and points.", no_args_is_help=True)
+prepare = typer.Typer(help="Turn a dataset into Parquet tables of crops and points.", cls=Group, no_args_is_help=True)
 
 Folder = Annotated[
     Path | None, typer.Argument(metavar="OUT", show_default=False, help="folder for the tables; the same as --out")

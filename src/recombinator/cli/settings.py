@@ -23,7 +23,7 @@ RECIPE_SETTINGS = {
     "patience": "stop after N epochs without improvement; 0: never",
     "distil": "share of the loss learned from --teacher",
     "corrupt": "denoiser: corrupted points per face",
-    "corruption": "denoiser: uniform, blank, errors or mixed (the last two: --errors-of)",
+    "corruption": "denoiser: uniform, or mixed with the errors of --errors-of",
     "auxiliary": "tcdcn: weight of the loss of each attribute",
     "judged": "denoiser: points that count in the loss, corrupted or all",
     "shift": "translation, +- share of the crop's side",

@@ -10,6 +10,7 @@ import typer
 from recombinator.cli.options import (
     Command,
     Data,
+    Group,
     JsonOut,
     Root,
     Sample,
@@ -24,7 +25,7 @@ from recombinator.study.plan import FIGURES, STUDIES
 from recombinator.utils.console import progress
 from recombinator.utils.errors import InputError
 
-study = typer.Typer(help="Run the paper's experiments; draw its tables and figures.", no_args_is_help=True)
+study = typer.Typer(help="Run the paper's experiments; draw its tables and figures.", cls=Group, no_args_is_help=True)
 Runs = Annotated[Path, typer.Option(metavar="FOLDER", help="folder of the studies' trainings")]
 Epochs = Annotated[
     int | None, typer.Option(min=1, metavar="N", show_default="the study's", help="epochs of each run, in results too")
@@ -55,7 +56,7 @@ def _add_study(name: str, title: str) -> None:
             done = run.run_study(name, data, root, runs, epochs=epochs, seed=seed, only=only, progress=advance)
         print(f"{done} runs trained now; `recombinator study render` writes the table")
 
-    study.command(name, cls=Command, help=title)(command)
+    study.command(name, cls=Command, help=title, short_help=title)(command)
 
 
 for _name, _plan in STUDIES.items():

@@ -1,9 +1,9 @@
-"""From points to a square crop, in two stages, as the authors do it (SPEC 2.2, 2.3, 2.5).
+"""Crop faces around their keypoints in two stages, as the authors' code does (section 5; docs/protocol.md).
 
-Stage 1 cuts a square from the photograph and scales it to `GRID` pixels; stage 2 is a smaller square inside
-it, which the network sees. Points and boxes follow the package's convention (a pixel's center at its
-integer + 0.5; boxes are x, y, side), but the authors' rules are stated, and truncate, for the numbers in the
-files: they get points moved by the rule's `origin`.
+Stage 1 cuts a square from the photograph and scales it to `GRID` pixels. Stage 2 is a smaller square inside it, which
+the network sees. Points and boxes follow the package's convention: a pixel's center is at its integer + 0.5, boxes are
+(x, y, side). The authors' rules apply, and truncate, the numbers in the dataset's files: points are moved by the
+rule's `origin` first.
 """
 
 from __future__ import annotations

@@ -154,7 +154,7 @@ def infer_names(entries: list[Entry]) -> tuple[str, ...]:
     Names are used wherever an entry has them. Of ten or more objects, a name that one has alone is taken for a slip and
     left out. Points without names are numbered from 1; their number is the most frequent one.
     """
-    usable = [e for e in entries if not e.problem and e.points]
+    usable = [e for e in entries if not e.problem and e.points] or [e for e in entries if e.points]
     named = [e for e in usable if not e.positional]
     if not named:
         sizes = Counter(len(e.points) for e in usable)

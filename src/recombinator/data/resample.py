@@ -1,57 +1,38 @@
-"""Pictures on another grid, in plain numpy: Pillow's Lanczos to the bit, and bilinear samples of a square.
-
-A photograph has to be cut in prediction exactly as in preparation, and prediction is to need neither Pillow nor torch.
-"""
+"""Resize crops with Pillow's Lanczos filter, and sample squares bilinearly."""
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 import numpy as np
-
-_BITS = 22  # of Pillow's fixed-point weights
-
-
-@lru_cache(maxsize=64)
-def _lanczos(old: int, new: int) -> np.ndarray:
-    """(new, old) float64 holding whole numbers: weights of a Lanczos filter of three lobes, widened where it shrinks,
-    in units of 2**-22, rounded as Pillow does."""
-    scale = old / new
-    stretch = max(scale, 1.0)
-    support = 3.0 * stretch
-    out = np.zeros((new, old))
-    for i in range(new):
-        center = (i + 0.5) * scale
-        low, high = max(int(center - support + 0.5), 0), min(int(center + support + 0.5), old)
-        x = (np.arange(low, high) - center + 0.5) / stretch
-        weights = np.where(np.abs(x) < 3, np.sinc(x) * np.sinc(x / 3), 0.0)
-        scaled = weights / weights.sum() * (1 << _BITS)
-        out[i, low:high] = np.trunc(scaled + np.copysign(0.5, scaled))
-    return out
-
-
-def _rounded(total: np.ndarray) -> np.ndarray:
-    return np.clip(np.floor((total + (1 << (_BITS - 1))) / (1 << _BITS)), 0, 255)
+from PIL import Image
 
 
 def resized(image: np.ndarray, size: int) -> np.ndarray:
-    """(H, W[, C]) uint8 -> (size, size[, C]) uint8: Lanczos with antialiasing, as Pillow's (and the authors') resize.
+    """Resize an image to a square with Lanczos filtering and antialiasing, as the authors' code does.
 
-    Sums of whole numbers below 2**53 are exact in float64, so this equals Pillow's integer arithmetic.
+    Args:
+        image: (H, W) gray or (H, W, 3) RGB, uint8.
+        size: Side of the result in pixels.
+
+    Returns:
+        (size, size) or (size, size, 3) uint8.
     """
-    height, width = image.shape[:2]
-    planes = np.moveaxis(np.atleast_3d(image).astype(np.float64), 2, 0)
-    if width != size:
-        planes = _rounded(planes @ _lanczos(width, size).T)
-    if height != size:
-        planes = _rounded(_lanczos(height, size) @ planes)
-    out = np.ascontiguousarray(np.moveaxis(planes, 0, 2).astype(np.uint8))
-    return out if image.ndim == 3 else out[..., 0]
+    return np.array(Image.fromarray(image).resize((size, size), Image.Resampling.LANCZOS))
 
 
 def square(image: np.ndarray, box: np.ndarray, size: int) -> np.ndarray:
-    """(H, W[, C]) image and (x, y, side) in it -> (C, size, size) float64: bilinear samples at the cells' centers,
-    black outside, without antialiasing: what `transforms.affine.warp` takes for a box that is not turned."""
+    """Sample a square of an image bilinearly at the centers of size x size cells, without antialiasing.
+
+    This equals `transforms.affine.warp` for a box without rotation. OpenCV's warpAffine and remap do not: they round
+    the weights to 1/32 pixel.
+
+    Args:
+        image: (H, W) or (H, W, C). Pixels outside it are black.
+        box: (x, y, side) in image pixels; a pixel's center is at its integer + 0.5.
+        size: Number of cells per side.
+
+    Returns:
+        (C, size, size) float64.
+    """
 
     def weights(start: float, side: float, count: int) -> np.ndarray:
         at = start + (np.arange(size) + 0.5) * side / size - 0.5

@@ -1,4 +1,4 @@
-"""Networks on the Hugging Face Hub: one repository a network, with its weights, its graph and a card."""
+"""Share networks on the Hugging Face Hub: one repository per network, with its weights, its graph and a model card."""
 
 from __future__ import annotations
 
@@ -8,39 +8,54 @@ from pathlib import Path
 from typing import Any
 
 from recombinator.predict.predictor import Predictor, load
-from recombinator.utils.errors import InputError, remedy
+from recombinator.utils.errors import InputError, import_optional
 
 GRAPH, WEIGHTS = "model.onnx", "model.safetensors"
 
 
 def _hub() -> Any:
-    try:
-        import huggingface_hub
-    except ImportError:
-        raise InputError(f"the Hub needs huggingface_hub; {remedy('hub')}") from None
-    return huggingface_hub
+    return import_optional("huggingface_hub", "the Hub")
 
 
 def from_pretrained(repository: str, *, revision: str | None = None, engine: str | None = None) -> Predictor:
-    """The network that `push_to_hub` put into `repository` ("owner/name"), kept in the Hub's own cache.
+    """Load a network that `push_to_hub` uploaded. The file stays in the Hub's own cache.
 
-    revision: a branch, tag or commit. engine: as in `load`; "torch" takes the weights, anything else the graph. Raises
-    InputError where there is no such repository or file, or no way to it.
+    Args:
+        repository: "owner/name".
+        revision: Branch, tag or commit.
+        engine: As in `load`. "torch" downloads the weights, anything else the graph.
+
+    Returns:
+        A Predictor.
+
+    Raises:
+        InputError: The repository or its file does not exist or cannot be reached, or huggingface_hub is not installed.
     """
     hub = _hub()
     try:
         path = hub.hf_hub_download(repository, WEIGHTS if engine == "torch" else GRAPH, revision=revision)
-    except Exception as error:  # the hub's own errors, and those of the network below it
-        raise InputError(f"{repository}: cannot be had from the Hub ({_words(error)})") from None
+    except Exception as error:  # the Hub's own errors, and those of the network below it
+        raise InputError(f"{repository}: not available from the Hub ({_first_line(error)})") from None
     return load(path, engine=engine)
 
 
 def push_to_hub(
     weights: str | os.PathLike[str], repository: str, *, private: bool = False, token: str | None = None
 ) -> str:
-    """Uploads weights (a shipped name, a file, a run's folder) as safetensors and as an ONNX graph, with a card that
-    says how they were trained; returns the address. `token`: the Hub's, else that of `hf auth login`. Raises InputError
-    where the weights have no graph or the Hub refuses them."""
+    """Upload a network as safetensors and as an ONNX graph, with a card that says how it was trained.
+
+    Args:
+        weights: Shipped name, weights file or run folder.
+        repository: "owner/name"; created if it does not exist.
+        private: Whether a new repository is private.
+        token: Access token of the Hub; by default that of `hf auth login`.
+
+    Returns:
+        The repository's address.
+
+    Raises:
+        InputError: The network has no graph, the Hub refused the upload, or huggingface_hub is not installed.
+    """
     from recombinator.deploy.onnx import export
     from recombinator.weights.files import load_weights, save_weights
 
@@ -55,11 +70,11 @@ def push_to_hub(
             hub.create_repo(repository, private=private, token=token, exist_ok=True)
             hub.upload_folder(repo_id=repository, folder_path=str(folder), token=token)
         except Exception as error:
-            raise InputError(f"{repository}: the Hub refused it ({_words(error)})") from None
+            raise InputError(f"{repository}: the Hub refused the upload ({_first_line(error)})") from None
     return f"https://huggingface.co/{repository}"
 
 
-def _words(error: Exception) -> str:
+def _first_line(error: Exception) -> str:
     return (str(error) or type(error).__name__).splitlines()[0]
 
 
@@ -71,4 +86,5 @@ def _card(repository: str, model: str, training: dict[str, Any]) -> str:
     call = f'faces = recombinator.from_pretrained("{repository}").predict("photo.jpg")'
     use = f"```python\nimport recombinator\n\n{call}\n```"
     head = "---\nlibrary_name: recombinator\ntags: [keypoint-detection, landmarks]\n---\n"
-    return "\n".join([head, f"# {model}", "", "A keypoint localizer by Recombinator.", "", use, "", *lines, ""])
+    text = "A keypoint localization network for Recombinator (`pip install recombinator-networks`)."
+    return "\n".join([head, f"# {model}", "", text, "", use, "", *lines, ""])

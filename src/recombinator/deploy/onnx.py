@@ -1,4 +1,4 @@
-"""A network as one ONNX graph: gray crop in, points and confidences out, everything between inside."""
+"""Export a network as one ONNX graph: crops in, keypoints and probabilities out, everything between inside."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import json
 import logging
 import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,93 +15,154 @@ import torch
 from torch import Tensor, nn
 
 from recombinator.data.table import load_table
-from recombinator.models import Denoiser, Joint, ScoreMapNet
+from recombinator.keypoints import check_same_keypoints
+from recombinator.models.base import KeypointNet, check_takes_images
 from recombinator.models.decode import decode
-from recombinator.models.denoiser import MapDenoiser
 from recombinator.predict.engine import GRAPH_FORMAT, OUTPUTS
 from recombinator.transforms.augment import Augment
 from recombinator.transforms.samples import fixed_samples
-from recombinator.utils.errors import InputError, remedy
+from recombinator.utils.errors import import_optional
 from recombinator.utils.files import write_atomically
 from recombinator.weights.files import Weights, load_weights
 
 OPSET = 20
 INT8_IMAGES = 256
+SMALLEST_LINKED = 1024  # bytes; ONNX Runtime reads some small tensors while it loads a graph
 
 
 class _Graph(nn.Module):
-    """uint8 crops -> OUTPUTS and, where asked for, the score maps."""
+    """Map uint8 crops to OUTPUTS and, if `maps` is set, to the score maps as well."""
 
-    def __init__(self, net: nn.Module, maps: bool) -> None:
+    def __init__(self, net: KeypointNet, maps: bool) -> None:
         super().__init__()
         self.net, self.maps = net, maps
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         output = self.net(image.float())
-        found = decode(output, self.net.temperature, getattr(self.net, "tile", 1))  # type: ignore[arg-type]
-        answer = tuple(getattr(found, name) for name in OUTPUTS)
-        return (*answer, output) if self.maps else answer
+        decoded = decode(output, self.net.temperature, self.net.tile)
+        results = tuple(getattr(decoded, name) for name in OUTPUTS)
+        return (*results, output) if self.maps else results
 
 
 def export(
     weights: str | os.PathLike[str], path: Path, *, maps: bool = False, int8: str | os.PathLike[str] | None = None
 ) -> None:
-    """Writes the weights (name, file or run folder) as ONNX, opset 20.
+    """Write a network as an ONNX file, opset 20.
 
-    Input `image`: (N, channels, size, size) uint8, N free. Outputs `points` (N, K, 2) in crop pixels (a pixel's center
-    at its integer + 0.5), `highest` (N, K, 2) the highest cells' centers, `within` (N, K, 5) probabilities that the
-    point lies in the square of 3, 5, 7, 11 and 17
-    crop pixels around the highest cell, `covariance` (N, K, 3) xx, xy, yy in crop pixels, with `maps` also `scores`
-    (N, K, size, size). Local contrast normalization, temperature, softmax and sub-pixel decoding are inside;
-    keypoints, crop rule, calibration and training lie in the metadata. int8: a training table; convolutions
-    then work in 8 bits, with ranges from `INT8_IMAGES` of its images, jittered (quantize.py). Raises InputError for
-    weights that have no such graph.
+    The graph's input `image` is (N, channels, size, size) uint8, N free. Its outputs are in crop pixels, a pixel's
+    center at its integer + 0.5:
+
+    - `points` (N, K, 2): keypoints, sub-pixel.
+    - `highest` (N, K, 2): centers of the highest cells of the score maps.
+    - `within` (N, K, 5): probabilities of the squares of 3, 5, 7, 11 and 17 pixels around `highest`.
+    - `covariance` (N, K, 3): xx, xy, yy of the predicted distribution.
+    - `scores` (N, K, size, size), only with `maps`: the score maps before the softmax.
+
+    Local contrast normalization, temperature, softmax and decoding are inside the graph. Keypoint set, crop rule,
+    calibration and training are in its metadata.
+
+    Args:
+        weights: Shipped name, weights file or run folder.
+        path: File to write.
+        maps: Add the score maps as an output.
+        int8: Training table. Convolutions then work in 8 bits, with ranges from `INT8_IMAGES` of its images, jittered.
+
+    Raises:
+        InputError: onnx is not installed, the network has no such graph, or the table has other keypoints.
     """
-    try:
-        import onnx
-        import onnxscript  # noqa: F401
-    except ImportError:
-        raise InputError(f"export needs onnx and onnxscript; {remedy('onnx')}") from None
+    onnx = import_optional("onnx", "export")
+    import_optional("onnxscript", "export")
     loaded = load_weights(weights)
-    net = loaded.net
-    if isinstance(net, Denoiser):
-        raise InputError(f"{weights}: a denoiser, which sees no image; export the joint model")
-    if isinstance(net, Joint) and isinstance(net.denoiser, MapDenoiser):
-        raise InputError(f"{weights}: its denoiser works by FFT, which ONNX has no graph for; join denoiser-lite")
-    for part in net.modules():
-        if isinstance(part, ScoreMapNet):  # ONNX Runtime lays maps out by itself, and is fast on plain convolutions
-            part.layout, part.fused = torch.contiguous_format, False
-    net = net.eval().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-    example = torch.randint(0, 256, (2, net.channels, net.size, net.size), dtype=torch.uint8)
-    names = [*OUTPUTS, *(["scores"] if maps else [])]
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        program = torch.onnx.export(
-            _Graph(net, maps).eval(), (example,), input_names=["image"], output_names=names, opset_version=OPSET,
-            dynamic_shapes={"image": {0: torch.export.Dim("batch")}}, dynamo=True, verbose=False,
-        )  # fmt: skip
-    assert program is not None
-    model = program.model_proto
+    net = loaded.net.plain()
+    check_takes_images(net, os.fspath(weights))
+    net.check_exportable(os.fspath(weights))
     meta = {
         "format": GRAPH_FORMAT, "keypoints": loaded.keypoints.to_dict(), "crop_rule": loaded.crop_rule,
         "template": loaded.template, "size": net.size, "channels": net.channels, "model": net.config,
         "calibration": loaded.calibration, "training": loaded.training,
     }  # fmt: skip
-    if int8 is not None:
-        model, meta["int8"] = _in_8_bits(model, loaded, int8)
+    if int8 is None:
+        model = _traced(net, maps)
+    else:
+        from recombinator.deploy.quantize import equalize, quantize
+
+        crops, fingerprint = _calibration_crops(loaded, int8)
+        equalize(net, crops)
+        model = quantize(_traced(net, maps), crops.numpy())
+        meta["int8"] = {"images": len(crops), "fingerprint": fingerprint}
     onnx.helper.set_model_props(model, {"recombinator": json.dumps(meta)})
     write_atomically(path, lambda p: p.write_bytes(model.SerializeToString()))
 
 
-def _in_8_bits(model: Any, loaded: Weights, data: str | os.PathLike[str]) -> tuple[Any, dict[str, Any]]:
-    """The quantized model, and what its ranges are of."""
-    from recombinator.deploy.quantize import quantize
+def _traced(net: KeypointNet, maps: bool) -> Any:
+    """The network as an onnx.ModelProto, without the exporter's notes on where in the source each node comes from."""
+    net = net.eval().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    example = torch.randint(0, 256, (2, net.channels, net.size, net.size), dtype=torch.uint8)
+    with warnings.catch_warnings(), _log_level("torch.onnx", logging.ERROR):
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            _Graph(net, maps).eval(), (example,), input_names=["image"], opset_version=OPSET,
+            output_names=[*OUTPUTS, *(["scores"] if maps else [])],
+            dynamic_shapes={"image": {0: torch.export.Dim("batch")}}, dynamo=True, verbose=False,
+        )  # fmt: skip
+    assert program is not None
+    model = program.model_proto
+    remove_notes(model)
+    return model
 
-    net: Any = loaded.net
-    table = load_table(data, net.channels, INT8_IMAGES, spread=True)
-    if table.info.keypoints.names != loaded.keypoints.names:
-        raise InputError(f"{data}: its keypoints ({table.info.keypoints.name}) are not those of the weights")
-    jittered = fixed_samples(table, net.size, Augment(), torch.device("cpu"))
-    crops = torch.cat([inputs.round().clamp(0, 255).byte() for inputs, _ in jittered]).numpy()
-    return quantize(model, crops), {"images": len(crops), "fingerprint": table.fingerprint}
+
+def remove_notes(model: Any) -> None:
+    """Remove the metadata of an exported graph's nodes and tensors: stack traces with the exporting machine's paths."""
+    graph = model.graph
+    for item in (graph, *graph.node, *graph.value_info, *graph.input, *graph.output, *graph.initializer):
+        del item.metadata_props[:]
+
+
+@contextmanager
+def _log_level(name: str, level: int) -> Iterator[None]:
+    """Set a logger's level, and restore it afterwards."""
+    logger = logging.getLogger(name)
+    before = logger.level
+    logger.setLevel(level)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
+def _calibration_crops(loaded: Weights, data: str | os.PathLike[str]) -> tuple[Tensor, str]:
+    """Jittered crops of a table, (N, C, S, S) uint8, and the table's fingerprint."""
+    table = load_table(data, loaded.net.channels, INT8_IMAGES, spread=True)
+    check_same_keypoints(loaded.keypoints, table.info.keypoints, str(data))
+    jittered = fixed_samples(table, loaded.net.size, Augment(), torch.device("cpu"))
+    crops = torch.cat([inputs.round().clamp(0, 255).byte() for inputs, _ in jittered])
+    return crops, table.fingerprint
+
+
+def link_tensors(path: Path, *weights: Path) -> None:
+    """Let a graph read its tensors from the weights files they came from, so that a package holds each of them once.
+
+    The shipped graphs are stored in this way. Where the files are replaced, export and link the graph again.
+
+    Args:
+        path: Graph, changed in place.
+        weights: Safetensors files in the graph's folder. Tensors that none of them holds stay in the graph.
+    """
+    from onnx import external_data_helper, load_model
+
+    stored: dict[bytes, tuple[str, int]] = {}
+    for file in weights:
+        content = file.read_bytes()
+        start = 8 + int.from_bytes(content[:8], "little")
+        for name, tensor in json.loads(content[8:start]).items():
+            if name != "__metadata__":
+                first, end = tensor["data_offsets"]
+                stored[content[start + first : start + end]] = (file.name, start + first)
+    model = load_model(path)
+    for tensor in model.graph.initializer:
+        if len(tensor.raw_data) >= SMALLEST_LINKED and tensor.raw_data in stored:
+            file_name, offset = stored[tensor.raw_data]
+            external_data_helper.set_external_data(tensor, file_name, offset, len(tensor.raw_data))
+            tensor.ClearField("raw_data")
+            tensor.data_location = tensor.EXTERNAL
+    write_atomically(path, lambda p: p.write_bytes(model.SerializeToString()))

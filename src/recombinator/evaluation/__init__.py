@@ -1,1 +1,1 @@
-"""Errors, probabilities and robustness of a network."""
+"""Errors, calibration and robustness of a network."""

@@ -1,9 +1,10 @@
-"""Probabilities that mean what they say: one temperature a network, fitted on validation images, and how well it
-holds."""
+"""Calibrate a network's probabilities with one temperature, fitted on validation images, and report how well it holds.
+
+Half of the images are occluded, so that low confidence can be related to occluded keypoints.
+"""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,89 +12,114 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recombinator.data.table import FaceTable, load_table
+from recombinator.data.table import FaceTable
 from recombinator.evaluation import metrics
+from recombinator.evaluation.sources import TableLike, as_table, identity
 from recombinator.keypoints import RADII, SURE
 from recombinator.models.base import KeypointNet, check_takes_images
 from recombinator.models.decode import decode
 from recombinator.transforms.augment import COVERED, Augment, occluded
 from recombinator.transforms.samples import fixed_samples
 from recombinator.utils.errors import InputError
-from recombinator.weights.files import Weights, load_weights
+from recombinator.weights.files import Weights, WeightsLike, load_weights
 
-MOVED = Augment(occlude=(0, 0))  # the paper's jitter, nothing covered
+JITTER = Augment(occlude=(0, 0))  # the paper's jitter (footnote 7) without occlusion
 TEMPERATURES = tuple(np.geomspace(0.25, 8, 41).tolist())
-FALSE_ALARMS = 0.05  # share of visible points that may be called covered
-LOST = 0.001  # share of uncovered faces that may be taken for false detections
+FALSE_ALARMS = 0.05  # share of visible points that may be flagged as occluded
+FALSE_REJECTIONS = 0.001  # share of the faces without occlusion that may be taken for false detections
 
 
 @torch.no_grad()
-def answers(net: KeypointNet, table: FaceTable, cover: bool, temperatures: Sequence[float]) -> dict[str, np.ndarray]:
-    """Of every known point inside the crop, on jittered images, `cover`ed by one black rectangle each or not.
+def collect(net: KeypointNet, table: FaceTable, occlude: bool, temperatures: Sequence[float]) -> dict[str, np.ndarray]:
+    """Run a network on jittered images and collect what calibration needs of every known point inside the crop.
 
-    `gap` (P,): the larger of |dx| and |dy| between truth and highest cell in network pixels; `keypoint`, `image` (P,);
-    `hidden` (P,): whether the rectangle lies on it; `within` (P, T, R): probabilities of the squares RADII for
-    each of the `temperatures`. The same draw at every call.
+    The images, the jitter and the occlusion are the same at every call.
+
+    Args:
+        net: A network with score maps.
+        table: Images with the network's channels and keypoints.
+        occlude: Occlude each image by one black rectangle.
+        temperatures: T temperatures at which probabilities are computed.
+
+    Returns:
+        Arrays over the P points. `gap` (P,): the larger of |dx| and |dy| between the true point and the center of the
+        highest cell, in network pixels. `keypoint`, `image` (P,): indices. `occluded` (P,): whether the rectangle is on
+        the point. `within` (P, T, R): probabilities of the squares RADII for each temperature.
     """
+    net.eval()
     device = next(net.parameters()).device
     generator = torch.Generator().manual_seed(1)
-    parts: dict[str, list[Tensor]] = {k: [] for k in ("gap", "keypoint", "image", "hidden", "within")}
+    parts: dict[str, list[Tensor]] = {k: [] for k in ("gap", "keypoint", "image", "occluded", "within")}
     known = torch.from_numpy(table.mask)
-    for i, (pixels, points) in enumerate(fixed_samples(table, net.size, MOVED, device)):
-        hidden = torch.zeros(points.shape[:2], dtype=torch.bool)
-        if cover:
-            there = occluded(torch.ones_like(pixels[:, :1]), COVERED.occlude, generator)
-            pixels = pixels * there
+    start = 0
+    for pixels, points in fixed_samples(table, net.size, JITTER, device):
+        images = torch.arange(start, start + len(points))
+        start += len(points)
+        under_rectangle = torch.zeros(points.shape[:2], dtype=torch.bool)
+        if occlude:
+            visible = occluded(torch.ones_like(pixels[:, :1]), COVERED.occlude, generator)
+            pixels = pixels * visible
             cell = points.floor().long().clamp(0, net.size - 1)
-            hidden = there[torch.arange(len(points))[:, None], 0, cell[..., 1], cell[..., 0]] == 0
+            under_rectangle = visible[torch.arange(len(points))[:, None], 0, cell[..., 1], cell[..., 0]] == 0
         scores = net(pixels)
-        inside = ((points >= 0) & (points < net.size)).all(dim=2).cpu() & known[64 * i : 64 * i + len(points)]
-        told = [decode(scores, t, net.tile) for t in temperatures]
-        within = torch.stack([d.within for d in told], dim=2)
-        found = {
-            "gap": (told[0].highest - points).abs().amax(dim=2), "hidden": hidden, "within": within,
+        inside = ((points >= 0) & (points < net.size)).all(dim=2).cpu() & known[images]
+        decoded = [decode(scores, t, net.tile) for t in temperatures]
+        batch = {
+            "gap": (decoded[0].highest - points).abs().amax(dim=2), "occluded": under_rectangle,
+            "within": torch.stack([d.within for d in decoded], dim=2),
             "keypoint": torch.arange(net.keypoints).expand(len(points), -1),
-            "image": torch.arange(64 * i, 64 * i + len(points))[:, None].expand(-1, net.keypoints),
+            "image": images[:, None].expand(-1, net.keypoints),
         }  # fmt: skip
-        for key, value in found.items():
+        for key, value in batch.items():
             parts[key].append(value.cpu()[inside])
     return {k: torch.cat(v).numpy() for k, v in parts.items()}
 
 
-def both(net: KeypointNet, table: FaceTable) -> dict[str, np.ndarray]:
-    """`answers` without and with a rectangle, one after the other."""
-    plain, covered = (answers(net, table, cover, TEMPERATURES) for cover in (False, True))
-    covered["image"] += len(table)
-    return {k: np.concatenate([plain[k], covered[k]]) for k in plain}
+def collect_both(net: KeypointNet, table: FaceTable) -> dict[str, np.ndarray]:
+    """Concatenate `collect` at TEMPERATURES without and with occlusion; image indices of the second half follow on."""
+    plain, occluded_part = (collect(net, table, occlude, TEMPERATURES) for occlude in (False, True))
+    occluded_part["image"] += len(table)
+    return {k: np.concatenate([plain[k], occluded_part[k]]) for k in plain}
 
 
-def is_within(found: dict[str, np.ndarray]) -> np.ndarray:
-    """(P, R) whether the truth lies in each of the squares RADII around the highest cell."""
-    return found["gap"][:, None] <= np.array(RADII) + 0.5
+def is_within(points: dict[str, np.ndarray]) -> np.ndarray:
+    """Return (P, R) bools: whether the true point is in each of the squares RADII around the highest cell."""
+    return points["gap"][:, None] <= np.array(RADII) + 0.5
 
 
 def _quantile(values: np.ndarray, share: float) -> float:
-    """0 where there is no value: a threshold that nothing falls under."""
+    """Return a quantile; 0, a threshold that nothing is below, where there are no values."""
     return float(np.quantile(values, share)) if len(values) else 0.0
 
 
 def fit(net: KeypointNet, table: FaceTable) -> dict[str, Any]:
-    """The temperature with the least cross-entropy of the five squares' probabilities, half of the images covered; for
-    each keypoint the confidence under which a visible point falls FALSE_ALARMS of the time; and `least`, under which
-    the mean confidence of a face falls LOST of the time."""
-    found = both(net, table)
-    if not len(found["gap"]):
-        raise InputError(f"{table.info.dataset}: no point of its {table.info.split} table lies in its crop")
-    truth = is_within(found)[:, None]
-    p = np.clip(found["within"].astype(np.float64), 1e-6, 1 - 1e-6)
+    """Fit a calibration.
+
+    Args:
+        net: A network with score maps.
+        table: Validation images with the network's channels and keypoints.
+
+    Returns:
+        `temperature`: the one with the lowest cross-entropy of the squares' probabilities, half of the images occluded.
+        `covered_below`: for each keypoint the confidence that FALSE_ALARMS of the visible points are below.
+        `least`: the mean confidence that FALSE_REJECTIONS of the faces without occlusion are below. And the data.
+
+    Raises:
+        InputError: No point of the table is inside its crop.
+    """
+    points = collect_both(net, table)
+    if not len(points["gap"]):
+        raise InputError(f"{table.info.dataset}: no point of its {table.info.split} table is inside its crop")
+    truth = is_within(points)[:, None]
+    p = np.clip(points["within"].astype(np.float64), 1e-6, 1 - 1e-6)
     loss = -np.where(truth, np.log(p), np.log(1 - p)).mean(axis=(0, 2))
     best = int(loss.argmin())
-    confidence = found["within"][:, best, SURE]
-    visible = ~found["hidden"]
-    below = [_quantile(confidence[visible & (found["keypoint"] == k)], FALSE_ALARMS) for k in range(net.keypoints)]
-    plain = found["image"] < len(table)
-    sums, counts = np.bincount(found["image"][plain], confidence[plain]), np.bincount(found["image"][plain])
-    least = _quantile(sums[counts > 0] / counts[counts > 0], LOST)
+    confidence = points["within"][:, best, SURE]
+    visible = ~points["occluded"]
+    below = [_quantile(confidence[visible & (points["keypoint"] == k)], FALSE_ALARMS) for k in range(net.keypoints)]
+    plain = points["image"] < len(table)
+    sums, counts = np.bincount(points["image"][plain], confidence[plain]), np.bincount(points["image"][plain])
+    least = _quantile(sums[counts > 0] / counts[counts > 0], FALSE_REJECTIONS)
     return {
         "temperature": round(float(TEMPERATURES[best]), 4), "least": round(least, 4),
         "covered_below": [round(v, 6) for v in below],
@@ -101,59 +127,76 @@ def fit(net: KeypointNet, table: FaceTable) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _image_net(weights: Weights, name: str) -> KeypointNet:
-    check_takes_images(weights.net, name)
-    if weights.net.task == "regression":
-        raise InputError(f"{name}: has no score maps, so there is nothing to calibrate")
-    return weights.net
-
-
-def _table(weights: Weights, data: str | os.PathLike[str], limit: int | None) -> FaceTable:
-    table = load_table(data, _image_net(weights, str(data)).channels, limit)
-    if table.info.keypoints.names != weights.keypoints.names:
-        raise InputError(f"{data}: its keypoints ({table.info.keypoints.name}) are not those of the weights")
-    return table
-
-
-def calibrate(weights: str | os.PathLike[str], data: str | os.PathLike[str]) -> Weights:
-    """The weights (name, file or run folder) with a calibration fitted on the validation table `data`. Points move by a
-    fraction of a pixel, since their weighted mean changes; highest cells do not. Raises InputError where they do not
-    fit."""
+def _load(weights: WeightsLike, data: TableLike, limit: int | None = None) -> tuple[Weights, FaceTable]:
+    """Load weights and table; raise InputError for a network that has nothing to calibrate, or another table."""
     loaded = load_weights(weights)
-    net = _image_net(loaded, str(weights))
-    return loaded.calibrated(fit(net, _table(loaded, data, None)))
+    check_takes_images(loaded.net, str(weights))
+    if loaded.net.task == "regression":
+        raise InputError(f"{weights}: the network has no score maps, so there is nothing to calibrate")
+    return loaded, as_table(data, loaded.keypoints, loaded.net.channels, str(weights), limit=limit)
 
 
-def report(
-    weights: str | os.PathLike[str], data: str | os.PathLike[str], *, limit: int | None = None
-) -> dict[str, Any]:
-    """How well the probabilities hold on a table: for each square of RADII the reliability curve and expected
-    calibration error with the stored temperature and with none, plain and covered; how well low confidence finds
-    covered points (area under the ROC, mean over keypoints), and the share of visible and of covered points that are
-    flagged."""
-    loaded = load_weights(weights)
-    net, table = _image_net(loaded, str(weights)), _table(loaded, data, limit)
-    told: dict[str, Any] = {
+def calibrate(weights: WeightsLike, data: TableLike) -> Weights:
+    """Calibrate a network on a validation table.
+
+    Sub-pixel points move by a fraction of a pixel, since their weighted mean changes; highest cells do not.
+
+    Args:
+        weights: A shipped name, a weights file, a run folder, or loaded weights, which are left as they are.
+        data: A validation table: a file that `prepare` wrote, or a loaded one.
+
+    Returns:
+        A copy of the weights with the calibration.
+
+    Raises:
+        InputError: The network has no score maps, or does not fit the table.
+    """
+    loaded, table = _load(weights, data)
+    return loaded.calibrated(fit(loaded.net, table))
+
+
+def report(weights: WeightsLike, data: TableLike, *, limit: int | None = None) -> dict[str, Any]:
+    """Report how well a network's probabilities hold on a table.
+
+    Args:
+        weights: A shipped name, a weights file, a run folder, or loaded weights.
+        data: A table that `prepare` wrote, or a loaded one.
+        limit: Use only the first images of the file.
+
+    Returns:
+        For each square of RADII the reliability curve and the expected calibration error, with the stored temperature
+        and with none, without (`plain`) and with occlusion (`covered`); how well low confidence detects occluded
+        points (`covered_auroc`, mean over keypoints); and the shares of visible and of occluded points that are
+        flagged.
+
+    Raises:
+        InputError: The network has no score maps, or does not fit the table.
+    """
+    loaded, table = _load(weights, data, limit)
+    net = loaded.net
+    result: dict[str, Any] = {
         "weights": str(weights), "model": net.config, "calibration": loaded.calibration, "images": len(table),
-        "data": {"dataset": table.info.dataset, "split": table.info.split, "fingerprint": table.fingerprint},
-        "protocol": "jitter of the paper, one draw; a probability is right where the truth lies in the square of "
-        "2r + 1 network pixels around the highest cell; covered: one black rectangle of 20 to 50 pixels on each image",
+        "data": identity(table),
+        "protocol": "jitter of the paper, one draw; a probability is correct where the true point is in the square of "
+        "2r + 1 network pixels around the highest cell; covered: each image occluded by one black rectangle of 20 to "
+        "50 pixels",
     }  # fmt: skip
-    for name, cover in (("plain", False), ("covered", True)):
-        found = answers(net, table, cover, (net.temperature, 1.0))
-        truth, rows = is_within(found), []
+    points: dict[str, np.ndarray] = {}
+    for name, occlude in (("plain", False), ("covered", True)):
+        points = collect(net, table, occlude, (net.temperature, 1.0))
+        truth, rows = is_within(points), []
         for r, radius in enumerate(RADII):
-            curve, error = metrics.reliability(found["within"][:, 0, r], truth[:, r])
-            _, before = metrics.reliability(found["within"][:, 1, r], truth[:, r])
+            curve, error = metrics.reliability(points["within"][:, 0, r], truth[:, r])
+            _, before = metrics.reliability(points["within"][:, 1, r], truth[:, r])
             shares = {"right": float(truth[:, r].mean()), "error": error, "error_uncalibrated": before}
             rows.append({"radius": radius, **shares, "curve": curve})
-        told[name] = rows
-    confidence, hidden, keypoint = found["within"][:, 0, SURE], found["hidden"], found["keypoint"]
-    areas = [metrics.auroc(-confidence[keypoint == k], hidden[keypoint == k]) for k in range(net.keypoints)]
-    known = [a for a in areas if np.isfinite(a)]
-    told["covered_auroc"] = float(np.mean(known)) if known else None
+        result[name] = rows
+    confidence, is_occluded, keypoint = points["within"][:, 0, SURE], points["occluded"], points["keypoint"]
+    areas = [metrics.auroc(-confidence[keypoint == k], is_occluded[keypoint == k]) for k in range(net.keypoints)]
+    finite = [a for a in areas if np.isfinite(a)]
+    result["covered_auroc"] = float(np.mean(finite)) if finite else None
     if loaded.calibration:
         flagged = confidence < np.array(loaded.calibration["covered_below"])[keypoint]
-        for name, part in (("flagged_visible", flagged[~hidden]), ("flagged_covered", flagged[hidden])):
-            told[name] = float(part.mean()) if len(part) else None
-    return told
+        for name, part in (("flagged_visible", flagged[~is_occluded]), ("flagged_covered", flagged[is_occluded])):
+            result[name] = float(part.mean()) if len(part) else None
+    return result

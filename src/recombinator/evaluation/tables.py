@@ -1,133 +1,27 @@
-"""A network on a table: points, confidences and errors in both protocols."""
+"""Evaluate networks on a table, compare them, and choose the options of a joint model."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from recombinator.data.table import FaceTable, load_table
+from recombinator.data.table import FaceTable
 from recombinator.evaluation import metrics
+from recombinator.evaluation.result import Evaluation as Evaluation
+from recombinator.evaluation.sources import NetworkLike, TableLike, as_engine, as_table, identity, name_of
 from recombinator.keypoints import SURE, KeypointSet
 from recombinator.models import Joint, KeypointNet
 from recombinator.models.decode import answers
-from recombinator.predict.engine import ENGINES, Engine, load_engine
+from recombinator.predict.engine import Engine, TorchEngine
 from recombinator.transforms.augment import COVERED, Augment
 from recombinator.transforms.samples import fixed_samples
 from recombinator.utils.errors import InputError
 from recombinator.utils.files import write_atomically
-from recombinator.weights.files import Weights
-from recombinator.weights.shipped import is_graph
-
-PAPER_GRID = 80
-
-
-@dataclass
-class Evaluation:
-    """Per-sample results. All points in network input pixels (0..size); errors are shares of the normalizer."""
-
-    size: int
-    keypoints: KeypointSet
-    files: list[str]
-    subsets: list[str]  # the part of the dataset each image belongs to
-    true: np.ndarray  # (N, K, 2)
-    mask: np.ndarray  # (N, K)
-    predicted: np.ndarray  # (N, K, 2), sub-pixel
-    highest: np.ndarray  # (N, K, 2), center of the highest cell
-    within: np.ndarray  # (N, K, 5), probabilities of the squares metrics.RADII around the highest cells
-    limits: np.ndarray  # (N, 4) the photograph's left, top, right and bottom edge; predictions are clamped to it
-    at_border: np.ndarray  # (N, K, 4), FaceTable.at_border
-    file_pixels: np.ndarray  # (N,) pixels of the image's file that one network pixel spans
-    attributes: dict[str, np.ndarray]  # FaceTable.attributes
-
-    def errors(self, protocol: str, normalizer: str | None = None, oracle: bool = False) -> np.ndarray:
-        """(N, K). "continuous": the sub-pixel prediction against the true position. "paper": highest cell against
-        true cell, both whole numbers on the 80x80 grid, divided by the continuous distance (SPEC 4). `oracle`
-        moves predictions of points that the truth has at the photograph's edge onto that edge."""
-        scale = self.keypoints.scale(self.true, normalizer)
-        true, found, limits = self.true, self.predicted, self.limits
-        if protocol == "paper":
-            k = PAPER_GRID / self.size
-            true = np.clip(np.floor(true * k), 0, PAPER_GRID - 1)
-            found, scale, limits = np.floor(self.highest * k), scale * k, np.round(limits * k)
-        low, high = limits[:, None, :2], limits[:, None, 2:]
-        if oracle:
-            found = np.where(self.at_border[..., :2], low, np.where(self.at_border[..., 2:], high, found))
-        return metrics.point_errors(np.clip(found, low, high), true, scale)
-
-    def image_errors(
-        self, protocol: str, normalizer: str | None = None, part: tuple[int, ...] | None = None, oracle: bool = False
-    ) -> np.ndarray:
-        """(N,) means over the keypoints, or over those of `part`; NaN for an image without a usable point."""
-        chosen = list(part or range(len(self.keypoints)))
-        return metrics.image_errors(self.errors(protocol, normalizer, oracle)[:, chosen], self.mask[:, chosen])
-
-    def summary(self) -> dict[str, Any]:
-        """Errors in percent, rates and areas in [0, 1]; per part of the dataset too where it has named parts."""
-        names = sorted(set(self.subsets) - {""})
-        kept = np.maximum(self.mask.sum(axis=0), 1)
-        return {
-            **self._figures(np.ones(len(self.files), bool)),
-            "per_keypoint": (100 * (self.errors("continuous") * self.mask).sum(axis=0) / kept).tolist(),
-            **({"subsets": {n: self._figures(np.array(self.subsets) == n) for n in names}} if names else {}),
-            **({"by": {a: self._by_class(values) for a, values in self.attributes.items()}} if self.attributes else {}),
-        }
-
-    def _by_class(self, values: np.ndarray) -> list[dict[str, float]]:
-        """Mean errors in percent of the images of each class of an attribute, as the table numbers them."""
-        paper, continuous = (self.image_errors(p) for p in ("paper", "continuous"))
-        usable = np.isfinite(continuous)
-        parts = [(c, usable & (values == c)) for c in np.unique(values[usable]).tolist()]
-        return [
-            {"class": c, "images": int(m.sum()), "nme_paper": 100 * float(paper[m].mean()),
-             "nme": 100 * float(continuous[m].mean())} for c, m in parts
-        ]  # fmt: skip
-
-    def _figures(self, which: np.ndarray) -> dict[str, Any]:
-        which = which & self.mask.any(axis=1)
-
-        def usable(errors: np.ndarray) -> np.ndarray:
-            return errors[which]
-
-        paper, continuous = (usable(self.image_errors(p)) for p in ("paper", "continuous"))
-        found: dict[str, Any] = {"images": len(continuous)}
-        for key, errors in (("nme_paper", paper), ("nme", continuous)):
-            found[key] = 100 * float(errors.mean())
-            found[f"{key}_ci95"] = [100 * v for v in metrics.bootstrap_ci(errors)]
-        for name, _, _ in self.keypoints.normalizers:
-            found[f"nme_{name}"] = 100 * float(usable(self.image_errors("continuous", name)).mean())
-        for name, part in self.keypoints.parts:
-            for key, protocol in (("nme_paper", "paper"), ("nme", "continuous")):
-                found[f"{key}_{name}"] = 100 * float(usable(self.image_errors(protocol, part=part)).mean())
-        found |= self._offset(which)
-        if self.at_border.any():
-            found["nme_paper_oracle"] = 100 * float(usable(self.image_errors("paper", oracle=True)).mean())
-        return found | {"failure_rate_10": metrics.failure_rate(continuous), "auc_10": metrics.auc(continuous)}
-
-    def _offset(self, which: np.ndarray) -> dict[str, Any]:
-        """What of the continuous error is one constant: the median of (found - true), x and y in percent of the
-        normalizer, and the mean error once it is taken off. It tells of the two sets' annotation, not of the faces."""
-        scale = self.keypoints.scale(self.true)[:, None, None]
-        signed = ((self.predicted - self.true) / scale)[which]
-        kept = self.mask[which]
-        constant = np.median(signed[kept], axis=0)
-        rest = metrics.image_errors(np.linalg.norm(signed - constant, axis=2), kept)
-        told = {"offset": (100 * constant).tolist(), "nme_without_offset": 100 * float(rest.mean())}
-        # the same in the files' pixels, for small and large faces: a list whose numbers start elsewhere moves both by
-        # as much, another habit of placing points grows with the face
-        pixels = (self.predicted - self.true)[which] * self.file_pixels[which, None, None]
-        faces = scale[which, 0, 0] * self.file_pixels[which]
-        quarters = np.quantile(faces, (0.25, 0.75))
-        for name, part in (("small", faces <= quarters[0]), ("large", faces >= quarters[1])):
-            told[f"offset_file_pixels_{name}_quarter"] = np.median(pixels[part][kept[part]], axis=0).tolist()
-            told[f"normaliser_file_pixels_{name}_quarter"] = float(np.median(faces[part]))
-        return told
-
+from recombinator.weights.files import WeightsLike, load_weights
 
 PROTOCOLS = {
     "paper": "highest cell against true cell on the 80x80 grid, divided by the normalizer, mean over keypoints "
@@ -137,148 +31,196 @@ PROTOCOLS = {
 
 
 @torch.no_grad()
-def evaluate_table(
-    net: KeypointNet | Engine, table: FaceTable, augment: Augment | None = None, batch: int = 64
-) -> Evaluation:
-    """Runs `net` over the table; `augment` jitters every sample once, from seed 0 (the authors' validation)."""
+def evaluate_table(net: KeypointNet | Engine, table: FaceTable, augment: Augment | None = None) -> Evaluation:
+    """Run a network over a table.
+
+    Args:
+        net: A network, which is switched to evaluation mode, or an engine.
+        table: Images with the network's channels and keypoints.
+        augment: Change every sample once, always in the same way; None leaves the crops as they are.
+
+    Returns:
+        The results; they keep the table.
+    """
     if isinstance(net, torch.nn.Module):
         device, size = next(net.parameters()).device, net.size
         net.eval()
     else:
         device, size = torch.device("cpu"), net.about.size
     parts = []
-    for inputs, points in fixed_samples(table, size, augment, device, batch):
+    for inputs, points in fixed_samples(table, size, augment, device):
         if isinstance(net, torch.nn.Module):
-            found: Any = answers(net, inputs)
-        else:  # a graph takes whole gray levels
-            found = net.run(inputs.round().clamp(0, 255).byte().numpy())
-        told = (points, found.points, found.highest, found.within)
-        parts.append([x.cpu().numpy() if isinstance(x, torch.Tensor) else x for x in told])
+            decoded: Any = answers(net, inputs)
+        else:  # an engine takes whole gray levels
+            decoded = net.run(inputs.round().clamp(0, 255).byte().numpy())
+        batch = (points, decoded.points, decoded.highest, decoded.within)
+        parts.append([x.cpu().numpy() if isinstance(x, torch.Tensor) else x for x in batch])
     true, predicted, highest, within = (np.concatenate(x) for x in zip(*parts, strict=True))
     corner, scale = np.tile(table.boxes[:, :2], 2), size / table.boxes[:, 2:]
-    # a jittered crop is turned: its photograph's edges are no rectangle to clamp to
+    # In a jittered crop the photograph is rotated: its edges are no upright rectangle to clamp to.
     limits = (
         (table.limits - corner) * scale
         if augment is None or not augment.moves
         else np.tile([-np.inf, -np.inf, np.inf, np.inf], (len(table), 1))
     )
     return Evaluation(
-        size, table.info.keypoints, table.files, table.subsets, true.astype(float), table.mask,
-        predicted.astype(float), highest.astype(float), within, limits, table.at_border,
-        np.linalg.norm(table.to_file[:, :, 0], axis=1) / scale[:, 0], table.attributes,
+        size=size, keypoints=table.info.keypoints, files=table.files, subsets=table.subsets, true=true.astype(float),
+        mask=table.mask, predicted=predicted.astype(float), highest=highest.astype(float), within=within,
+        limits=limits, at_border=table.at_border,
+        file_pixels=np.linalg.norm(table.to_file[:, :, 0], axis=1) / scale[:, 0], attributes=table.attributes,
+        table=table, augment=augment,
     )  # fmt: skip
 
 
 def evaluate(
-    weights: str | os.PathLike[str], data: str | os.PathLike[str], *, limit: int | None = None, occlude: bool = False,
-    engine: str = "torch",
-) -> tuple[Evaluation, dict[str, Any]]:  # fmt: skip
-    """`weights` (shipped name, file or run folder, exported graph) on the table `data`: per-sample results, and a
-    report with errors in percent, both protocols by name, and how the network was trained. occlude: with one black
-    rectangle of 20 to 50 pixels (of 80) on each image, the same at every call. engine: "torch", or "onnx",
-    which a graph always is run by.
+    weights: NetworkLike, data: TableLike, *, limit: int | None = None, occlude: bool = False, engine: str = "torch"
+) -> tuple[Evaluation, dict[str, Any]]:
+    """Evaluate a network on a table.
 
-    Raises InputError if either cannot be read or their keypoints differ.
+    Args:
+        weights: A shipped name, a weights file, a run folder, an exported graph, loaded weights, or an engine. The
+            network of loaded weights is switched to evaluation mode.
+        data: A table that `prepare` wrote, or one that `load_table` loaded.
+        limit: Evaluate only the first images of the file.
+        occlude: Occlude each image by one black rectangle of 20 to 50 pixels (of 80; footnote 9), the same at every
+            call.
+        engine: "torch" or "onnx". Exported graphs always run with ONNX Runtime.
+
+    Returns:
+        Results per image, and a report: errors in percent, both protocols by name, and how the network was trained.
+
+    Raises:
+        InputError: Weights or table cannot be read, or they do not fit each other.
     """
-    run: Any = load_engine(weights, "onnx" if engine in ENGINES and is_graph(weights) else engine)
-    about = run.about
-    table = load_table(data, about.channels, limit)
-    if table.info.keypoints.names != about.keypoints.names:
-        raise InputError(
-            f"{data}: has {len(table.info.keypoints)} keypoints ({table.info.keypoints.name}), but {weights} "
-            f"finds {len(about.keypoints)} ({about.keypoints.name})"
-        )
-    result = evaluate_table(getattr(run, "net", run), table, COVERED if occlude else None)
+    loaded = as_engine(weights, engine)
+    about = loaded.about
+    table = as_table(data, about.keypoints, about.channels, name_of(weights), limit=limit)
+    augment = COVERED if occlude else None
+    net = loaded.net if isinstance(loaded, TorchEngine) else loaded
+    result = evaluate_table(net, table, augment)
+    # decoding passes the coordinates of a regression network on unchanged
+    regression = np.array_equal(result.highest, result.predicted)
     report = {
-        "weights": str(weights),
-        "engine": "torch" if hasattr(run, "net") else "onnx",
+        "weights": name_of(weights),
+        "engine": "torch" if isinstance(loaded, TorchEngine) else "onnx",
         "keypoints": list(about.keypoints.names),
         "model": about.model,
-        "data": {
-            "dataset": table.info.dataset, "split": table.info.split, "images": len(table),
-            "fingerprint": table.fingerprint,
-        },
+        "data": {**identity(table), "images": len(table)},
         **result.summary(),
         "protocols": PROTOCOLS,
         "normaliser": normalizer_text(table.info.keypoints),
         "crop": f"ground-truth keypoints, rule {table.info.crop_rule!r}",
         "decoder": {"nme_paper": "the cell of the coordinates", "nme": "coordinates as they are"}
-        if about.model["name"].startswith("tcdcn")
+        if regression
         else {"nme_paper": "highest cell", "nme": "probability-weighted mean of 7x7 cells"},
         "grid": about.size,
         "occluded": occlude,
         "training": about.training,
         **({"int8": about.int8} if about.int8 else {}),
-    }  # fmt: skip
+    }
     return result, report
 
 
 def compare(
-    weights: Sequence[str | os.PathLike[str]], data: str | os.PathLike[str], *, limit: int | None = None,
-    occlude: bool = False,
-) -> dict[str, Any]:  # fmt: skip
-    """Networks on the same images: for each the mean error in percent, and its difference from the first one's with the
-    95 % interval of the paired bootstrap; on all images, and on the tenth where the first one is worst.
+    weights: Sequence[NetworkLike], data: TableLike, *, limit: int | None = None, occlude: bool = False
+) -> dict[str, Any]:
+    """Compare networks on the same images, each with the first one.
 
-    (Being chosen for the first one's errors, that tenth flatters every other network: some of a worst error is chance.)
+    Args:
+        weights: Two or more networks, in the forms that `evaluate` accepts.
+        data: A table that `prepare` wrote, or a loaded one.
+        limit: Use only the first images of the file.
+        occlude: Occlude each image by one black rectangle; see `evaluate`.
+
+    Returns:
+        A report. For each network the mean error in percent, and its difference from the first one's with the 95 %
+        interval of the paired bootstrap; on all images, and on the tenth where the first one is worst. That tenth is
+        chosen by the first one's errors, so it favors every other network: part of a large error is chance.
+
+    Raises:
+        InputError: Fewer than two networks, or one does not fit the table.
     """
     if len(weights) < 2:
-        raise InputError("compare wants two or more weights")
-    results = [evaluate(w, data, limit=limit, occlude=occlude) for w in weights]
+        raise InputError(f"compare needs two or more weights, got {len(weights)}")
+    tables: dict[int, FaceTable] = {}  # by channels: networks share what is decoded
+    results = []
+    for network in weights:
+        loaded = as_engine(network)
+        channels = loaded.about.channels
+        source = tables.get(channels, data)
+        tables[channels] = as_table(source, loaded.about.keypoints, channels, name_of(network), limit=limit)
+        results.append(evaluate(loaded, tables[channels], occlude=occlude))
     rows = []
-    for w, (result, report) in zip(weights, results, strict=True):
-        row: dict[str, Any] = {"weights": str(w), "model": report["model"]["name"]}
+    for network, (result, report) in zip(weights, results, strict=True):
+        row: dict[str, Any] = {"weights": name_of(network), "model": report["model"]["name"]}
         for key, protocol in (("nme_paper", "paper"), ("nme", "continuous")):
             first, own = results[0][0].image_errors(protocol), result.image_errors(protocol)
             usable = np.isfinite(first) & np.isfinite(own)
             order = np.argsort(-np.where(usable, first, -np.inf))
             worst = order[: max(1, round(usable.sum() / 10))]
-            for part, which in (("all", np.flatnonzero(usable)), ("worst_tenth", worst)):
-                difference = own[which] - first[which]
-                row[f"{key}_{part}"] = 100 * float(own[which].mean())
+            for part, chosen in (("all", np.flatnonzero(usable)), ("worst_tenth", worst)):
+                difference = own[chosen] - first[chosen]
+                row[f"{key}_{part}"] = 100 * float(own[chosen].mean())
                 row[f"{key}_{part}_difference"] = 100 * float(difference.mean())
                 row[f"{key}_{part}_difference_ci95"] = [100 * v for v in metrics.bootstrap_ci(difference)]
         rows.append(row)
-    _, report = results[0]
-    kept = ("data", "protocols", "normaliser", "crop", "decoder", "grid", "occluded")
-    return {"images": report["images"], "rows": rows, **{k: report[k] for k in kept}}
+    report = results[0][1]
+    shared = ("data", "protocols", "normaliser", "crop", "decoder", "grid", "occluded")
+    return {"images": report["images"], "rows": rows, **{k: report[k] for k in shared}}
 
 
-@torch.no_grad()
-def choose_joint(joint: Weights, data: str | os.PathLike[str]) -> list[dict[str, float]]:
-    """Errors in percent (paper's protocol) of the joint model on a validation table, plain and with a black rectangle,
-    for several weights of the denoiser and numbers of iterations. Weight 0 is the image network alone."""
-    net = joint.net
+def choose_joint(joint: WeightsLike, data: TableLike) -> list[dict[str, float]]:
+    """Measure a joint model (section 4) with several denoiser weights and numbers of iterations.
+
+    Args:
+        joint: Weights of a joint model; they are left as they were.
+        data: A validation table: a file that `prepare` wrote, or a loaded one.
+
+    Returns:
+        One row per choice: `weight` of the denoiser (0: the image network alone), `iterations`, and the error in
+        percent in the paper's protocol, `plain` and `occluded` by one black rectangle.
+
+    Raises:
+        InputError: The weights are not a joint model's, or do not fit the table.
+    """
+    loaded = load_weights(joint)
+    net = loaded.net
     if not isinstance(net, Joint):
-        raise InputError("choosing weight and iterations needs a joint model")
-    table = load_table(data, net.channels)
-    if table.info.keypoints.names != joint.keypoints.names:
-        raise InputError(f"{data}: its keypoints ({table.info.keypoints.name}) are not those of the joint model")
+        raise InputError(f"{joint}: expected a joint model, which has a weight and a number of iterations to choose")
+    table = as_table(data, loaded.keypoints, net.channels, str(joint))
+    before = net.weight, net.iterations
     rows = []
     for weight, iterations in ((0.0, 1), *((w, n) for w in (0.25, 0.5, 0.75, 1.0, 1.5, 2.0) for n in (1, 2))):
         net.weight, net.iterations = weight, iterations
-        plain, covered = (evaluate_table(net, table, a).image_errors("paper") for a in (None, COVERED))
+        plain, occluded = (evaluate_table(net, table, a).image_errors("paper") for a in (None, COVERED))
         rows.append({
             "weight": weight, "iterations": iterations, "plain": 100 * float(np.nanmean(plain)),
-            "occluded": 100 * float(np.nanmean(covered)),
+            "occluded": 100 * float(np.nanmean(occluded)),
         })  # fmt: skip
+    net.weight, net.iterations = before
     return rows
 
 
 def normalizer_text(keypoints: KeypointSet) -> str:
-    """The normalizing distance in words."""
+    """Describe the normalizing distance of a keypoint set in words."""
     a, b = keypoints.normalizer
     if not a or not b:
         return "geometric mean of the sides of the points' bounding box"
 
-    def named(group: tuple[int, ...]) -> str:
+    def names(group: tuple[int, ...]) -> str:
         return " + ".join(keypoints.names[i] for i in group)
 
-    return f"distance between {named(a)} and {named(b)}"
+    return f"distance between {names(a)} and {names(b)}"
 
 
 def write_per_image(path: Path, result: Evaluation) -> None:
-    """One Parquet row an image: file, errors in both protocols (shares of the normalizer), per keypoint too."""
+    """Write a Parquet file with one row per image.
+
+    Args:
+        path: File to write. Columns: file, the image's error in both protocols (shares of the normalizing distance),
+            the error and the confidence of each keypoint.
+        result: Results of `evaluate`.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 

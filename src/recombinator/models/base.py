@@ -62,6 +62,11 @@ class KeypointNet(nn.Module):
         """Return the convolutions that a ReLU follows; their dead channels can be re-initialized."""
         return []
 
+    def channel_readers(self) -> dict[nn.Conv2d, list[tuple[nn.Conv2d, int]]]:
+        """Return, for each rectified convolution, the convolutions that read its channels, each with the first of its
+        input channels that does. Used to equalize channels before 8-bit export; empty: no equalization."""
+        return {}
+
     def initialize(self, points: np.ndarray, mask: np.ndarray) -> None:
         """Set what depends on the training data before the first step.
 

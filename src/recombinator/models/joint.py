@@ -52,6 +52,9 @@ class Joint(KeypointNet):
     def weight_groups(self) -> dict[str, list[nn.Parameter]]:
         return merge_groups(self.image.weight_groups(), self.denoiser.weight_groups())
 
+    def channel_readers(self) -> dict[nn.Conv2d, list[tuple[nn.Conv2d, int]]]:
+        return self.image.channel_readers()
+
     def plain(self) -> Self:
         self.image.plain()
         return self

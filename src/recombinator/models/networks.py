@@ -104,6 +104,8 @@ class ScoreMapNet(KeypointNet):
         InputError: An option has an invalid value, or the input is too small for the poolings.
     """
 
+    skip = False  # whether a branch passes on what it received (RCN)
+
     def __init__(
         self, levels: tuple[Level, ...], keypoints: int, *, size: int = 80, channels: int = 1,
         mask: tuple[int, ...] | None = None, upsampling: str = "tile", norm: str = "image", fold: int = 1,
@@ -217,6 +219,22 @@ class ScoreMapNet(KeypointNet):
 
     def weight_groups(self) -> dict[str, list[nn.Parameter]]:
         return merge_groups(split_weights("branch", self.branch), split_weights("trunk", self.trunk))
+
+    def channel_readers(self) -> dict[nn.Conv2d, list[tuple[nn.Conv2d, int]]]:
+        readers: dict[nn.Conv2d, list[tuple[nn.Conv2d, int]]] = {conv: [] for conv in self.rectified()}
+        trunk = cast(list[Conv], list(self.trunk))
+        for conv, reader in pairwise(trunk):
+            readers[conv].append((reader, 0))
+        passed: list[Conv] = []  # whose maps the next finer branch receives, in the order of its channels
+        for level, convs in reversed(list(self.branches())):
+            start = 0
+            for source in (trunk[level], *passed):
+                readers[source].append((convs[0], start))
+                start += source.out_channels
+            for conv, reader in pairwise(convs):
+                readers[conv].append((reader, 0))
+            passed = [convs[-1], *(passed if self.skip else [])] if not self.ends_in_scores(level) else []
+        return readers
 
     def plain(self) -> Self:
         self.layout, self.fused = torch.contiguous_format, False  # ONNX Runtime chooses the layout itself

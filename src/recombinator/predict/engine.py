@@ -227,8 +227,8 @@ def load_engine(
     if engine == "onnx":
         raise InputError(f"{text}: has no exported graph; `recombinator export {text} --onnx FILE` writes one")
     if find_spec("torch") is None:
-        names = ", ".join(shipped_graphs())
-        raise InputError(f"{text}: needs torch ({remedy('train')}), or a model with an exported graph ({names})")
+        other = "leave out the torch engine and the device" if graph else f"use one of {', '.join(shipped_graphs())}"
+        raise InputError(f"{text}: needs torch; {remedy('train')}, or {other}")
     from recombinator.weights.files import load_weights
 
     return TorchEngine(load_weights(name_or_path), threads, device)

@@ -1,4 +1,4 @@
-"""The paper's experiments as data: which network, with which options and recipe, beside which of its figures."""
+"""The paper's experiments as data: networks, options and recipes, with the errors that the paper reports for them."""
 
 from __future__ import annotations
 
@@ -13,8 +13,17 @@ UPRIGHT: dict[str, Any] = {**PLAIN, "degrees": 10, "turned": 0.0, "shift": 0.03,
 
 @dataclass(frozen=True)
 class Run:
-    """One training. paper: the figures the paper has for it, AFLW then AFW. part: one of so many of the training
-    images, with as many times the epochs: the same number of steps."""
+    """One training.
+
+    Attributes:
+        name: Name of the run; results/STUDY/NAME.json holds its result.
+        model: Name of the network.
+        options: Options of `create_model`.
+        changes: Changes to the recipe's fields.
+        paper: Errors in percent that the paper reports: AFLW, AFW; None where it reports none.
+        part: Train on one of this many parts of the images, for as many times the epochs: the same number of steps.
+        same: "STUDY/RUN" with the same network and recipe, whose result is taken; "" for none.
+    """
 
     name: str
     model: str
@@ -27,19 +36,27 @@ class Run:
 
 @dataclass(frozen=True)
 class Study:
-    """Trainings, each judged on the same test table, of equal budget unless a run's changes have their own. shared:
-    changes to the recipe of all; beside: runs of other studies, of the same budget, that its table shows too; watched:
-    the test error of the weights chosen so far is measured after every epoch, outside the training's clock."""
+    """Trainings that are compared on one test table, with equal epochs unless a run's changes say otherwise.
+
+    Attributes:
+        title: What the study compares.
+        runs: Its trainings.
+        epochs: Epochs of each training, chosen for two CPU cores.
+        shared: Changes to the recipe of all runs.
+        beside: "STUDY/RUN" of other studies, with equal epochs, that the study's table also shows.
+        watched: Measure the test error of the best weights so far after every epoch. The training's clock does not
+            count it, and it decides nothing.
+    """
 
     title: str
     runs: tuple[Run, ...]
-    epochs: int  # on two CPU cores
+    epochs: int
     shared: dict[str, Any] = field(default_factory=lambda: {"flip": False, "learning_rate": 2e-3})
     beside: tuple[str, ...] = ()
     watched: bool = False
 
 
-# SPEC 8, Table 1: SumNet, then RCN
+# Table 1: errors on AFLW and AFW by branch mask
 _TABLE_1 = {
     "sumnet-4": {
         "1000": (10.54, 10.63), "0100": (11.28, 11.43), "1100": (9.47, 9.65), "0010": (16.14, 16.35),
@@ -52,7 +69,7 @@ _TABLE_1 = {
         "1111": (6.37, 6.43),
     },
 }  # fmt: skip
-# SPEC 8, Table 2
+# Table 2: errors on AFLW and AFW by model, and whether it was trained with occlusion
 _TABLE_2 = {
     ("sumnet-4", False): (6.44, 6.78), ("sumnet-5", False): (6.42, 6.53), ("sumnet-6", False): (6.34, 6.48),
     ("rcn-4", False): (6.37, 6.43), ("rcn-5", False): (6.11, 6.05), ("rcn-6", False): (6.00, 5.98),
@@ -81,15 +98,15 @@ STUDIES: dict[str, Study] = {
     "table2": Study(
         "Table 2: number of branches, occlusion, skip connections",
         tuple(
-            Run(f"{model}{'-occlusion' * covered}", model, {}, OCCLUDED if covered else PLAIN, paper)
-            for (model, covered), paper in _TABLE_2.items()
+            Run(f"{model}{'-occlusion' * occluded}", model, {}, OCCLUDED if occluded else PLAIN, paper)
+            for (model, occluded), paper in _TABLE_2.items()
         ),
         epochs=8,
     ),
     "table3": Study(
-        "Table 3: TCDCN, with and without its attributes, beside SumNet and RCN",
+        "Table 3: TCDCN, with and without its attributes, and SumNet and RCN",
         (
-            # a small regression network: augmentation, weight of the attributes and rate are chosen on validation
+            # a small regression network: validation chose its augmentation, attribute weight and learning rate
             Run("tcdcn", "tcdcn", {}, {**UPRIGHT, "epochs": 200, "auxiliary": 0.001}, (7.60, 7.87)),
             Run("tcdcn-alone", "tcdcn-alone", {}, {**UPRIGHT, "epochs": 200}),
         ),
@@ -110,14 +127,14 @@ STUDIES: dict[str, Study] = {
     ),
 }
 STUDIES["convergence"] = Study(
-    "RCN against SumNet: error by epochs and by seconds, learning rate constant, no occlusion",
+    "RCN and SumNet: error by epochs and by seconds, constant learning rate, no occlusion",
     (Run("rcn-6", "rcn-6", {}, PLAIN), Run("sumnet-6", "sumnet-6", {}, PLAIN)),
     epochs=12,
     shared={"flip": False, "turned": 0.0, "learning_rate": 1e-3, "decay": 0.0},
     watched=True,
 )
 STUDIES["speedrun"] = Study(
-    "The least time from nothing to 7 % on AFLW",
+    "Shortest training from scratch that reaches 7 % on AFLW",
     tuple(
         Run(f"rcn-{branches}-{epochs}-epochs", f"rcn-{branches}", {}, {**PLAIN, "epochs": epochs})
         for branches, epochs in ((5, 2), (5, 4), (6, 2), (6, 4))
@@ -125,10 +142,10 @@ STUDIES["speedrun"] = Study(
     epochs=4,
     shared={"flip": False, "turned": 0.0, "learning_rate": 4e-3, "decay": 1.0, "warmup_steps": 100},
 )
-# what the training images that are missing here cost: on 300-W's tables
+# how the error depends on the number of training images, on 300-W's tables
 STUDIES["images"] = Study(
-    "68 points, rcn-68 of half the width: error against the number of training images, the same number of steps",
-    # half the width: at full width two cores get nowhere near the number of steps at which images run short
+    "68 keypoints, rcn-68 of half the width: error by number of training images, with equal steps",
+    # At full width, two cores cannot run enough steps for the number of images to matter.
     tuple(
         Run(f"rcn-68-{name}", "rcn-68", {"width": 0.5}, part=n) for name, n in (("quarter", 4), ("half", 2), ("all", 1))
     ),
@@ -138,24 +155,24 @@ STUDIES["images"] = Study(
 
 
 def run_at(place: str) -> tuple[str, Run]:
-    """ "STUDY/RUN" -> the study's name and the run."""
+    """Return the study's name and the run for "STUDY/RUN"."""
     study, _, name = place.partition("/")
     return study, next(r for r in STUDIES[study].runs if r.name == name)
 
 
-# SPEC 8, Table 3's other rows: quoted by the paper, never run here
+# Table 3's other rows, which the paper quotes: errors on AFLW and AFW; not run here
 QUOTED = {
     "TSPM": (15.9, 14.3), "CDM": (13.1, 11.1), "ESR": (12.4, 10.4), "RCPR": (11.6, 9.3), "SDM": (8.5, 8.8),
     "TCDCN": (8.0, 8.2),
 }  # fmt: skip
-# SPEC 8, Table 4 on Common: error of 68 points, of 49 points; the paper's own and those it quotes
+# Table 4 on the Common subset: errors of 68 and of 49 keypoints; the paper's own models, and those it quotes
 QUOTED_COMMON: dict[str, tuple[float | None, float | None]] = {
     "CDM": (10.10, None), "DRMF": (6.65, None), "RCPR": (6.18, None), "GN-DPM": (5.78, None), "SDM": (5.57, None),
     "CFAN": (5.50, None), "ESR": (5.28, None), "LBF": (4.95, None), "TCDCN": (4.80, None), "CFSS": (4.73, None),
     "PO-CR": (None, 4.00), "rcn-68": (4.70, 2.64), "joint": (4.67, 2.59),
 }  # fmt: skip
 
-# name -> title and whose answers it shows: weights' names, or STUDY/RUN where the study's trainings leave them
+# figure -> title, and the networks whose predictions it shows: names of weights, or STUDY/RUN of trainings
 _FOUR = ("table2/sumnet-5", "table2/sumnet-5-occlusion", "table2/rcn-5", "table2/rcn-5-occlusion")
 _OCCLUDED = ("table2/sumnet-6-occlusion", "table2/rcn-6-occlusion")
 FIGURES: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -166,6 +183,6 @@ FIGURES: dict[str, tuple[str, tuple[str, ...]]] = {
     "fig5": ("RCN without and with occlusion in training", ("table2/rcn-6", "table2/rcn-6-occlusion")),
     "fig6": ("TCDCN, SumNet and RCN on hard images", ("table3/tcdcn", *_OCCLUDED)),
     "fig7": ("RCN, denoiser and joint model", ("joint-68-300w",)),
-    "figS1": ("the maps of SumNet's branches beside RCN's", ("table2/sumnet-4", "table2/rcn-4")),
-    "figS2": ("error against difficulty, four models", _FOUR),
+    "figS1": ("score maps of SumNet's branches and of RCN", ("table2/sumnet-4", "table2/rcn-4")),
+    "figS2": ("error by difficulty, four models", _FOUR),
 }

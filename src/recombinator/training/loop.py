@@ -87,6 +87,11 @@ class Trainer:
         if recipe.balance and recipe.balance not in train.attributes:
             has = ", ".join(train.attributes) or "none"
             raise InputError(f"balance={recipe.balance!r}: the table has no such attribute (it has: {has})")
+        if recipe.augment.flip and not train.info.keypoints.mirror:
+            raise InputError(
+                f"{train.info.dataset}: flip=true needs keypoints that change places in a mirror image, but "
+                f"{train.info.keypoints.name} has no mirror pairs; name them left_ and right_, or train without flips"
+            )
         self.train_table, self.valid_table, self.out, self.recipe, self.seed = train, valid, out, recipe, seed
         self.device = torch.device(device)
         torch.manual_seed(seed)

@@ -1,1 +1,1 @@
-"""Weights files: read, written, shipped, derived."""
+"""Weights: files, shipped networks, weights made from other weights."""

@@ -1,62 +1,95 @@
-"""Weights made from other weights: averaged, or of a network that looks several times."""
+"""Make weights from other weights: averages, and networks that average the scores of several views of a face."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from typing import Any
 
 from recombinator.utils.errors import InputError
-from recombinator.weights.files import Weights, load_weights, score_map_weights
+from recombinator.weights.files import Weights, WeightsLike, load_weights, score_map_weights
 
 
-def average(weights: Sequence[str | os.PathLike[str]]) -> Weights:
-    """The mean of several networks' weights, tensor by tensor: of one architecture, and of one training or
-    trainings from the same start, whose mean is often better than each (weight averaging: Izmailov et al., UAI
-    2018). Not calibrated. Raises InputError for fewer than two, or networks that are not alike."""
+def average(weights: Sequence[WeightsLike]) -> Weights:
+    """Average the weights of several networks, tensor by tensor (weight averaging: Izmailov et al., UAI 2018).
+
+    Meant for one architecture and one training, or trainings from the same start: there the mean is often better than
+    each of its parts. The result is not calibrated.
+
+    Args:
+        weights: Two or more names, files, run folders or loaded weights.
+
+    Raises:
+        InputError: Fewer than two weights, or they differ in network, keypoints or crop rule.
+    """
     if len(weights) < 2:
-        raise InputError("an average wants two or more weights")
+        raise InputError(f"an average needs two or more weights, got {len(weights)}")
     parts = [load_weights(w) for w in weights]
     first = parts[0]
-    for w, part in zip(weights, parts, strict=True):
+    for given, part in zip(weights, parts, strict=True):
         if (part.net.config, part.keypoints.names, part.crop_rule) != (
             first.net.config, first.keypoints.names, first.crop_rule,
         ):  # fmt: skip
-            raise InputError(f"{w}: is not of the same network, keypoints and crop as {weights[0]}")
+            raise InputError(f"{given}: not of the same network, keypoints and crop rule as {weights[0]}")
     states = [part.net.state_dict() for part in parts]
-    first.net.load_state_dict({
-        k: sum(s[k] for s in states) / len(states) if v.is_floating_point() else v for k, v in states[0].items()
-    })  # fmt: skip
-    first.net.temperature = 1.0
+    mean = {k: sum(s[k] for s in states) / len(states) if v.is_floating_point() else v for k, v in states[0].items()}
     training = {**parts[-1].training, "averaged": [part.training for part in parts]}
-    return Weights(first.net, first.keypoints, first.crop_rule, first.template, training)
+    return _remade(first, mean, training)
 
 
-def mirrored(weights: str | os.PathLike[str]) -> Weights:
-    """The same network, which looks at each face and at its mirror image and averages the scores. Not calibrated.
-    Raises InputError for weights that are not an RCN's or a SumNet's, and for keypoints without mirror pairs."""
+def mirrored(weights: WeightsLike) -> Weights:
+    """Make the network that averages its scores over each face and its mirror image.
+
+    More precise, at twice the cost (not in the paper). The result is not calibrated.
+
+    Args:
+        weights: An RCN's or a SumNet's: name, file, run folder, or loaded weights.
+
+    Raises:
+        InputError: The network has no score maps or mirrors already, or its keypoints have no mirror pairs.
+    """
     loaded = score_map_weights(weights)
-    if loaded.net.mirror:
-        raise InputError(f"{weights}: looks at the mirror image already")
+    if loaded.net.config.get("mirror"):
+        raise InputError(f"{weights}: the network averages over the mirror image already")
     if not loaded.keypoints.mirror:
         raise InputError(f"{weights}: its keypoints ({loaded.keypoints.name}) have no left and right to exchange")
-    return _with_options(loaded, mirror=loaded.keypoints.mirrored)
+    return _remade(loaded, mirror=loaded.keypoints.mirrored)
 
 
-def shifted(weights: str | os.PathLike[str], by: int = 1) -> Weights:
-    """The same network, which looks at each face where it is and moved by that many input pixels towards each corner,
-    and averages the scores: for an odd number each pooling sees another grid. Not calibrated. Raises InputError for
-    weights that are not an RCN's or a SumNet's."""
+def shifted(weights: WeightsLike, by: int = 1) -> Weights:
+    """Make the network that averages its scores over each face as it is and shifted towards each of the four corners.
+
+    More precise, at five times the cost (not in the paper). After a shift by an odd number of pixels, the poolings
+    work on another grid. The result is not calibrated.
+
+    Args:
+        weights: An RCN's or a SumNet's: name, file, run folder, or loaded weights.
+        by: Size of the shift in input pixels, in x and in y.
+
+    Raises:
+        InputError: The network has no score maps, or shifts already.
+    """
     loaded = score_map_weights(weights)
-    if loaded.net.shift:
-        raise InputError(f"{weights}: looks at moved images already")
-    return _with_options(loaded, shift=by)
+    if loaded.net.config.get("shift"):
+        raise InputError(f"{weights}: the network averages over shifted images already")
+    return _remade(loaded, shift=by)
 
 
-def _with_options(loaded: Weights, **options: Any) -> Weights:
-    """The same weights in a network with further options, uncalibrated."""
+def _remade(
+    source: Weights, state: dict[str, Any] | None = None, training: dict[str, Any] | None = None, **options: Any
+) -> Weights:
+    """Return uncalibrated weights of a new network.
+
+    Args:
+        source: Supplies whatever is not given.
+        state: Tensors of the new network.
+        training: How it was trained.
+        **options: Further options of `create_model`.
+    """
     from recombinator.models import create_model
 
-    net = create_model(**{**loaded.net.config, **options})
-    net.load_state_dict(loaded.net.state_dict())
-    return Weights(net.eval(), loaded.keypoints, loaded.crop_rule, loaded.template, loaded.training)
+    net = create_model(**{**source.net.config, **options})
+    net.load_state_dict(source.net.state_dict() if state is None else state)
+    return Weights(
+        net.eval(), source.keypoints, source.crop_rule, source.template,
+        source.training if training is None else training,
+    )  # fmt: skip

@@ -13,7 +13,7 @@ FOLDER = Path(str(resources.files("recombinator") / "weights_data"))
 
 
 def shipped_weights() -> dict[str, Path]:
-    """Return the shipped weights files by name. A .json file names the two parts of a joint model."""
+    """Return the shipped weights files by name. A .json file names the weights that it is made of."""
     return {p.stem: p for p in sorted([*FOLDER.glob("*.safetensors"), *FOLDER.glob("*.json")])}
 
 
