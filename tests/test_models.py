@@ -11,7 +11,7 @@ from recombinator.models import MODELS, create_model, model_names
 from recombinator.models.layers import Conv, conv_over_concat, upsample
 from recombinator.transforms.samples import BLANK
 from recombinator.utils.errors import InputError
-from recombinator.weights.derive import mirrored, shifted
+from recombinator.weights.derive import average, mirrored, shifted
 from recombinator.weights.files import Weights, load_weights, save_weights
 
 PARAMETERS = {
@@ -349,9 +349,6 @@ def test_errors_say_what_to_do(call, words):
 
 
 def test_weights_are_averaged_tensor_by_tensor(tmp_path):
-    from recombinator.keypoints import FACE_5
-    from recombinator.weights.files import Weights, average, load_weights, save_weights
-
     paths = []
     for i, name in enumerate(("rcn-4", "rcn-4", "rcn-5")):
         torch.manual_seed(i)

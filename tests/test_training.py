@@ -65,7 +65,10 @@ def test_distillation_from_a_larger_network(faces5, tmp_path):
     assert small < alone  # closer to the teacher, whatever the truth
     again = train("rcn-4", faces5, tmp_path / "small", epochs=3, resume=True)
     assert again["epochs"] == 3
-    for wrong, words in (({"options": {"size": 48}}, "of 40 pixels"), ({"distil": 2.0}, "between 0 and 1")):
+    for wrong, words in (
+        ({"options": {"size": 48}}, "size=40; expected keypoints=5, channels=1, size=48"),
+        ({"distil": 2.0}, "between 0 and 1"),
+    ):
         with pytest.raises(InputError, match=words):
             train("rcn-4", faces5, tmp_path / "no", epochs=1, **dict(kind, **wrong))
     with pytest.raises(InputError, match="errors_of is for a denoiser"):

@@ -145,7 +145,7 @@ def create_model(name: str, keypoints: int | None = None, **options: Any) -> Key
         upsampling: SumNet and RCN: "tile" or "bilinear"; RCN also "learned".
         width: SumNet and RCN: factor on all map counts. Denoisers: maps, or features per token.
         mirror: SumNet and RCN: average with the mirror image (see `ScoreMapNet`).
-        shift: SumNet and RCN: average over shifts of so many pixels (see `ScoreMapNet`).
+        shift: SumNet and RCN: average over positions shifted by this many pixels (see `ScoreMapNet`).
         alpha: SumNet: one weight per score "map" or per "pixel".
         fold: RCN: squares of fold x fold pixels enter the finest level as channels.
         form: RCN: "code" or "twice" (two convolutions in the 10x10 branch) for 5 keypoints; "code" (5x5, then 1x1) or

@@ -97,9 +97,8 @@ class FromPixels(Task):
         if teacher is not None:
             if (teacher.keypoints, teacher.size, teacher.channels) != (net.keypoints, net.size, net.channels):
                 raise InputError(
-                    f"the teacher has {teacher.keypoints} keypoints and images of {teacher.channels} channels and "
-                    f"{teacher.size} pixels; expected {net.keypoints} keypoints, {net.channels} channels and "
-                    f"{net.size} pixels"
+                    f"the teacher has keypoints={teacher.keypoints}, channels={teacher.channels}, size={teacher.size}; "
+                    f"expected keypoints={net.keypoints}, channels={net.channels}, size={net.size}"
                 )
             teacher.eval().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.forward: Callable[[Tensor], Tensor] = torch.compile(net) if device.type == "cuda" else net
