@@ -34,7 +34,7 @@ test test-all: .venv/.dev
 	$(BIN)/python -m pytest $(SELECT)
 
 docs: .venv/.docs
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo "the site is in out/site"
 
 clean:

@@ -24,7 +24,7 @@ Box = tuple[int, int, int]
 
 
 def _squared(points: np.ndarray, low: Callable[[float], int], high: Callable[[float], int]) -> list[int]:
-    """[x0, y0, x1, y1]: the points' bounding box, its short side grown (ceil below, floor above)."""
+    """Return [x0, y0, x1, y1]: the points' bounding box with its short side enlarged (ceil below, floor above)."""
     x0, y0 = (low(v) for v in points.min(axis=0))
     x1, y1 = (high(v) for v in points.max(axis=0))
     extra = (x1 - x0) - (y1 - y0)
@@ -37,16 +37,18 @@ def _squared(points: np.ndarray, low: Callable[[float], int], high: Callable[[fl
 
 
 def _moved_inside(start: int, full: int, side: int, limit: int) -> int:
-    """Where a span of `full` pixels from `start` begins once it is shifted inside [0, limit], cut to what fits, and
-    trimmed evenly to `side`."""
+    """Return the start of a span of `full` pixels, shifted inside [0, limit], cut to what fits, and trimmed evenly to
+    `side`."""
     own = min(full, limit)
     return max(0, min(start, limit - own)) + math.ceil((own - side) / 2)
 
 
 def eye_mouth_box(points: np.ndarray, factor: float, width: int, height: int) -> Box:
-    """MTFL's rule: square around eyes and mouth corners, each side pushed out by
-    int(factor * max(eye distance, eye center to mouth center)), shifted inside the image; where it
-    still cannot fit, both axes are trimmed evenly to the shorter one."""
+    """Apply MTFL's rule: a square around eyes and mouth corners.
+
+    Each side is pushed out by int(factor * max(eye distance, distance of eye center and mouth center)). The square is
+    shifted inside the image. Where it does not fit, both axes are trimmed evenly to the shorter one.
+    """
     eyes, mouth = points[[0, 1]], points[[3, 4]]
     x0, y0, x1, _ = _squared(points[[0, 1, 3, 4]], int, int)
     reach = max(np.linalg.norm(eyes[0] - eyes[1]), np.linalg.norm(eyes.mean(0) - mouth.mean(0)))
@@ -57,8 +59,10 @@ def eye_mouth_box(points: np.ndarray, factor: float, width: int, height: int) ->
 
 
 def scaled_box(points: np.ndarray, factor: float, width: int, height: int) -> Box:
-    """300-W's rule: the squared bounding box of all points, enlarged about its center; it may leave the
-    image, which is then padded with zeros."""
+    """Apply 300-W's rule: the squared bounding box of all points, enlarged about its center.
+
+    The box may leave the image; `cut` pads with zeros.
+    """
     x0, y0, x1, _ = _squared(points, math.floor, math.ceil)
     out = (x1 - x0) * (factor - 1) / 2
     x0, y0 = math.floor(x0 - out), math.floor(y0 - out)
@@ -69,12 +73,16 @@ def scaled_box(points: np.ndarray, factor: float, width: int, height: int) -> Bo
 class CropRule:
     """How a table's crops were made, and how a network's input is cut from them.
 
-    from_detector: where the stage-2 box lies around the box of OpenCV's frontal cascade: its side in detector sides,
-    and how far its center lies below, likewise (medians over the datasets' training photographs; docs/log.md).
-    least: mean confidence below which a detection is taken for a false one.
-    origin: a number in the dataset's files minus the package's, in pixels. 300-W's points lie half a pixel right of
-    (and, as far as another network can tell, below) where 1-based files would have them: mirrored images give it away
-    (docs/log.md).
+    Attributes:
+        name: Key in `RULES`.
+        box: Function of (points, factor, width, height) that returns (x, y, side) in whole pixels.
+        stage1: Factor of `box` for the stored crop.
+        stage2: Factor of `box` for the network's input.
+        from_detector: Where the stage-2 box is relative to the box of OpenCV's frontal cascade: its side, and how far
+            its center is below, both in detector sides (medians over the datasets' training photographs; docs/log.md).
+        least: Mean confidence below which a detection counts as false.
+        origin: A number in the dataset's files minus the package's, in pixels. 300-W's points are half a pixel right of
+            where 1-based files would have them, as mirrored images show, and probably half a pixel below (docs/log.md).
     """
 
     name: str
@@ -86,15 +94,35 @@ class CropRule:
     origin: float = FILE_ORIGIN
 
     def inner_box(self, points: np.ndarray, size: int) -> np.ndarray:
-        """Stage 2: (x, y, side) in a size x size crop, from the (K, 2) file's numbers brought into it."""
+        """Place the stage-2 box.
+
+        Args:
+            points: (K, 2), the file's numbers moved and scaled into a stage-1 crop.
+            size: Side of that crop in pixels.
+
+        Returns:
+            (x, y, side) in crop pixels, float32.
+        """
         k = GRID / size
         return np.array(self.box(points * k, self.stage2, GRID, GRID), np.float32) / k
 
     def crop(
         self, image: np.ndarray, points: np.ndarray, size: int = GRID
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(H, W[, 3]) image and (K, 2) points in it -> (size, size[, 3]) stage-1 crop, the (2, 3) affine from crop to
-        image coordinates, and stage 2's (x, y, side) in the crop. Raises InputError where the points leave no crop."""
+        """Cut the stage-1 crop around a face.
+
+        Args:
+            image: (H, W) gray or (H, W, 3) RGB, uint8.
+            points: (K, 2) in image pixels.
+            size: Side of the crop in pixels.
+
+        Returns:
+            The (size, size[, 3]) crop, the (2, 3) affine from crop to image coordinates, and the stage-2 box
+            (x, y, side) in crop pixels.
+
+        Raises:
+            InputError: The points are too close to each other for a crop.
+        """
         numbers = points + self.origin
         x, y, side = self.box(numbers, self.stage1, image.shape[1], image.shape[0])
         if side < 4:
@@ -105,15 +133,15 @@ class CropRule:
 
 
 RULES = {
-    # below 0.85 lay no true face of 500 MTFL validation photographs, and most false ones
+    # on 500 MTFL validation photographs no true face was below 0.85, and most false detections were
     "mtfl": CropRule("mtfl", eye_mouth_box, 1.25, 0.95, (1.2, 0.086), 0.85),
-    # 0.6: a guess, not measured yet
+    # 0.6 is a guess, not measured
     "300w": CropRule("300w", scaled_box, 1.7, 1.3, (1.139, 0.156), 0.6, origin=1.0),
 }
 
 
 def cut(image: np.ndarray, box: Box) -> np.ndarray:
-    """The square `box` of the image; what lies outside is black."""
+    """Cut the square `box` from an image; pixels outside the image are black."""
     x, y, side = box
     height, width = image.shape[:2]
     x0, y0, x1, y1 = max(x, 0), max(y, 0), min(x + side, width), min(y + side, height)
