@@ -347,7 +347,8 @@ def test_errors_say_what_to_do(call, words):
 
 def test_weights_are_averaged_tensor_by_tensor(tmp_path):
     from recombinator.keypoints import FACE_5
-    from recombinator.weights.files import Weights, average, load_weights, save_weights
+    from recombinator.weights.derive import average
+    from recombinator.weights.files import Weights, load_weights, save_weights
 
     paths = []
     for i, name in enumerate(("rcn-4", "rcn-4", "rcn-5")):
