@@ -170,7 +170,7 @@ def test_what_ships_in_8_bits_is_close(name):
     x = crops(graph.about, 16)
     gaps = np.linalg.norm(graph.run(x).points - whole.run(x).points, axis=2)
     assert 0 < np.median(gaps) < 1.5  # of drawn blots, on which a network is at its least sure
-    with pytest.raises(InputError, match="wants the weights it was exported from"):
+    with pytest.raises(InputError, match="give the weights it was exported from"):
         load_weights(name)
 
 
