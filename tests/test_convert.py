@@ -115,7 +115,7 @@ def test_only_maxima():
     [
         ("rcn-6", RELEASED, "five branches"),
         ("rcn-5-skip", RELEASED, "no skips"),
-        ("sumnet-4", {"upsampling": "learned"}, "belong to RCN"),
+        ("sumnet-4", {"upsampling": "learned"}, "need an RCN"),
     ],
 )
 def test_networks_without_learned_upsampling(name, options, words):

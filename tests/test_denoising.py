@@ -43,7 +43,7 @@ def test_similarity_is_recovered_and_points_without_weight_are_ignored():
     estimate = similarity(shape, points, weight)
     np.testing.assert_allclose(estimate[0], linear, atol=1e-9)
     np.testing.assert_allclose(estimate[1], shift, atol=1e-9)
-    with pytest.raises(ValueError, match="without any weight"):
+    with pytest.raises(ValueError, match="positive weight"):
         similarity(shape, points, 0 * weight)
 
 

@@ -350,7 +350,7 @@ import sys
 
 class Blocker:
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in ("torch", "matplotlib", "PIL", "pyarrow"):
+        if name.partition(".")[0] in ("torch", "matplotlib", "pyarrow"):
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
 sys.meta_path.insert(0, Blocker())

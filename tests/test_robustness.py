@@ -70,4 +70,6 @@ def test_the_table_shows_both_ends_and_the_undisturbed_for_every_network():
         for i, v in enumerate((0.7, 1, 1.3)) for w in errors
     ]  # fmt: skip
     report = {"kind": "robustness", "images": 2, "data": {"dataset": "mtfl"}, "rows": rows}
-    assert "| scale, 0.7 to 1.3 times | a: 9.0 / 4.0 / 8.0; b: 7.0 / 3.0 / 6.0 |" in robustness_table({"x": report})
+    assert "| scale: 0.7 / 1 / 1.3 (times) | a: 9.0 / 4.0 / 8.0; b: 7.0 / 3.0 / 6.0 |" in robustness_table(
+        {"x": report}
+    )

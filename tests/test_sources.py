@@ -16,7 +16,7 @@ from recombinator.evaluation.tables import choose_joint, compare, evaluate
 from recombinator.keypoints import FACE_5
 from recombinator.models import Joint, create_model
 from recombinator.transforms.augment import COVERED
-from recombinator.transforms.samples import fixed_samples, network_inputs
+from recombinator.transforms.samples import fixed_samples
 from recombinator.utils.errors import InputError
 from recombinator.weights import files
 from recombinator.weights.derive import average
@@ -87,17 +87,15 @@ def test_what_is_in_memory_gives_the_same_results_and_is_not_loaded_again(paths,
 def test_an_evaluation_gives_back_the_images_that_the_network_saw(paths, faces5, tmp_path):
     table = load_table(faces5 / "train.parquet")
     result, _ = evaluate(paths["a"], table)
-    everything = network_inputs(faces5 / "train.parquet", 24)
+    everything = torch.cat([x for x, _ in fixed_samples(table, 24, None, torch.device("cpu"))]).numpy()
     np.testing.assert_array_equal(result.inputs(), everything)
     np.testing.assert_array_equal(result.inputs([7, 0, 3]), everything[[7, 0, 3]])
     occluded, _ = evaluate(paths["a"], table, occlude=True)
     expected = torch.cat([x for x, _ in fixed_samples(table, 24, COVERED, torch.device("cpu"))]).numpy()
     assert (expected != everything).any()
     np.testing.assert_array_equal(occluded.inputs(), expected)
-    pictures = [tmp_path / f"{name}.png" for name in ("own", "given")]
-    plot_worst(pictures[0], result, count=4)
-    plot_worst(pictures[1], result, 4, everything)
-    assert pictures[0].read_bytes() == pictures[1].read_bytes()
+    plot_worst(tmp_path / "worst.png", result, count=4)
+    assert (tmp_path / "worst.png").is_file()
     result.table = None
     with pytest.raises(InputError, match="no table"):
         result.inputs()

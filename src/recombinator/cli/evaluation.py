@@ -52,7 +52,6 @@ def evaluate(
     """
     from recombinator.evaluation import denoising
     from recombinator.evaluation import tables as evaluation
-    from recombinator.models import Denoiser
     from recombinator.weights.files import load_weights
     from recombinator.weights.shipped import is_graph
 
@@ -65,17 +64,18 @@ def evaluate(
             raise InputError("--photos excludes --occlude and --plots, which apply to the table's crops")
         _evaluate_photos(weights, data, photos, detector, passes, limit, json_out)
         return
-    if not is_graph(weights) and isinstance(load_weights(weights).net, Denoiser):
+    loaded = weights if is_graph(weights) or engine == "onnx" else load_weights(weights)
+    if not isinstance(loaded, str) and not loaded.net.takes_images:
         if occlude or plots:
-            raise InputError("--occlude and --plots are for networks that see images; this is a denoiser")
-        report = denoising.evaluate_denoiser(weights, data, limit=limit)
+            raise InputError("--occlude and --plots are for networks that take images; this is a denoiser")
+        report = denoising.evaluate_denoiser(loaded, data, limit=limit)
         write_report(json_out, "denoising", report)
         print(f"{weights} on {data}: {report['data']['images']} faces, {report['protocol']}")
         for name, row in report["rows"].items():
             low, high = row["nme_paper_ci95"]
             print(f"  {name:24} nme_paper {row['nme_paper']:6.3f}  [{low:.3f}, {high:.3f}]  nme {row['nme']:6.3f}")
         return
-    result, report = evaluation.evaluate(weights, data, limit=limit, occlude=occlude, engine=engine)
+    result, report = evaluation.evaluate(loaded, data, limit=limit, occlude=occlude, engine=engine)
     if json_out and per_image:  # before printing: a closed pipe (`| head`) stops the command
         evaluation.write_per_image(per_image, result)
         print(f"wrote {per_image}")
@@ -95,11 +95,9 @@ def evaluate(
         print(f"  nme (images) by {name}, classes from 0: {classes}")
     if plots:
         from recombinator.evaluation import plots as pictures
-        from recombinator.transforms.samples import network_inputs
 
         pictures.plot_cumulative(plots / "cumulative.png", result, f"{weights}, {report['data']['dataset']}")
-        inputs = network_inputs(data, result.size, int(report["model"].get("channels", 1)), limit)
-        pictures.contact_sheet(plots / "worst.png", inputs, result)
+        pictures.plot_worst(plots / "worst.png", result)
         print(f"wrote {plots / 'cumulative.png'} and {plots / 'worst.png'}")
 
 

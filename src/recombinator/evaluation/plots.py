@@ -65,18 +65,17 @@ def plot_cumulative(path: Path, result: Evaluation, title: str) -> None:
     write_atomically(path, lambda p: figure.savefig(p, dpi=160))
 
 
-def plot_worst(path: Path, result: Evaluation, count: int = 30, inputs: np.ndarray | None = None) -> None:
+def plot_worst(path: Path, result: Evaluation, count: int = 30) -> None:
     """Show the faces with the largest errors; a line connects each true point with its prediction.
 
     Args:
         path: Picture to write; its ending decides the format.
         result: Results of `evaluate`.
         count: Number of faces.
-        inputs: (N, C, S, S) images in the order of `result`, values 0 to 255; by default what the network saw.
     """
     errors = result.image_errors("continuous")
     worst = np.argsort(-np.nan_to_num(errors))[:count]
-    images = result.inputs(worst) if inputs is None else inputs[worst]
+    images = result.inputs(worst)
     columns, size = 6, result.size
     rows = -(-len(worst) // columns)
     figure = new_figure(1.6 * columns, 1.85 * rows + 0.3)
@@ -100,11 +99,6 @@ def plot_worst(path: Path, result: Evaluation, count: int = 30, inputs: np.ndarr
                 title="largest errors, % of the normalizing distance", title_fontsize=8,
             )  # fmt: skip
     write_atomically(path, lambda p: figure.savefig(p, dpi=130))
-
-
-def contact_sheet(path: Path, inputs: np.ndarray, result: Evaluation, count: int = 30) -> None:
-    """Call `plot_worst` with images that the caller has."""
-    plot_worst(path, result, count, inputs)
 
 
 def plot_reliability(path: Path, report: dict[str, Any]) -> None:

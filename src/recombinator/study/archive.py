@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from recombinator.evaluation.sources import TableLike
 from recombinator.evaluation.tables import evaluate
 from recombinator.utils.errors import InputError
 from recombinator.weights.files import load_weights, save_weights
@@ -21,7 +22,7 @@ def file_fingerprint(path: Path) -> str:
 
 
 def archive_weights(
-    root: Path, place: str, weights: str | os.PathLike[str], test: str | os.PathLike[str], nme_paper: float
+    root: Path, place: str, weights: str | os.PathLike[str], test: TableLike, nme_paper: float
 ) -> dict[str, Any]:
     """Write a run's best weights in half precision under results/weights/ and check that the error stays.
 
@@ -29,7 +30,7 @@ def archive_weights(
         root: The checkout.
         place: "STUDY/RUN".
         weights: The run's folder.
-        test: The study's test table.
+        test: The study's test table: a file, or loaded.
         nme_paper: The error of the full-precision weights in percent.
 
     Returns:

@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import torch
 
-from recombinator.data.table import load_table, read_info
+from recombinator.data.table import FaceTable, load_table, read_info
 from recombinator.evaluation.tables import evaluate, write_per_image
 from recombinator.study.archive import archive_weights
 from recombinator.study.plan import STUDIES, Run, Study, run_at
@@ -64,7 +64,7 @@ def finished(path: Path, run: Run, recipe: Recipe, seed: int) -> bool:
     return (model, trained_with, training["seed"]) == (expected, recipe, seed)
 
 
-def _measure_test_error(name: str, out: Path, test: Path, metrics: dict[str, Any]) -> None:
+def _measure_test_error(name: str, out: Path, test: FaceTable, metrics: dict[str, Any]) -> None:
     """Evaluate the best weights so far on the test table and append the result to OUT/watched.jsonl."""
     report = evaluate(out, test)[1]
     row = {"epoch": metrics["epoch"], "chosen": report["training"]["epoch"], "nme_paper": report["nme_paper"]}
@@ -158,16 +158,18 @@ def _train_and_evaluate(
     """Train and evaluate one run, write its result to `path`, and return a line about it."""
     rows, test = pq.read_metadata(data / "train.parquet").num_rows, data / "test.parquet"
 
+    table = load_table(test, int(run.options.get("channels", 1)))  # decoded once, however often it is evaluated
+
     def on_epoch(metrics: dict[str, Any]) -> None:
         if study.watched:
-            _measure_test_error(run.name, out, test, metrics)
+            _measure_test_error(run.name, out, table, metrics)
 
     summary = train(
         run.model, data, out, recipe=recipe, seed=seed, resume=(out / "last.safetensors").is_file(), device=device,
         options=dict(run.options), on_epoch=on_epoch, progress=progress,
         limit=rows // run.part if run.part > 1 else None,
     )  # fmt: skip
-    result, report = evaluate(out, test)
+    result, report = evaluate(out, table)
     metrics = [json.loads(t) for t in (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     curve = [{k: line[k] for k in ("epoch", "seconds", "valid", "clean", "images_per_second")} for line in metrics]
     if study.watched:  # a killed process can leave an epoch without its test error; that of the last one is known
@@ -177,7 +179,7 @@ def _train_and_evaluate(
     write_per_image(path.with_suffix(".images.parquet"), result)
     study_name, root = path.parent.name, path.parent.parent.parent
     labels = {"kind": "study", "study": study_name, "run": run.name, "curve": curve, "provenance": provenance()}
-    archived = archive_weights(root, f"{study_name}/{run.name}", out, test, report["nme_paper"])
+    archived = archive_weights(root, f"{study_name}/{run.name}", out, table, report["nme_paper"])
     write_json(path, report | labels | {"archived": archived})
     return (
         f"{report['nme_paper']:.2f} % on {report['data']['images']} images, epoch {summary['best_epoch']} of "

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 
 import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from recombinator.data.table import FaceTable, load_table
+from recombinator.data.table import FaceTable
 from recombinator.transforms.augment import Augment, draw_points, draw_samples
 
 BLANK = -1  # the cell of a missing point, whose map is all zero
@@ -39,23 +38,6 @@ def fixed_samples(
             torch.from_numpy(table.images[part]).to(device), torch.from_numpy(table.points[part]).to(device),
             torch.from_numpy(table.boxes[part]).to(device), size, augment, mirrored, generator,
         )  # fmt: skip
-
-
-def network_inputs(data: str | os.PathLike[str], size: int, channels: int = 1, limit: int | None = None) -> np.ndarray:
-    """Return the inputs of a network for a table, without jitter.
-
-    Args:
-        data: the .parquet file.
-        size: side of the network's input in pixels.
-        channels: 1 (gray) or 3 (RGB).
-        limit: read that many rows only.
-
-    Returns:
-        (N, C, size, size) float32 from 0 to 255.
-    """
-    table = load_table(data, channels, limit)
-    batches = fixed_samples(table, size, None, torch.device("cpu"))
-    return torch.cat([inputs for inputs, _ in batches]).numpy()
 
 
 def corrupted(cells: Tensor, count: int, size: int, generator: Generator) -> tuple[Tensor, Tensor]:
