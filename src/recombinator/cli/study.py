@@ -24,6 +24,7 @@ from recombinator.cli.options import (
 from recombinator.study.plan import FIGURES, STUDIES
 from recombinator.utils.console import progress
 from recombinator.utils.errors import InputError
+from recombinator.utils.files import check_output_file
 
 study = typer.Typer(help="Run the paper's experiments; draw its tables and figures.", cls=Group, no_args_is_help=True)
 Runs = Annotated[Path, typer.Option(metavar="FOLDER", help="folder of the studies' trainings")]
@@ -131,6 +132,30 @@ def curves(
 
     for path in figures.draw_curves(load_results(root), out):
         print(path)
+
+
+@study.command("collect", cls=Command)
+def collect(
+    folders: Annotated[list[Path], typer.Argument(metavar="RUN...", help="run folders")],
+    json_out: JsonOut = None,
+    plot: Annotated[Path | None, typer.Option(metavar="FILE", help="learning curves, .png or .pdf")] = None,
+) -> None:
+    """Collect settings and learning curves of trainings.
+
+    One result file for trials that chose a setting, and for trainings in stages.
+    """
+    from recombinator.study import collect as collecting
+
+    if plot:
+        check_output_file(plot, ".png", ".pdf")
+    rows = collecting.collect_runs(folders)
+    for row in rows:
+        last = row["curve"][-1]
+        print(f"{row['name']}: epoch {last['epoch']}, validation {last['valid']:.2f} %, plain {last['clean']:.2f} %")
+    write_report(json_out, "runs", {"runs": rows})
+    if plot:
+        collecting.draw_learning_curves(rows, plot)
+        print(f"wrote {plot}")
 
 
 @study.command("list", cls=Command)

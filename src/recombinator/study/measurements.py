@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from recombinator.study.markdown import POSES, Result, Results, interval, link, markdown
 
@@ -171,6 +172,33 @@ def explorations_table(results: Results) -> str:
     header = ["data", "epochs", "rate", "decay", "spread", "zoom", "gamma/blur/noise", "flips", "stretch", "jittered",
               "plain", "worst tenth"]  # fmt: skip
     return markdown(header, rows)
+
+
+def runs_table(results: Results, name: str) -> str:
+    """List the trainings of a `study collect` file, worst first: settings that differ from the fast recipe's, and the
+    validation errors of the best epoch."""
+    rows = []
+    for run in results.get(name, {}).get("runs", []):
+        best = min(run["curve"], key=lambda point: point["valid"])
+        options = {k: v for k, v in run["model"].items() if k not in ("name", "keypoints")}
+        settings = ", ".join(f"{k}={_plain(v)}" for k, v in (options | run["changes"]).items() if k != "name")
+        minutes = run["curve"][-1]["seconds"] / 60
+        rows.append([
+            run["model"]["name"], settings or "as the fast recipe", f"{best['epoch']} of {run['epochs']}",
+            f"{best['valid']:.2f}", f"{best['clean']:.2f}", f"{minutes:.0f}",
+        ])  # fmt: skip
+    header = ["network", "settings", "best epoch", "jittered", "plain", "minutes"]
+    return markdown(header, sorted(rows, key=lambda row: -float(row[4])))
+
+
+def _plain(value: Any) -> str:
+    return (
+        "-".join(map(str, value))
+        if isinstance(value, list)
+        else f"{value:g}"
+        if isinstance(value, float)
+        else str(value)
+    )
 
 
 def stages_table(results: Results) -> str:

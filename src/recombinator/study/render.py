@@ -41,6 +41,7 @@ TABLES: dict[str, Callable[[Results], str]] = {
     **{f"card-{name}": partial(tables.card_table, name=name) for name in tables.CARDS},
     "trials": measurements.trials_table,
     "stages": measurements.stages_table,
+    **{f"runs-{n}": partial(measurements.runs_table, name=f"runs-{n}") for n in ("tcdcn", "rate", "denoiser")},
     "explorations": measurements.explorations_table,
     "speed": measurements.speed_table,
     "common": tables.common_table,

@@ -12,8 +12,7 @@ def keep_freed_memory() -> None:
     """Keep what is freed for the next allocation, for the whole process.
 
     By default glibc maps every large block anew, and the kernel clears its pages at first use. A training step
-    allocates the same large blocks again and again: with them kept, a step of rcn-6 takes 0.85 of the time, and one of
-    the denoiser 0.5 to 0.7. Does nothing with another C library. For the command line; a library leaves this to its
+    allocates the same large blocks again and again, so that keeping them makes it faster. Does nothing with another C library. For the command line; a library leaves this to its
     user.
     """
     if sys.platform != "linux":
