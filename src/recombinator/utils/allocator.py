@@ -12,8 +12,8 @@ def keep_freed_memory() -> None:
     """Keep what is freed for the next allocation, for the whole process.
 
     By default glibc maps every large block anew, and the kernel clears its pages at first use. A training step
-    allocates the same large blocks again and again, so that keeping them makes it faster. Does nothing with another C library. For the command line; a library leaves this to its
-    user.
+    allocates the same large blocks again and again, so that keeping them makes it faster. Does nothing with another C
+    library. For the command line only: a library leaves this to the program that uses it.
     """
     if sys.platform != "linux":
         return
