@@ -222,7 +222,9 @@ def test_a_kill_loses_at_most_the_running_epoch(faces5, tmp_path):
 
 def test_interrupt_is_clean(faces5, tmp_path):
     command = long_run(faces5, tmp_path)
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    # a background job of a shell ignores interrupts, and its children would too
+    heed = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heed)
     for line in process.stdout:
         if line.startswith("epoch    1"):
             break
