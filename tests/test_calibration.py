@@ -109,7 +109,7 @@ def test_what_cannot_be_calibrated(faces5, tmp_path):
     save_weights(tmp_path / "t.safetensors", Weights(create_model("tcdcn"), FACE_5, "mtfl", [[0.5, 0.5]] * 5, {}))
     with pytest.raises(InputError, match="nothing to calibrate"):
         calibration.calibrate(tmp_path / "t.safetensors", faces5 / "valid.parquet")
-    with pytest.raises(InputError, match="are not those of rcn-68-300w"):
+    with pytest.raises(InputError, match="for rcn-68-300w: expected 68 keypoints"):
         calibration.calibrate("rcn-68-300w", faces5 / "valid.parquet")
 
 

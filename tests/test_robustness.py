@@ -59,7 +59,7 @@ def test_from_the_command_line(faces5, tmp_path):
     assert len(rows) == sum(len(values) for _, values, *_ in {**CROP, **PICTURE}.values())
     with pytest.raises(InputError, match="takes keypoints, not images"):
         measure(["denoiser-lite-300w"], faces5 / "test.parquet")
-    with pytest.raises(InputError, match="are not those of"):
+    with pytest.raises(InputError, match="expected 68 keypoints"):
         measure(["rcn-68-300w"], faces5 / "test.parquet")
 
 

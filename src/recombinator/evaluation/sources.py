@@ -6,7 +6,7 @@ import os
 from typing import Any, TypeAlias
 
 from recombinator.data.table import FaceTable, load_table
-from recombinator.keypoints import KeypointSet
+from recombinator.keypoints import KeypointSet, check_same_keypoints
 from recombinator.predict.engine import ENGINES, Engine, TorchEngine, load_engine
 from recombinator.utils.errors import InputError
 from recombinator.weights.files import Weights, WeightsLike
@@ -74,11 +74,7 @@ def as_table(
             )
     else:
         table = load_table(data, channels or 1, limit, spread)
-    if table.info.keypoints.names != keypoints.names:
-        raise InputError(
-            f"{name_of(data)}: its {len(table.info.keypoints)} keypoints ({table.info.keypoints.name}) are not those "
-            f"of {network}, {len(keypoints)} ({keypoints.name})"
-        )
+    check_same_keypoints(keypoints, table.info.keypoints, f"{name_of(data)}, for {network}")
     return table
 
 

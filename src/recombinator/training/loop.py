@@ -19,6 +19,7 @@ import torch
 from torch import Generator, Tensor
 
 from recombinator.data.table import FaceTable
+from recombinator.keypoints import check_same_keypoints
 from recombinator.models import create_model
 from recombinator.models.base import KeypointNet
 from recombinator.training.files import STATE, read_run, read_state, trim_metrics
@@ -372,8 +373,7 @@ def _load_teacher(weights: Path | None, table: FaceTable) -> KeypointNet | None:
     if weights is None:
         return None
     loaded = score_map_weights(weights)
-    if loaded.keypoints.names != table.info.keypoints.names:
-        raise InputError(f"{weights}: its keypoints ({loaded.keypoints.name}) are not the table's")
+    check_same_keypoints(table.info.keypoints, loaded.keypoints, str(weights))
     return loaded.net
 
 
