@@ -335,7 +335,7 @@ def load_table(
     if not len(table):
         raise InputError(f"{path}: the table has no rows")
     if channels == 3 and info.gray:
-        raise InputError(f"{path}: holds gray crops, expected RGB; prepare without --gray")
+        raise InputError(f"{path}: holds gray crops, expected RGB; prepare the table again, in color")
     raw = table["image"].combine_chunks().field("bytes").to_pylist()
     files: list[str] = table["file"].to_pylist()
 

@@ -10,19 +10,20 @@ from recombinator.study.markdown import POSES, Result, Results, interval, link, 
 TEST_SETS = {"mtfl": "AFLW", "300w": "300-W Common"}  # by the dataset's name in a test table
 
 
-def joint_table(results: Results) -> str:
+def comparison_table(results: Results, prefix: str) -> str:
     """Compare networks on the same images: differences with the interval of the paired bootstrap."""
     rows = []
     for name, r in results.items():
-        if r.get("kind") != "comparison":
+        if r.get("kind") != "comparison" or not name.startswith(prefix):
             continue
         for part, text in (("all", "all"), ("worst_tenth", "the first network's worst tenth")):
             for row in r["rows"]:
                 low, high = row[f"nme_paper_{part}_difference_ci95"]
                 difference = f"{row[f'nme_paper_{part}_difference']:+.2f} [{low:+.2f}, {high:+.2f}]"
                 images = ("occluded" if r["occluded"] else "plain") + f", {text}"
-                rows.append([f"[{images}](results/{name}.json)", row["weights"], f"{row[f'nme_paper_{part}']:.2f}",
-                             "" if row is r["rows"][0] else difference])  # fmt: skip
+                network, error = Path(row["weights"]).stem, f"{row[f'nme_paper_{part}']:.2f}"
+                first = row is r["rows"][0]
+                rows.append([f"[{images}](results/{name}.json)", network, error, "" if first else difference])
     return markdown(["images", "network", "paper's protocol", "difference from the first"], rows)
 
 

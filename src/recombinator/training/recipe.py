@@ -186,6 +186,11 @@ def get_recipe(name: str, model: str, **changes: Any) -> Recipe:
 
 def changed(recipe: Recipe, **changes: Any) -> Recipe:
     """Return a copy of a recipe with new values of its fields or of those of its Augment."""
+    for name in changes:
+        if name not in Augment.__dataclass_fields__ and name not in Recipe.__dataclass_fields__:
+            near = difflib.get_close_matches(name, setting_types(), n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else "; `recombinator train --list-settings` lists them"
+            raise InputError(f"unknown setting {name!r}{hint}")
     own = {k: v for k, v in changes.items() if k in Augment.__dataclass_fields__}
     rest = {k: v for k, v in changes.items() if k not in own}
     return replace(recipe, augment=replace(recipe.augment, **own), **rest)
