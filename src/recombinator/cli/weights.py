@@ -153,6 +153,8 @@ def shift(
     """
     from recombinator.weights.derive import shifted
 
+    if by % 2 == 0:
+        raise InputError(f"--by {by}: must be odd, so that the pooling grid changes")
     _write_derived(out, lambda: shifted(weights, by))
 
 
