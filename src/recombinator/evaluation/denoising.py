@@ -11,7 +11,7 @@ import torch
 
 from recombinator.data.table import FaceTable
 from recombinator.evaluation.metrics import bootstrap_ci, image_errors, point_errors
-from recombinator.evaluation.sources import TableLike, as_table, identity
+from recombinator.evaluation.sources import TableLike, as_table
 from recombinator.models import Denoiser
 from recombinator.models.decode import maximum, subpixel
 from recombinator.transforms.augment import Augment
@@ -144,7 +144,7 @@ def evaluate_denoiser(
         }
     return {
         "weights": name, "model": loaded.net.config, "corrupted": count, "rows": rows,
-        "data": {**identity(table), "images": len(table)},
+        "data": table.describe(),
         "protocol": f"{count} random points of each face moved to uniform cells (seed 0), error of those only, divided "
         "by the eye distance; nme_paper: highest cell against true cell; the baselines know which points are not "
         "corrupted",

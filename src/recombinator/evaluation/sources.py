@@ -79,5 +79,5 @@ def as_table(
 
 
 def identity(table: FaceTable) -> dict[str, Any]:
-    """Return what a report says of the table it was measured on."""
-    return {"dataset": table.info.dataset, "split": table.info.split, "fingerprint": table.fingerprint}
+    """Return `FaceTable.describe` without the number of images, for reports that count them elsewhere."""
+    return {key: value for key, value in table.describe().items() if key != "images"}

@@ -12,7 +12,7 @@ import torch
 from recombinator.data.table import FaceTable
 from recombinator.evaluation import metrics
 from recombinator.evaluation.result import Evaluation as Evaluation
-from recombinator.evaluation.sources import NetworkLike, TableLike, as_engine, as_table, identity, name_of
+from recombinator.evaluation.sources import NetworkLike, TableLike, as_engine, as_table, name_of
 from recombinator.keypoints import SURE, KeypointSet
 from recombinator.models import Joint, KeypointNet
 from recombinator.models.decode import answers
@@ -105,7 +105,7 @@ def evaluate(
         "engine": "torch" if isinstance(loaded, TorchEngine) else "onnx",
         "keypoints": list(about.keypoints.names),
         "model": about.model,
-        "data": {**identity(table), "images": len(table)},
+        "data": table.describe(),
         **result.summary(),
         "protocols": PROTOCOLS,
         "normaliser": normalizer_text(table.info.keypoints),
