@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from recombinator.data.table import load_table
+from recombinator.training import parallel
 from recombinator.training.files import read_run, read_state
 from recombinator.training.loop import Trainer
 from recombinator.training.recipe import Recipe, changed, get_recipe
@@ -42,7 +44,8 @@ def train(
 ) -> dict[str, Any]:  # fmt: skip
     """Train a network and keep the epoch with the lowest validation error.
 
-    Each epoch logs one INFO line and appends its metrics to OUT/metrics.jsonl.
+    Each epoch logs one INFO line and appends its metrics to OUT/metrics.jsonl. Under torchrun every process calls this
+    with the same arguments and takes a part of each batch; process 0 validates, writes and logs.
 
     Args:
         model: one of `model_names()`.
@@ -76,7 +79,10 @@ def train(
     folder, target = Path(data), Path(out)
     if folder.is_file():
         raise InputError(f"{data}: a file; give the folder with train.parquet and valid.parquet")
-    with lock_folder(target):
+    with (
+        parallel.joined(_pick_device(device)) as device,
+        nullcontext() if parallel.rank() else lock_folder(target),
+    ):
         states = [p for p in (target / "last.safetensors", target / "stable.safetensors") if p.is_file()]
         if states and not resume:
             raise InputError(f"{out}: already holds a run; continue it with --resume or choose another --out")
@@ -98,15 +104,15 @@ def train(
         if faces.info.keypoints != valid.info.keypoints:
             raise InputError(f"{data}: train.parquet and valid.parquet have different keypoints")
         trainer = Trainer(
-            model, faces, valid, target, chosen, seed=seed or 0, device=_pick_device(device), options=options,
+            model, faces, valid, target, chosen, seed=seed or 0, device=device, options=options,
             start=resolve(start) if start else None, errors_of=resolve(errors_of) if errors_of else None,
             teacher=resolve(teacher) if teacher else None,
         )  # fmt: skip
         if resume and states:
             trainer.restore()
-        elif resume:
+        elif resume and not parallel.rank():
             logger.warning(f"{out}: no epoch was finished; it starts from the beginning")
-        if not tensorboard:
+        if not tensorboard or parallel.rank():
             return trainer.fit(on_epoch, progress)
         try:
             from torch.utils.tensorboard import SummaryWriter
