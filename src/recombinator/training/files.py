@@ -12,15 +12,19 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from recombinator.training.recipe import Recipe
 from recombinator.utils.errors import InputError
-from recombinator.utils.files import write_text
+from recombinator.utils.files import write_json, write_text
 from recombinator.weights.files import read_tensors
+
+logger = logging.getLogger(__name__)
 
 STATE = "recombinator-state-1"
 
@@ -46,6 +50,48 @@ def read_run(out: Path) -> dict[str, Any]:
         return dict(json.loads((out / "run.json").read_text(encoding="utf-8")))
     except (OSError, json.JSONDecodeError, TypeError, ValueError):
         return {}
+
+
+def begin_session(out: Path, settings: dict[str, Any], session: dict[str, Any], epoch: int) -> None:
+    """Write run.json with one more session, and report a change of the number of processes.
+
+    Args:
+        out: Folder of the run, which is created.
+        settings: Settings of the run.
+        session: Commit, versions and machine; `processes` where there are several.
+        epoch: Finished epochs; 0 discards earlier sessions.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    earlier = read_run(out).get("sittings", []) if epoch else []
+    before, now = (s.get("processes", 1) for s in (earlier[-1] if earlier else session, session))
+    if before != now:
+        logger.warning(
+            f"{out}: continues with {now} process{'es' * (now > 1)} in place of {before}; the batches are the same, "
+            "their random changes are others"
+        )
+    write_json(out / "run.json", {**settings, "sittings": [*earlier, {"from_epoch": epoch, **session}]})
+
+
+def check_same_settings(out: Path, meta: dict[str, Any], settings: dict[str, Any]) -> None:
+    """Check that a run was started with the same settings; epochs and patience may differ.
+
+    Args:
+        out: Folder of the run.
+        meta: Metadata of its state.
+        settings: Today's settings.
+
+    Raises:
+        InputError: They differ.
+    """
+    now = json.loads(json.dumps(settings))
+    for key in ("model", "seed", "data", "validation_data", "errors_of", "teacher"):
+        if meta.get(key) != now[key]:
+            raise InputError(f"{out}: was started with {key} {meta.get(key)}, not {now[key]}")
+    # by way of Recipe, so that fields added since the run was started have their defaults
+    before = json.loads(json.dumps(Recipe.from_dict(meta["recipe"]).to_dict()))
+    changed = [k for k, v in now["recipe"].items() if k not in ("epochs", "patience") and before.get(k) != v]
+    if changed:
+        raise InputError(f"{out}: was started with another recipe (differs in {', '.join(changed)})")
 
 
 def trim_metrics(out: Path, epoch: int) -> None:

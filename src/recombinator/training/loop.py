@@ -23,7 +23,8 @@ from recombinator.keypoints import check_same_keypoints
 from recombinator.models import create_model
 from recombinator.models.base import KeypointNet
 from recombinator.training import parallel
-from recombinator.training.files import STATE, read_run, read_state, trim_metrics
+from recombinator.training.average import MovingAverage
+from recombinator.training.files import STATE, begin_session, check_same_settings, read_state, trim_metrics
 from recombinator.training.order import batches, epoch_order
 from recombinator.training.recipe import Recipe, make_optimizer
 from recombinator.training.revive import count_dead_channels, revive
@@ -121,6 +122,7 @@ class Trainer:
             )
         self.steps = len(batches(torch.arange(len(train)), recipe.batch, parallel.processes()))  # per epoch
         self.position = Position()
+        self.average = MovingAverage(self.net, recipe.ema) if recipe.ema else None
         self.revived = 0  # channels re-initialized before the current epoch
         self.settings = {
             "model": self.net.config, "recipe": recipe.to_dict(), "seed": seed, "data": train.fingerprint,
@@ -152,11 +154,13 @@ class Trainer:
         if parallel.processes() > 1:
             session["processes"] = parallel.processes()
         if parallel.rank() == 0:
-            self._begin_session(session)
+            begin_session(self.out, self.settings, session, self.position.epoch)
         while self.position.epoch < self.recipe.epochs and not self.out_of_patience:
             began = time.perf_counter()
             loss = self.run_epoch(progress)
             trained = time.perf_counter() - began
+            if self.average:
+                self.average.swap()
             errors = parallel.from_first(self.task.validate)
             parallel.copy_from_first(self.net.buffers())
             if not all(math.isfinite(v) for v in errors.values()):
@@ -177,8 +181,12 @@ class Trainer:
             improved = errors["valid"] < self.position.best
             if improved:
                 self.position.best, self.position.best_epoch = errors["valid"], self.position.epoch
+            if improved and parallel.rank() == 0:
+                self._save_best(errors["valid"], session)
+            if self.average:
+                self.average.swap()
             if parallel.rank() == 0:
-                self._write_epoch(metrics, improved, session)
+                self._write_epoch(metrics)
             parallel.wait()
             on_epoch(metrics)
         summary = {
@@ -189,26 +197,16 @@ class Trainer:
             write_json(self.out / "summary.json", summary)
         return summary
 
-    def _begin_session(self, session: dict[str, Any]) -> None:
-        """Add this session to run.json, and report a change of the number of processes."""
-        self.out.mkdir(parents=True, exist_ok=True)
-        earlier = read_run(self.out).get("sittings", []) if self.position.epoch else []
-        before, now = (s.get("processes", 1) for s in (earlier[-1] if earlier else session, session))
-        if before != now:
-            logger.warning(
-                f"{self.out}: continues with {now} process{'es' * (now > 1)} in place of {before}; the batches are the "
-                "same, their random changes are others"
-            )
-        sessions = [*earlier, {"from_epoch": self.position.epoch, **session}]
-        write_json(self.out / "run.json", {**self.settings, "sittings": sessions})
+    def _save_best(self, error: float, session: dict[str, Any]) -> None:
+        """Write the weights of the epoch with the lowest validation error so far."""
+        training = {
+            **self.settings, "epoch": self.position.epoch, "validation_nme_paper": error,
+            "seconds": self.position.seconds, **session,
+        }  # fmt: skip
+        save_weights(self.out / "best.safetensors", self._weights(training))
 
-    def _write_epoch(self, metrics: dict[str, Any], improved: bool, session: dict[str, Any]) -> None:
-        """Write the files of a finished epoch."""
-        if improved:
-            save_weights(self.out / "best.safetensors", self._weights({
-                **self.settings, "epoch": self.position.epoch, "validation_nme_paper": metrics["valid"],
-                "seconds": self.position.seconds, **session,
-            }))  # fmt: skip
+    def _write_epoch(self, metrics: dict[str, Any]) -> None:
+        """Write the state and the metrics of a finished epoch."""
         with open(self.out / "metrics.jsonl", "a", encoding="utf-8") as stream:
             stream.write(json.dumps(metrics) + "\n")
         if self.position.epoch == self.recipe.stable_epochs:
@@ -265,6 +263,8 @@ class Trainer:
             loss.backward()
             parallel.add_gradients(self.net.parameters())
             self.optimizer.step()
+            if self.average:
+                self.average.update(step)
             total += value * len(index)
             progress(step + 1, self.recipe.epochs * self.steps)
         return total / len(self.train_table)
@@ -302,6 +302,8 @@ class Trainer:
         tensors = {f"net.{k}": v for k, v in self.net.state_dict().items()}
         for i, state in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimiser.{i}.{k}": v for k, v in state.items()}
+        if self.average:
+            tensors |= {f"average.{i}": v for i, v in enumerate(self.average.values)}
         return tensors
 
     def restore(self) -> None:
@@ -318,7 +320,7 @@ class Trainer:
             if not (self.out / name).is_file():
                 continue
             tensors, meta = read_state(self.out / name)
-            self._check_same_settings(meta)
+            check_same_settings(self.out, meta, self.settings)
             epoch = meta["position"]["epoch"]
             finished = max(finished, epoch)
             if self.recipe.epochs < finished:
@@ -366,18 +368,10 @@ class Trainer:
             for field, value in fields.items():
                 if value.shape == parameter.shape:  # fused steps need the memory format of the parameter
                     fields[field] = torch.empty_like(parameter).copy_(value)
+        if self.average:
+            for number, average in enumerate(self.average.values):
+                average.copy_(tensors[f"average.{number}"])
         self.position = Position(**meta["position"])
-
-    def _check_same_settings(self, meta: dict[str, Any]) -> None:
-        now = json.loads(json.dumps(self.settings))
-        for key in ("model", "seed", "data", "validation_data", "errors_of", "teacher"):
-            if meta.get(key) != now[key]:
-                raise InputError(f"{self.out}: was started with {key} {meta.get(key)}, not {now[key]}")
-        # by way of Recipe, so that fields added since the run was started have their defaults
-        before = json.loads(json.dumps(Recipe.from_dict(meta["recipe"]).to_dict()))
-        changed = [k for k, v in now["recipe"].items() if k not in ("epochs", "patience") and before.get(k) != v]
-        if changed:
-            raise InputError(f"{self.out}: was started with another recipe (differs in {', '.join(changed)})")
 
 
 def _load_teacher(weights: Path | None, table: FaceTable) -> KeypointNet | None:
