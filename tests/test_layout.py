@@ -10,7 +10,7 @@ import recombinator
 SOURCE = Path(recombinator.__file__).parent
 # each package may import those before it
 ORDER = (
-    "utils", "keypoints", "data", "transforms", "models", "weights", "predict", "evaluation", "deploy", "training",
+    "utils", "keypoints", "data", "transforms", "models", "weights", "predict", "evaluation", "deploy", "training", "fit",
     "study", "cli",
 )  # fmt: skip
 

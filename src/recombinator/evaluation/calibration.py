@@ -17,7 +17,6 @@ from recombinator.evaluation import metrics
 from recombinator.evaluation.sources import TableLike, as_table, identity
 from recombinator.keypoints import RADII, SURE
 from recombinator.models.base import KeypointNet, check_takes_images
-from recombinator.models.decode import decode
 from recombinator.transforms.augment import COVERED, Augment, occluded
 from recombinator.transforms.samples import fixed_samples
 from recombinator.utils.errors import InputError
@@ -63,7 +62,7 @@ def collect(net: KeypointNet, table: FaceTable, occlude: bool, temperatures: Seq
             under_rectangle = visible[torch.arange(len(points))[:, None], 0, cell[..., 1], cell[..., 0]] == 0
         scores = net(pixels)
         inside = ((points >= 0) & (points < net.size)).all(dim=2).cpu() & known[images]
-        decoded = [decode(scores, t, net.tile) for t in temperatures]
+        decoded = [net.decode(scores, t) for t in temperatures]
         batch = {
             "gap": (decoded[0].highest - points).abs().amax(dim=2), "occluded": under_rectangle,
             "within": torch.stack([d.within for d in decoded], dim=2),

@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any, cast
 
 from recombinator.models.base import KeypointNet, check_choice
+from recombinator.models.cascade import Cascade
 from recombinator.models.denoiser import Denoiser, MapDenoiser, PointDenoiser
 from recombinator.models.joint import Joint
 from recombinator.models.networks import RCN, Level, ScoreMapNet, SumNet
@@ -21,6 +22,7 @@ __all__ = [
     "RCN",
     "TCDCN",
     "Architecture",
+    "Cascade",
     "Denoiser",
     "Joint",
     "KeypointNet",
@@ -166,6 +168,11 @@ def create_model(name: str, keypoints: int | None = None, **options: Any) -> Key
         parts = [dict(options[part]) for part in ("image", "denoiser")]
         nets = [create_model(part.pop("name"), part.pop("keypoints"), **part) for part in parts]
         return Joint(cast(ScoreMapNet, nets[0]), cast(Denoiser, nets[1]), options["weight"], options["iterations"])
+    if name == "cascade" and "coarse" in options:  # that of a cascade's weights file
+        parts = [dict(options[part]) for part in ("coarse", "fine")]
+        nets = [create_model(part.pop("name"), part.pop("keypoints"), **part) for part in parts]
+        stages = [cast(ScoreMapNet, net) for net in nets]
+        return Cascade(*stages, options["factor"], options["weight"], options["sharpness"])
     if name not in MODELS:
         near = difflib.get_close_matches(name, MODELS, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
