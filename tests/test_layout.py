@@ -10,8 +10,8 @@ import recombinator
 SOURCE = Path(recombinator.__file__).parent
 # each package may import those before it
 ORDER = (
-    "utils", "keypoints", "data", "transforms", "models", "weights", "predict", "evaluation", "deploy", "training", "fit",
-    "study", "cli",
+    "utils", "keypoints", "data", "transforms", "models", "weights", "predict", "evaluation", "deploy", "training",
+    "fit", "study", "cli",
 )  # fmt: skip
 
 

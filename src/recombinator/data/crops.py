@@ -90,6 +90,7 @@ class CropRule:
         origin: A number in the dataset's files minus the package's, in pixels. 300-W's points are half a pixel right of
             where 1-based files would have them, as mirrored images show, and probably half a pixel below (docs/log.md).
         whole: The network sees the whole image, whatever its points are.
+        detailed: The stage-1 crop has as many pixels as the network's input needs, and not always GRID.
     """
 
     name: str
@@ -100,10 +101,11 @@ class CropRule:
     least: float
     origin: float = FILE_ORIGIN
     whole: bool = False
+    detailed: bool = False
 
     def stored_size(self, size: int) -> int:
-        """Return the side of a stage-1 crop that holds as many pixels as a network's input of `size` needs."""
-        return max(GRID, math.ceil(size * self.stage1 / self.stage2))
+        """Return the side of the stage-1 crop in pixels for a network whose input has `size` pixels."""
+        return max(GRID, math.ceil(size * self.stage1 / self.stage2)) if self.detailed else GRID
 
     def inner_box(self, points: np.ndarray, size: int) -> np.ndarray:
         """Place the stage-2 box.
@@ -149,7 +151,9 @@ RULES = {
     "mtfl": CropRule("mtfl", eye_mouth_box, 1.25, 0.95, (1.2, 0.086), 0.85),
     # 0.6 is a guess, not measured
     "300w": CropRule("300w", scaled_box, 1.7, 1.3, (1.139, 0.156), 0.6, origin=1.0),
-    "image": CropRule("image", image_box, 1.0, 1.0, (1.0, 0.0), 0.0, whole=True),
+    "image": CropRule("image", image_box, 1.0, 1.0, (1.0, 0.0), 0.0, whole=True, detailed=True),
+    # boxes are the bounding boxes of the points
+    "object": CropRule("object", scaled_box, 1.7, 1.3, (1.3, 0.0), 0.0, detailed=True),
 }
 
 

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from recombinator.data.crops import RULES
 from recombinator.data.images import read_image, to_gray
-from recombinator.data.points import PointSet
+from recombinator.data.points import point_sets, read_entries
+from recombinator.data.readers.own import infer_keypoints, locate
 from recombinator.data.resample import resized
 from recombinator.data.table import FaceTable, TableInfo, batched
 from recombinator.keypoints import KeypointSet
+from recombinator.utils.errors import InputError
+
+logger = logging.getLogger(__name__)
 
 FEW_ROWS = 512  # rows of a training table: a smaller one is repeated, so that an epoch has enough steps
 MOST_PATCHES = 40_000  # patches in memory
@@ -39,10 +45,6 @@ class Sample:
     path: Path
     where: str
     face: str
-
-    @classmethod
-    def of(cls, points: PointSet, path: Path) -> Sample:
-        return cls(points.points, points.file, path, points.where, points.face)
 
     @property
     def known(self) -> np.ndarray:
@@ -98,7 +100,7 @@ def crops(samples: Sequence[Sample], rule: str, size: int, channels: int) -> Ite
 def _table(info: TableInfo, rows: list[tuple[Sample, Crop, np.ndarray]]) -> FaceTable:
     """Return a table of crops with their points, (K, 2) in crop pixels and NaN where unknown."""
     points = np.stack([p for _, _, p in rows]).astype(np.float32)
-    mask = np.isfinite(points).all(axis=2)
+    mask = np.asarray(np.isfinite(points).all(axis=2))
     center = np.nanmean(np.where(mask[..., None], points, np.nan), axis=1, keepdims=True)
     points = np.where(mask[..., None], points, center)
     images = np.stack([c.image if c.image.ndim == 3 else c.image[..., None] for _, c, _ in rows]).transpose(0, 3, 1, 2)
@@ -116,7 +118,9 @@ def _table(info: TableInfo, rows: list[tuple[Sample, Crop, np.ndarray]]) -> Face
 def repeated(table: FaceTable) -> FaceTable:
     """Repeat the rows of a small table, so that it has at least FEW_ROWS."""
     times = -(-FEW_ROWS // len(table))
-    arrays = {n: np.concatenate([getattr(table, n)] * times) for n in ("images", "points", "mask", "boxes", "to_file")}
+    arrays: dict[str, Any] = {
+        n: np.concatenate([getattr(table, n)] * times) for n in ("images", "points", "mask", "boxes", "to_file")
+    }
     return replace(
         table, **arrays, limits=np.concatenate([table.limits] * times), files=table.files * times,
         subsets=table.subsets * times,
@@ -151,9 +155,9 @@ def whole_table(
 
 def training_tables(
     samples: Sequence[Sample], keypoints: KeypointSet, rule: str, size: int, factor: int, patch: int, channels: int,
-    seed: int = 0,
-) -> tuple[FaceTable, FaceTable]:  # fmt: skip
-    """Return the training tables of both networks of a cascade.
+    seed: int = 0, fine: bool = True,
+) -> list[FaceTable]:  # fmt: skip
+    """Return the training tables of the networks of a cascade.
 
     Args:
         samples: the training samples.
@@ -164,26 +168,26 @@ def training_tables(
         patch: side of the fine network's input in pixels.
         channels: 1 for gray, 3 for RGB.
         seed: of the choice of patches, where there are too many.
+        fine: also make the table of patches.
 
     Returns:
-        The table of coarse inputs at twice their resolution, which jitter needs; and the table of patches around known
-        points, of twice the patch's side, with every point that is inside.
+        The table of coarse inputs at twice their resolution, which jitter needs; and with `fine` the table of patches
+        around known points, of twice the patch's side, with every point that is inside.
     """
     coarse: list[tuple[Sample, Crop, np.ndarray]] = []
-    fine: list[tuple[Sample, Crop, np.ndarray]] = []
+    patches: list[tuple[Sample, Crop, np.ndarray]] = []
     generator, share = np.random.default_rng(seed), MOST_PATCHES / max(1, sum(int(s.known.sum()) for s in samples))
-    stored = RULES[rule].stored_size(2 * size)
+    stored = RULES[rule].stored_size(size * min(factor, 2))
     for sample, crop in crops(samples, rule, size * factor, channels):
         small = _shrunk(crop, stored)
         coarse.append((sample, small, _inside(sample, small)))
         inside = _inside(sample, crop)
-        for k in np.flatnonzero(sample.known):
-            if share >= 1 or generator.random() < share:
-                fine.append((sample, *_patch(crop, inside, inside[k], patch)))
-    return (
-        _table(_info("train", keypoints, rule, stored, channels), coarse),
-        _table(_info("train", keypoints, rule, 2 * patch, channels), fine),
-    )
+        kept = sample.known & fine & (generator.random(len(sample.known)) < share)
+        patches += [(sample, *_patch(crop, inside, inside[k], patch)) for k in np.flatnonzero(kept)]
+    tables = [_table(_info("train", keypoints, rule, stored, channels), coarse)]
+    if fine:
+        tables.append(_table(_info("train", keypoints, rule, 2 * patch, channels), patches))
+    return tables
 
 
 def _patch(crop: Crop, points: np.ndarray, center: np.ndarray, side: int) -> tuple[Crop, np.ndarray]:
@@ -200,3 +204,38 @@ def _patch(crop: Crop, points: np.ndarray, center: np.ndarray, side: int) -> tup
     to_file[:, 2] += to_file[0, 0] * corner
     box = np.array([*(center - corner - side / 2), side])
     return Crop(image, to_file, box, crop.file_size), moved
+
+
+def read_samples(source: Path, images: Path | None) -> tuple[list[Sample], KeypointSet]:
+    """Read a points file with the paths of its images.
+
+    Args:
+        source: the points, in any format that `recombinator.data.points.read_entries` reads.
+        images: folder of the images; None: that of `source`.
+
+    Returns:
+        The objects with two or more known points (one, for a single keypoint), and their keypoint set. What cannot be
+        used is logged.
+
+    Raises:
+        InputError: the file cannot be read, or it names no images.
+    """
+    entries = read_entries(source, "auto")
+    keypoints = infer_keypoints(entries, source)
+    dropped: list[InputError] = []
+    sets = [p for p in point_sets(entries, keypoints, dropped.append) if np.isfinite(p.points).any()]
+    for error in dropped:
+        logger.warning("%s", error)
+    if not sets or {p.file for p in sets} == {""}:
+        raise InputError(f"{source}: nothing in it names the images; expected a column or field `file`")
+    folder = images or source.parent
+    paths = locate(folder, sorted({p.file for p in sets}))
+    missing = [name for name, path in paths.items() if not path.is_file()]
+    for name in missing[:10]:
+        logger.warning("%s: no such image in %s", name, folder)
+    least = min(2, len(keypoints))
+    samples = [Sample(p.points, p.file, paths[p.file], p.where, p.face) for p in sets if p.file not in missing]
+    samples = [s for s in samples if s.known.sum() >= least]
+    if not samples:
+        raise InputError(f"{source}: none of its {len(paths)} images is in {folder}; give their folder with --images")
+    return samples, keypoints

@@ -171,8 +171,8 @@ def create_model(name: str, keypoints: int | None = None, **options: Any) -> Key
     if name == "cascade" and "coarse" in options:  # that of a cascade's weights file
         parts = [dict(options[part]) for part in ("coarse", "fine")]
         nets = [create_model(part.pop("name"), part.pop("keypoints"), **part) for part in parts]
-        stages = [cast(ScoreMapNet, net) for net in nets]
-        return Cascade(*stages, options["factor"], options["weight"], options["sharpness"])
+        coarse, fine = (cast(ScoreMapNet, net) for net in nets)
+        return Cascade(coarse, fine, options["factor"], options["weight"], options["sharpness"])
     if name not in MODELS:
         near = difflib.get_close_matches(name, MODELS, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""

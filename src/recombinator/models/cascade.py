@@ -93,7 +93,10 @@ class Cascade(KeypointNet):
         # the coarse map at the centers of the patch's cells, in the coordinates of grid_sample
         place = (corners[..., None, :] + cells[:, None] + 0.5) * (2 / self.size) - 1
         grid = torch.stack(
-            [place[..., 0][..., None, :].expand(b, k, side, side), place[..., 1][..., :, None].expand(b, k, side, side)],
+            [
+                place[..., 0][..., None, :].expand(b, k, side, side),
+                place[..., 1][..., :, None].expand(b, k, side, side),
+            ],
             dim=-1,
         ).flatten(0, 1)
         near = F.grid_sample(prior.reshape(b * k, 1, s, s), grid, padding_mode="border", align_corners=False)
@@ -101,7 +104,7 @@ class Cascade(KeypointNet):
         inside = (near.flatten(2).exp().sum(dim=2) / self.factor**2).clamp(max=1)
         return scores[:, own, own] + self.weight * near, corners, inside
 
-    def decode(self, output: tuple[Tensor, Tensor, Tensor], temperature: float | None = None) -> Decoded:  # type: ignore[override]
+    def decode(self, output: tuple[Tensor, Tensor, Tensor], temperature: float | None = None) -> Decoded:
         scores, corners, inside = output
         found = decode(scores, self.temperature if temperature is None else temperature)
         return Decoded(
