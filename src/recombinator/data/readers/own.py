@@ -74,7 +74,7 @@ def infer_keypoints(entries: list[Entry], source: Path, normalizer: str | None =
     return KeypointSet(f"own-{len(names)}", names, mirror_pairs(names), pair)
 
 
-def _locate(folder: Path, names: list[str]) -> dict[str, Path]:
+def locate(folder: Path, names: list[str]) -> dict[str, Path]:
     """Return each image's path in `folder`: under its name, else under its last part if no two names share that."""
     last = [name.rsplit("/", 1)[-1] for name in names]
     distinct = len(set(last)) == len(last)
@@ -130,7 +130,7 @@ def prepare_points(
     files = sorted(photographs)
     if files == [""]:
         raise InputError(f"{source}: nothing in it names the images; expected a column or field `file`")
-    paths = _locate(folder, files)
+    paths = locate(folder, files)
     order = [files[i] for i in np.random.RandomState(SPLIT_SEED).permutation(len(files))]
     tenth = max(1, len(files) // 10)
     if len(files) < 3:
