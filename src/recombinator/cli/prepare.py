@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated
@@ -13,6 +14,14 @@ from recombinator.utils.console import progress
 from recombinator.utils.errors import InputError
 
 prepare = typer.Typer(help="Turn a dataset into Parquet tables of crops and points.", cls=Group, no_args_is_help=True)
+
+
+class YAxis(StrEnum):
+    """Where y points to."""
+
+    down = "down"
+    up = "up"
+
 
 Folder = Annotated[
     Path | None, typer.Argument(metavar="OUT", show_default=False, help="folder for the tables; the same as --out")
@@ -71,7 +80,7 @@ for _name, _module, _text in (
 
 @prepare.command("points", cls=Command)
 def prepare_own(
-    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="points: .csv, .json or .jsonl with image names")],
+    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="points: a file or folder of a labeling tool")],
     folder: Folder = None,
     out: Out = None,
     images: Annotated[
@@ -89,6 +98,13 @@ def prepare_own(
             metavar="X,Y", help="coordinates of a missing point: auto (0,0 or -1,-1 if repeated), X,Y, or none"
         ),
     ] = "auto",
+    points_format: Annotated[
+        str | None, typer.Option(metavar="NAME", show_default="from the content", help="format of SOURCE")
+    ] = None,
+    y_axis: Annotated[
+        YAxis | None,
+        typer.Option(metavar="[down|up]", show_default="from the format", help="up: y counts from the image's bottom"),
+    ] = None,
     size: Size = 160,
     gray: Gray = False,
     quality: Quality = 95,
@@ -105,7 +121,8 @@ def prepare_own(
     with progress("preparing") as advance:
         counts = prepare_points(
             source, out, images=images, normalizer=normalizer, size=size, gray=gray, quality=quality, strict=strict,
-            missing=missing, progress=advance,
+            missing=missing, points_format=points_format, y_up=None if y_axis is None else y_axis is YAxis.up,
+            progress=advance,
         )  # fmt: skip
     _print_counts(counts, out)
 
