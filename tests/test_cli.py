@@ -157,7 +157,7 @@ def test_models_json():
             ["evaluate", "rcn-6-mtfl", "--data", "{faces}/test.parquet", "--json", "{faces}/test.parquet"],
             "would",
         ),
-        (["convert", "nowhere", "--out", "x"], "nowhere: cannot be read"),
+        (["convert", "nowhere", "--out", "x.safetensors"], "nowhere: cannot be read"),
         (["prepare", "mtfl", "nowhere", "x"], "no such folder"),
         (["prepare", "synthetic", "x", "--points", "7"], "expected 5 or 68 keypoints, got 7"),
         (["predict", "nowhere.jpg", "--out", "x"], "nowhere.jpg: cannot be read"),

@@ -167,8 +167,6 @@ def test_unknown_formats(photos):
     with pytest.raises(InputError, match=r"notes\.txt: unknown points format; expected one of deeplabcut \("):
         (photos / "notes.txt").write_text("nothing")
         read_entries(photos / "notes.txt")
-    with pytest.raises(InputError, match="unknown points format 'deeplabcat'; did you mean 'deeplabcut'"):
-        read_entries(photos / "notes.txt", form="deeplabcat")
     with pytest.raises(InputError, match="unknown points format 'x'; expected one of deeplabcut, tps"):
         read_entries(photos / "notes.txt", form="x")
     tps(photos).rename(photos / "wings.txt")

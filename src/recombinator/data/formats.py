@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -14,7 +13,7 @@ from recombinator.data.readers import deeplabcut, tps
 from recombinator.data.readers.csv_points import read_csv
 from recombinator.data.readers.json_points import read_json, read_json_lines
 from recombinator.data.readers.pts import read_pts_entries
-from recombinator.utils.errors import InputError
+from recombinator.utils.errors import InputError, check_choice
 
 
 class Format(NamedTuple):
@@ -60,10 +59,7 @@ def find_format(source: Source, name: str | None = None) -> Format:
         InputError: nothing is there, or its format is unknown.
     """
     if name is not None:
-        if name not in FORMATS:
-            near = difflib.get_close_matches(name, FORMATS, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(FORMATS)}"
-            raise InputError(f"unknown points format {name!r}; {hint}")
+        check_choice("points format", name, FORMATS)
         return FORMATS[name]
     if not source.path.exists():
         raise InputError(f"{source}: cannot be read (no such file or folder)")

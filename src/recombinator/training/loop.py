@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -22,7 +23,7 @@ from recombinator.data.table import FaceTable
 from recombinator.keypoints import check_same_keypoints
 from recombinator.models import create_model
 from recombinator.models.base import KeypointNet
-from recombinator.training.files import STATE, read_run, read_state, trim_metrics
+from recombinator.training.files import STATE, check_same_settings, read_run, read_state, trim_metrics
 from recombinator.training.recipe import Recipe, make_optimizer
 from recombinator.training.revive import count_dead_channels, revive
 from recombinator.training.tasks import TASKS
@@ -32,12 +33,15 @@ from recombinator.utils.provenance import provenance
 from recombinator.weights.files import (
     Weights,
     load_weights,
+    resolve,
     save_weights,
     score_map_weights,
     write_tensors,
 )
 
 logger = logging.getLogger(__name__)
+
+PathLike = str | os.PathLike[str]
 
 REVIVE_SAMPLES = 512  # training samples that decide which channels are dead before they are re-initialized
 COUNT_SAMPLES = 64  # the same for the count of dead channels in the metrics
@@ -82,8 +86,8 @@ class Trainer:
 
     def __init__(
         self, model: str, train: FaceTable, valid: FaceTable, out: Path, recipe: Recipe, *, seed: int = 0,
-        device: str = "cpu", options: dict[str, Any] | None = None, start: Path | None = None,
-        errors_of: Path | None = None, teacher: Path | None = None,
+        device: str = "cpu", options: dict[str, Any] | None = None, start: PathLike | None = None,
+        errors_of: PathLike | None = None, teacher: PathLike | None = None,
     ) -> None:  # fmt: skip
         if recipe.balance and recipe.balance not in train.attributes:
             has = ", ".join(train.attributes) or "none"
@@ -95,9 +99,10 @@ class Trainer:
             )
         self.train_table, self.valid_table, self.out, self.recipe, self.seed = train, valid, out, recipe, seed
         self.device = torch.device(device)
-        torch.manual_seed(seed)
-        self.net = create_model(model, len(train.info.keypoints), **(options or {}))
-        self.net.initialize(train.points, train.mask)
+        with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay as they are
+            torch.default_generator.manual_seed(seed)
+            self.net = create_model(model, len(train.info.keypoints), **(options or {}))
+            self.net.initialize(train.points, train.mask)
         if start and not copy_matching(load_weights(start).net.state_dict(), self.net):
             raise InputError(f"{start}: no tensor matches {model} in name and shape; use weights of a similar network")
         self.net.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -105,22 +110,25 @@ class Trainer:
         if self.net.task not in TASKS:
             raise InputError(f"{model}: cannot be trained as a whole; train its parts, then `recombinator join` them")
         if teacher and self.net.task != "score_maps":
-            raise InputError(f"{teacher}: a teacher needs a network with score maps of images; {model} has none")
+            raise InputError(f"teacher {teacher}: is for networks with score maps of images; {model} has none")
         if recipe.revive and not self.net.rectified():
             raise InputError(f"revive=true: {model} lists no rectified convolutions whose channels could be dead")
         if errors_of and self.net.task != "denoising":
-            raise InputError(f"{errors_of}: errors_of is for a denoiser; {model} learns from images")
+            raise InputError(f"errors_of {errors_of}: is for a denoiser; {model} learns from images")
         teacher_net = _load_teacher(errors_of or teacher, train)
         self.task = TASKS[self.net.task](self.net, train, valid, recipe, self.device, teacher_net)
         self.steps = math.ceil(len(train) / recipe.batch)  # per epoch
         self.position = Position()
+        self.average = MovingAverage(self.net, recipe.ema) if recipe.ema else None
         self.revived = 0  # channels re-initialized before the current epoch
         self.settings = {
             "model": self.net.config, "recipe": recipe.to_dict(), "seed": seed, "data": train.fingerprint,
             "validation_data": valid.fingerprint, "dataset": train.info.dataset, "images": len(train),
             "validation_images": len(valid),
-            "start": str(start) if start else None, "errors_of": str(errors_of) if errors_of else None,
-            "teacher": str(teacher) if teacher else None,
+            **{
+                name: str(resolve(given)) if given else None
+                for name, given in (("start", start), ("errors_of", errors_of), ("teacher", teacher))
+            },
         }  # fmt: skip
 
     # ---- the run ---------------------------------------------------------------------------------------------
@@ -150,6 +158,8 @@ class Trainer:
             began = time.perf_counter()
             loss = self.run_epoch(progress)
             trained = time.perf_counter() - began
+            if self.average:
+                self.average.swap()
             errors = self.task.validate()
             if not all(math.isfinite(v) for v in errors.values()):
                 raise self._diverged(f"the validation error is not finite after epoch {self.position.epoch + 1}")
@@ -172,6 +182,8 @@ class Trainer:
                     **self.settings, "epoch": self.position.epoch, "validation_nme_paper": errors["valid"],
                     "seconds": self.position.seconds, **session,
                 }))  # fmt: skip
+            if self.average:
+                self.average.swap()
             with open(self.out / "metrics.jsonl", "a", encoding="utf-8") as stream:
                 stream.write(json.dumps(metrics) + "\n")
             if self.position.epoch == self.recipe.stable_epochs:
@@ -232,6 +244,8 @@ class Trainer:
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()
             self.optimizer.step()
+            if self.average:
+                self.average.update(step)
             total += value * len(index)
             progress(step + 1, self.recipe.epochs * self.steps)
         return total / len(self.train_table)
@@ -273,6 +287,8 @@ class Trainer:
         tensors = {f"net.{k}": v for k, v in self.net.state_dict().items()}
         for i, state in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimiser.{i}.{k}": v for k, v in state.items()}
+        if self.average:
+            tensors |= {f"average.{i}": v for i, v in enumerate(self.average.values)}
         write_tensors(self.out / name, tensors, {"format": STATE, **self.settings, "position": asdict(self.position)})
 
     def restore(self) -> None:
@@ -289,7 +305,7 @@ class Trainer:
             if not (self.out / name).is_file():
                 continue
             tensors, meta = read_state(self.out / name)
-            self._check_same_settings(meta)
+            check_same_settings(self.out, meta, self.settings)
             epoch = meta["position"]["epoch"]
             finished = max(finished, epoch)
             if self.recipe.epochs < finished:
@@ -335,18 +351,40 @@ class Trainer:
             for field, value in fields.items():
                 if value.shape == parameter.shape:  # fused steps need the memory format of the parameter
                     fields[field] = torch.empty_like(parameter).copy_(value)
+        if self.average:
+            for number, average in enumerate(self.average.values):
+                average.copy_(tensors[f"average.{number}"])
         self.position = Position(**meta["position"])
 
-    def _check_same_settings(self, meta: dict[str, Any]) -> None:
-        now = json.loads(json.dumps(self.settings))
-        for key in ("model", "seed", "data", "validation_data", "errors_of", "teacher"):
-            if meta.get(key) != now[key]:
-                raise InputError(f"{self.out}: was started with {key} {meta.get(key)}, not {now[key]}")
-        # by way of Recipe, so that fields added since the run was started have their defaults
-        before = json.loads(json.dumps(Recipe.from_dict(meta["recipe"]).to_dict()))
-        changed = [k for k, v in now["recipe"].items() if k not in ("epochs", "patience") and before.get(k) != v]
-        if changed:
-            raise InputError(f"{self.out}: was started with another recipe (differs in {', '.join(changed)})")
+
+class MovingAverage:
+    """Exponential moving average of a network's parameters.
+
+    Args:
+        net: The network.
+        decay: Share of the old average that a step keeps, in the long run; the first steps keep less.
+
+    Attributes:
+        values: The average of each parameter, or the parameters themselves while they are swapped.
+    """
+
+    def __init__(self, net: KeypointNet, decay: float) -> None:
+        self.parameters: list[Tensor] = list(net.parameters())
+        self.decay = decay
+        self.values = [p.detach().clone() for p in self.parameters]
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Add the parameters after optimizer step `step`, counted from 0."""
+        torch._foreach_lerp_(self.values, self.parameters, 1 - min(self.decay, (1 + step) / (10 + step)))
+
+    @torch.no_grad()
+    def swap(self) -> None:
+        """Exchange the average and the parameters of the network."""
+        for value, parameter in zip(self.values, self.parameters, strict=True):
+            kept = value.clone()
+            value.copy_(parameter)
+            parameter.copy_(kept)
 
 
 def balanced_order(classes: Tensor, generator: Generator) -> Tensor:
@@ -368,7 +406,7 @@ def balanced_order(classes: Tensor, generator: Generator) -> Tensor:
     return drawn[torch.randperm(n, generator=generator)]
 
 
-def _load_teacher(weights: Path | None, table: FaceTable) -> KeypointNet | None:
+def _load_teacher(weights: PathLike | None, table: FaceTable) -> KeypointNet | None:
     """Load the network whose predictions are learned, and check that its keypoints are those of the table."""
     if weights is None:
         return None
