@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated
@@ -15,6 +16,14 @@ from recombinator.utils.files import check_output_folder
 from recombinator.utils.text import plural
 
 prepare = typer.Typer(help="Turn a dataset into Parquet tables of crops and points.", cls=Group, no_args_is_help=True)
+
+
+class YAxis(StrEnum):
+    """Where y points to."""
+
+    down = "down"
+    up = "up"
+
 
 Folder = Annotated[
     Path | None, typer.Argument(metavar="OUT", show_default=False, help="Folder for the tables; the same as --out.")
@@ -91,7 +100,7 @@ for _name, _module, _text in (
 @prepare.command("points", cls=Command)
 def prepare_own(
     source: Annotated[
-        Path, typer.Argument(metavar="SOURCE", help="Points: .csv, .tsv, .json or .jsonl, with image names.")
+        Path, typer.Argument(metavar="SOURCE", help="Points: a file or folder of any labeling tool; see below.")
     ],
     folder: Folder = None,
     out: Out = None,
@@ -113,6 +122,17 @@ def prepare_own(
             help="Coordinates that mean a missing point; auto: 0,0 and -1,-1 where several points have them.",
         ),
     ] = "auto",
+    points_format: Annotated[
+        str | None, typer.Option(metavar="NAME", show_default="from the content", help="Format of SOURCE.")
+    ] = None,
+    y_axis: Annotated[
+        YAxis | None,
+        typer.Option(
+            metavar="[down|up]",
+            show_default="from the format",
+            help="Where y points to; up: it counts from the image's bottom.",
+        ),
+    ] = None,
     size: Size = 160,
     gray: Gray = False,
     quality: Quality = 95,
@@ -131,7 +151,8 @@ def prepare_own(
     with progress("preparing") as advance:
         counts = prepare_points(
             source, out, images=images, normalizer=normalizer, size=size, gray=gray, quality=quality, strict=strict,
-            missing=missing, progress=advance,
+            missing=missing, points_format=points_format, y_up=None if y_axis is None else y_axis is YAxis.up,
+            progress=advance,
         )  # fmt: skip
     _print_counts(counts, out)
 

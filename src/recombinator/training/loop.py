@@ -245,9 +245,18 @@ class Trainer:
         Raises:
             InputError: The loss is not finite.
         """
+        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+            torch.manual_seed(self._epoch_seed)  # for layers that draw random numbers, such as dropout
+            return self._run_epoch(progress)
+
+    @property
+    def _epoch_seed(self) -> int:
+        return self.seed * 1_000_003 + self.position.epoch
+
+    def _run_epoch(self, progress: Callable[[int, int], None]) -> float:
         self.net.train()
         epoch = self.position.epoch
-        generator = Generator().manual_seed(self.seed * 1_000_003 + epoch)
+        generator = Generator().manual_seed(self._epoch_seed)
         order = epoch_order(self.train_table, self.recipe, generator)
         self.revived = 0
         if self.recipe.revive and epoch < self.recipe.stable_epochs:
