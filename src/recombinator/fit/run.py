@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -41,6 +42,7 @@ TIMED_STEPS = 3
 WEIGHTS = (1.0, 0.5, 0.0)  # factors on the coarse log-probability that held-out images choose from
 VIEWS = 8  # jittered views of each held-out image that the temperature is fitted on
 Progress = Callable[[int, int], None]
+PathLike = str | os.PathLike[str]
 
 
 class _Pixels(FromPixels):
@@ -221,7 +223,7 @@ def _calibrated(weights: Weights, table: FaceTable, plan: Plan) -> Weights:
 
 
 def fit(
-    points: Path, out: Path, *, images: Path | None = None, test: Path | None = None, minutes: float = 30.0,
+    points: PathLike, out: PathLike, *, images: PathLike | None = None, test: PathLike | None = None, minutes: float = 30.0,
     seed: int = 0, boxes: bool = False, resume: bool = False, plan_only: bool = False,
     settings: dict[str, Any] | None = None, on_plan: Callable[[Plan], None] = lambda plan: None,
     progress: Progress = lambda done, total: None,
@@ -293,8 +295,8 @@ def measure_samples(weights: Weights, samples: Sequence[Sample], plan: Plan, key
 
 
 def fit_folds(
-    points: Path, out: Path, folds: int, *, images: Path | None = None, minutes: float = 30.0, seed: int = 0,
-    boxes: bool = False, settings: dict[str, Any] | None = None, only: Sequence[int] = (),
+    points: PathLike, out: PathLike, folds: int, *, images: PathLike | None = None, minutes: float = 30.0,
+    seed: int = 0, boxes: bool = False, settings: dict[str, Any] | None = None, only: Sequence[int] = (),
     on_plan: Callable[[Plan], None] = lambda plan: None, progress: Progress = lambda done, total: None,
 ) -> dict[str, Any]:  # fmt: skip
     """Cross-validate `fit`: every image is predicted by a model that was fitted to the images of other folds.

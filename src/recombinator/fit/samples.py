@@ -87,9 +87,11 @@ def crops(samples: Sequence[Sample], rule: str, size: int, channels: int) -> Ite
     def cut(sample: Sample) -> Crop:
         image = read_image(sample.path)
         height, width = image.shape[:2]
-        crop, to_file, box = RULES[rule].crop(
-            to_gray(image) if channels == 1 else image, sample.filled, RULES[rule].stored_size(size)
-        )
+        pixels = to_gray(image) if channels == 1 else image
+        try:
+            crop, to_file, box = RULES[rule].crop(pixels, sample.filled, RULES[rule].stored_size(size))
+        except InputError as error:
+            raise InputError(f"{sample.where}: {error}") from None
         return Crop(crop, to_file, box, (width, height))
 
     with ThreadPoolExecutor() as pool:

@@ -101,7 +101,11 @@ class Cascade(KeypointNet):
         ).flatten(0, 1)
         near = F.grid_sample(prior.reshape(b * k, 1, s, s), grid, padding_mode="border", align_corners=False)
         near = near.view(b, k, side, side)
-        inside = (near.flatten(2).exp().sum(dim=2) / self.factor**2).clamp(max=1)
+        # the coarse probability of the cells with their center in the patch
+        center = (torch.arange(s, device=x.device) + 0.5) * self.factor
+        gap = center - corners[..., None]  # (B, K, 2, s)
+        held = ((gap >= 0) & (gap <= side)).to(prior.dtype)
+        inside = ((held[:, :, 1, None] @ prior.exp())[:, :, 0] * held[:, :, 0]).sum(dim=2)
         return scores[:, own, own] + self.weight * near, corners, inside
 
     def decode(self, output: tuple[Tensor, Tensor, Tensor], temperature: float | None = None) -> Decoded:
