@@ -25,7 +25,14 @@ from recombinator.models import create_model
 from recombinator.models.base import KeypointNet
 from recombinator.training import parallel
 from recombinator.training.average import MovingAverage
-from recombinator.training.files import STATE, begin_session, check_same_settings, read_state, trim_metrics
+from recombinator.training.files import (
+    STATE,
+    begin_session,
+    check_same_settings,
+    copy_matching,
+    read_state,
+    trim_metrics,
+)
 from recombinator.training.order import batches, epoch_order
 from recombinator.training.recipe import Recipe, make_optimizer
 from recombinator.training.revive import count_dead_channels, revive
@@ -397,11 +404,3 @@ def _load_teacher(weights: PathLike | None, table: FaceTable) -> KeypointNet | N
     loaded = score_map_weights(weights)
     check_same_keypoints(table.info.keypoints, loaded.keypoints, str(weights))
     return loaded.net
-
-
-def copy_matching(tensors: dict[str, Tensor], net: KeypointNet) -> list[str]:
-    """Load tensors of another network into `net` where name and shape agree; return the names loaded."""
-    own, tensors = net.state_dict(), net.adapt(tensors)
-    matching = {k: v for k, v in tensors.items() if k in own and own[k].shape == v.shape}
-    net.load_state_dict(matching, strict=False)
-    return list(matching)
