@@ -20,7 +20,6 @@ from typing import Any
 
 from torch import Tensor
 
-from recombinator.models.base import KeypointNet
 from recombinator.training.recipe import Recipe
 from recombinator.utils.errors import InputError
 from recombinator.utils.files import write_json, write_text
@@ -131,11 +130,3 @@ def _epoch_of(line: str) -> float:
         return json.loads(line)["epoch"]
     except (json.JSONDecodeError, KeyError, TypeError):
         return math.inf  # an incomplete line
-
-
-def copy_matching(tensors: dict[str, Tensor], net: KeypointNet) -> list[str]:
-    """Load tensors of another network into `net` where name and shape agree; return the names loaded."""
-    own, tensors = net.state_dict(), net.adapt(tensors)
-    matching = {k: v for k, v in tensors.items() if k in own and own[k].shape == v.shape}
-    net.load_state_dict(matching, strict=False)
-    return list(matching)

@@ -20,34 +20,19 @@ import torch
 from torch import Generator, Tensor
 
 from recombinator.data.table import FaceTable
-from recombinator.keypoints import check_same_keypoints
 from recombinator.models import create_model
-from recombinator.models.base import KeypointNet
 from recombinator.training import parallel
 from recombinator.training.average import MovingAverage
-from recombinator.training.files import (
-    STATE,
-    begin_session,
-    check_same_settings,
-    copy_matching,
-    read_state,
-    trim_metrics,
-)
+from recombinator.training.files import STATE, begin_session, check_same_settings, read_state, trim_metrics
 from recombinator.training.order import batches, epoch_order
 from recombinator.training.recipe import Recipe, make_optimizer
 from recombinator.training.revive import count_dead_channels, revive
+from recombinator.training.start import copy_matching, load_teacher
 from recombinator.training.tasks import TASKS
 from recombinator.utils.errors import InputError
 from recombinator.utils.files import copy_file, write_json
 from recombinator.utils.provenance import provenance
-from recombinator.weights.files import (
-    Weights,
-    load_weights,
-    resolve,
-    save_weights,
-    score_map_weights,
-    write_tensors,
-)
+from recombinator.weights.files import Weights, load_weights, resolve, save_weights, write_tensors
 
 logger = logging.getLogger(__name__)
 
@@ -125,7 +110,7 @@ class Trainer:
             raise InputError(f"revive=true: {model} lists no rectified convolutions whose channels could be dead")
         if errors_of and self.net.task != "denoising":
             raise InputError(f"errors_of {errors_of}: is for a denoiser; {model} learns from images")
-        teacher_net = _load_teacher(errors_of or teacher, train)
+        teacher_net = load_teacher(errors_of or teacher, train)
         self.task = TASKS[self.net.task](self.net, train, valid, recipe, self.device, teacher_net)
         if len(train) < parallel.processes() or recipe.batch < parallel.processes():
             raise InputError(
@@ -395,12 +380,3 @@ class Trainer:
             for number, average in enumerate(self.average.values):
                 average.copy_(tensors[f"average.{number}"])
         self.position = Position(**meta["position"])
-
-
-def _load_teacher(weights: PathLike | None, table: FaceTable) -> KeypointNet | None:
-    """Load the network whose predictions are learned, and check that its keypoints are those of the table."""
-    if weights is None:
-        return None
-    loaded = score_map_weights(weights)
-    check_same_keypoints(table.info.keypoints, loaded.keypoints, str(weights))
-    return loaded.net
