@@ -133,7 +133,10 @@ def track(
     show: Annotated[bool, typer.Option("--show", help="show the video while it is tracked; q ends it")] = False,
     limit: Annotated[int | None, typer.Option(min=1, help="number of frames to track; default: all")] = None,
 ) -> None:
-    """Track the keypoints of every face through a video. Each face keeps its number."""
+    """Track the keypoints of every face through a video. Each face keeps its number.
+
+    The exit status is 1 if a frame is damaged or the video ends early; the other frames are tracked all the same.
+    """
     from recombinator.predict import predictor
     from recombinator.predict.detect import detector_by_name
     from recombinator.predict.track import Tracker
@@ -153,6 +156,15 @@ def track(
         f"move by {100 * report['motion']:.3f} % of the face's box per frame "
         f"({100 * report['motion_raw']:.3f} % without smoothing): {out}"
     )
+    damaged, missing = report["damaged"], report["missing"]
+    if damaged:
+        named = ", ".join(map(str, damaged[:20])) + (" and more" if len(damaged) > 20 else "")
+        warn(f"error: {video}: {len(damaged)} damaged frames were left out (counted from 0): {named}")
+    if missing:
+        read = report["frames"] + len(damaged)
+        warn(f"error: {video}: ends after {read} of {read + missing} frames; the file is incomplete")
+    if damaged or missing:
+        raise typer.Exit(1)
 
 
 def demo(
