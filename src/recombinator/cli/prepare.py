@@ -127,7 +127,11 @@ def prepare_own(
     ] = None,
     y_axis: Annotated[
         YAxis | None,
-        typer.Option(metavar="[down|up]", show_default="from the format", help="Where y points to; up: it counts from the image's bottom."),
+        typer.Option(
+            metavar="[down|up]",
+            show_default="from the format",
+            help="Where y points to; up: it counts from the image's bottom.",
+        ),
     ] = None,
     size: Size = 160,
     gray: Gray = False,
