@@ -127,7 +127,9 @@ def test_track_command(video, tmp_path):
     moved, as_found = (float(v) for v in re.search(r"move by ([\d.]+) % .* ([\d.]+) %", run.output).groups())
     side = lines[0]["faces"][0]["box"][2]
     assert as_found == pytest.approx(100 * 3 / side, rel=0.3) and moved == pytest.approx(as_found, rel=0.3)
-    run = CliRunner().invoke(app, [*command, str(tmp_path / "p.csv"), "--limit", "2", "--raw"], catch_exceptions=False)
+    run = CliRunner().invoke(
+        app, [*command, str(tmp_path / "p.csv"), "--limit", "2", "--raw", "--overwrite"], catch_exceptions=False
+    )
     rows = list(csv.DictReader((tmp_path / "p.csv").open()))
     assert run.exit_code == 0 and len(rows) == 10 and rows[5]["frame"] == "1"
     assert not [p for p in tmp_path.iterdir() if "part" in p.name]
