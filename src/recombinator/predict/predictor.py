@@ -146,11 +146,16 @@ class Predictor:
                 return Faces(distinct(faces), shown)
         return Faces([], shown)
 
-    def open(self, image: Image | Photograph) -> Photograph:
-        """Decode an image as far as this predictor needs it; see data.photograph."""
+    def open(self, image: Image | Photograph, name: str = "the image") -> Photograph:
+        """Decode an image as far as this predictor needs it; see data.photograph.
+
+        Args:
+            image: Anything that `predict` accepts for one image.
+            name: What error messages call an image without a file name.
+        """
         if isinstance(image, Photograph):
             return image
-        return Photograph(image, getattr(self.detector, "longest", None), self.max_pixels)
+        return Photograph(image, getattr(self.detector, "longest", None), self.max_pixels, name)
 
     def _predict_boxes(
         self, photograph: Photograph, detections: list[Detection], passes: int, relation: tuple[float, float],
