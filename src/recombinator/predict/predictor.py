@@ -87,9 +87,9 @@ class Predictor:
             InputError: If the image, the boxes or an option cannot be used.
         """
         if passes < 1:
-            raise InputError(f"passes={passes} must be 1 or more")
+            raise InputError(f"passes={passes}: expected a number of 1 or more")
         if min_confidence is not None and not 0 <= min_confidence <= 1:
-            raise InputError(f"min_confidence={min_confidence} must lie between 0 and 1")
+            raise InputError(f"min_confidence={min_confidence}: expected a number from 0 to 1")
         if isinstance(image, list | tuple | Iterator):
             if boxes is not None:
                 raise InputError("boxes belong to one image; give the images one by one")
@@ -201,7 +201,7 @@ class Predictor:
                 calibrated = {
                     "within": within, "reach": (np.array(RADII) + 0.5) * pixel[i],
                     "covariance": predictions.covariance[i] * pixel[i] ** 2,
-                    "covered": within[:, SURE] < np.array(below),
+                    "occluded": within[:, SURE] < np.array(below),
                 }  # fmt: skip
             faces[kept[i]] = Face(in_image[i], within[:, SURE], squares[i], self.keypoints, **calibrated)
         return faces
