@@ -52,10 +52,10 @@ _HOMES = {
 }  # fmt: skip
 
 __all__ = [
-    "Augment", "Evaluation", "Face", "Faces", "InputError", "KeypointSet", "Predictor", "Recipe", "Weights", "__version__",
-    "calibrate", "compare", "create_model", "evaluate", "export", "from_pretrained", "load", "load_weights",
-    "model_names", "prepare_300w", "prepare_afw", "prepare_mtfl", "prepare_points", "prepare_synthetic", "push_to_hub",
-    "save_weights", "shipped_models", "train",
+    "Augment", "Evaluation", "Face", "Faces", "InputError", "KeypointSet", "Predictor", "Recipe", "Weights",
+    "__version__", "calibrate", "compare", "create_model", "evaluate", "export", "from_pretrained", "load",
+    "load_weights", "model_names", "prepare_300w", "prepare_afw", "prepare_mtfl", "prepare_points", "prepare_synthetic",
+    "push_to_hub", "save_weights", "shipped_models", "train",
 ]  # fmt: skip
 
 
