@@ -146,7 +146,7 @@ def test_evaluation_of_a_denoiser(trained, faces68, tmp_path):
     )
     assert out.exit_code == 0 and "mean shape" in out.output
     assert json.loads((tmp_path / "a.json").read_text())["rows"] == rows
-    with pytest.raises(InputError, match="not a denoiser"):
+    with pytest.raises(InputError, match="expected the weights of a denoiser"):
         evaluate_denoiser("rcn-6-mtfl", faces68 / "test.parquet")
 
 
