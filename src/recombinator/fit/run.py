@@ -140,10 +140,9 @@ def _reach(net: ScoreMapNet, table: FaceTable, plan: Plan) -> float:
 
 
 def _weights(net: Any, keypoints: KeypointSet, plan: Plan, table: FaceTable, training: dict[str, Any]) -> Weights:
-    relative = (table.points - table.boxes[:, None, :2]) / table.boxes[:, None, 2:]
-    template = np.nanmean(np.where(table.mask[..., None], relative, np.nan), axis=0)
+    template = np.nan_to_num(table.template, nan=0.5).round(4).tolist()
     net.config = json.loads(json.dumps(net.config))
-    return Weights(net.eval(), keypoints, plan.rule, np.nan_to_num(template, nan=0.5).round(4).tolist(), training)
+    return Weights(net.eval(), keypoints, plan.rule, template, training)
 
 
 def train_plan(
