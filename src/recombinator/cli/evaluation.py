@@ -158,14 +158,25 @@ def bench(
     json_out: JsonOut = None,
     rounds: Annotated[int, typer.Option(min=1, metavar="N", help="interleaved repetitions; medians are printed")] = 7,
     threads: Threads = None,
+    pipeline: Annotated[
+        bool, typer.Option("--pipeline", help="time the way from an image to points, with --threads or one thread")
+    ] = False,
 ) -> None:
     """Measure training and prediction speed on this machine.
 
-    The machine's own multiply rate is measured too, for comparison.
+    The machine's own multiply rate is measured too, for comparison; with --pipeline, a fixed OpenCV operation.
     """
     from recombinator.study import bench as benchmark
 
     set_threads(threads)
+    if pipeline:
+        from recombinator.study import pipeline as photographs
+
+        with progress("timing") as advance:
+            report = photographs.run(model or [], rounds, threads or 1, advance)
+        print(benchmark.as_text(report))
+        write_report(json_out, "pipeline", report)
+        return
     with progress("timing") as advance:
         report = benchmark.run(model or ["rcn-6", "sumnet-6"], rounds, advance)
     print(benchmark.as_text(report))

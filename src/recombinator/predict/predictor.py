@@ -235,7 +235,9 @@ class Predictor:
         That is where a point is outside the image; and where the crop rule `moved` the square into the image, and the
         point changes by more than the confidence's own distance once the square is where the points ask for it.
         """
-        checked = [face and replace(face, confidence=np.where(np.asarray(face.inside), face.confidence, 0.0)) for face in faces]
+        checked = [
+            face and replace(face, confidence=np.where(np.asarray(face.inside), face.confidence, 0.0)) for face in faces
+        ]
         rows = [(i, face) for i, face in enumerate(checked) if face and moved[i]]
         again, _ = self._refine(
             photograph, np.array([face.points for _, face in rows]), [face.angle for _, face in rows], free=True
