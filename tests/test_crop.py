@@ -7,13 +7,13 @@ import cv2
 import numpy as np
 import pytest
 from test_predict import HOPPER
+from test_resample import square
 
 from recombinator.data.crops import GRID
 from recombinator.data.images import read_image, to_gray
 from recombinator.data.photograph import Photograph
-from recombinator.data.resample import square
 from recombinator.predict.crop import crop_face, rotation
-from recombinator.predict.detect import Detection, HaarDetector, WholeImage, as_detections
+from recombinator.predict.detect import Detection, HaarDetector, WholeImage, as_detections, detector_by_name
 from recombinator.predict.predictor import load
 
 
@@ -140,3 +140,65 @@ def test_a_photograph_that_is_said_to_be_a_face_has_points(hopper):
         (face,) = certain.predict(np.ascontiguousarray(image))
         assert 0 <= face.confidence.mean() < certain.min_confidence
     assert certain.predict(hopper[:140, :140], min_confidence=1.0) == []
+
+
+@pytest.mark.parametrize("weights", ["rcn-6-mtfl", "joint-68-300w"])
+def test_a_face_cut_by_the_border_is_not_sure(weights, hopper):
+    """Cut off, the mouth is placed elsewhere with a confidence of 0.9 and more; whole, it is sure."""
+    predictor = load(weights, threads=1)
+    box = [(155 - 80, 105 - 60, 222, 222)]
+    (face,) = predictor.predict(np.ascontiguousarray(hopper[60:400, 80:430]), box)
+    assert face.inside.all() and face.confidence.mean() > predictor.min_confidence
+    for bottom in (240, 255, 270, 273) if len(face.points) == 5 else (200, 225, 250):
+        (face,) = predictor.predict(np.ascontiguousarray(hopper[60:bottom, 80:430]), box)
+        assert face.confidence.mean() < predictor.min_confidence
+        assert (face.confidence[~face.inside] == 0).all()
+    assert len(face.points) == 5 or not face.inside.all()
+    row = face.to_dict()["keypoints"][-1]
+    assert row["inside"] == face.inside[-1] and row["confidence"] == pytest.approx(face.confidence[-1], abs=1e-4)
+
+
+def bright_spot_finder(path):
+    """Write a network with YuNet's inputs and outputs. It finds 32 pixels around each white cell of 8."""
+    onnx = pytest.importorskip("onnx")
+    from onnx import TensorProto, helper, numpy_helper
+
+    nodes, constants, outputs = [], [], []
+    for name, channels, bias in (("cls", 1, [-9.0]), ("obj", 1, [1.0]), ("bbox", 4, [0.5, 0.5, *np.log([4.0, 4.0])]),
+                                 ("kps", 10, [0.0] * 10)):  # fmt: skip
+        for stride in (8, 16, 32):
+            weights = np.full((channels, 3, stride, stride), 10 / (3 * stride**2 * 255) * (name == "cls"), np.float32)
+            bias_here = np.array(bias if stride == 8 or name != "cls" else [-99.0], np.float32)
+            out = f"{name}_{stride}"
+            constants += [
+                numpy_helper.from_array(weights, f"{out}_w"), numpy_helper.from_array(bias_here, f"{out}_b"),
+                numpy_helper.from_array(np.array([1, -1, channels]), f"{out}_s"),
+            ]  # fmt: skip
+            nodes += [
+                helper.make_node("Conv", ["input", f"{out}_w", f"{out}_b"], [f"{out}_c"],
+                                 kernel_shape=[stride] * 2, strides=[stride] * 2),
+                helper.make_node("Transpose", [f"{out}_c"], [f"{out}_t"], perm=[0, 2, 3, 1]),
+                helper.make_node("Reshape", [f"{out}_t", f"{out}_s"], [out]),
+            ]  # fmt: skip
+            outputs.append(helper.make_tensor_value_info(out, TensorProto.FLOAT, [1, (320 // stride) ** 2, channels]))
+    image = helper.make_tensor_value_info("input", TensorProto.FLOAT, [1, 3, 320, 320])
+    graph = helper.make_graph(nodes, "spots", [image], outputs, constants)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 11)], ir_version=8), path)
+
+
+def test_yunet_in_threads_and_pickled(tmp_path):
+    name = str(tmp_path / "spots.onnx")
+    bright_spot_finder(name)
+    detector = detector_by_name(f"yunet:{name}")
+    images = []
+    for i in range(4):
+        image = np.zeros((320, 320, 3), np.uint8)
+        image[64 + 8 * i : 72 + 8 * i, 160:168] = 255
+        images.append(image)
+    expected = [detector.detect(image) for image in images]
+    for i, (found,) in enumerate(expected):
+        x, y, width, height = found.box
+        assert (x + width / 2, y + height / 2) == (pytest.approx(164), pytest.approx(68 + 8 * i))
+        assert width == height == pytest.approx(1.15 * 32) and found.angle == 0 and 0.9 < found.score <= 1
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(pickle.loads(pickle.dumps(detector)).detect, images * 4)) == expected * 4

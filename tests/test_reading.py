@@ -2,6 +2,8 @@
 
 import io
 import os
+import struct
+import zlib
 
 import cv2
 import numpy as np
@@ -104,8 +106,12 @@ def test_a_jpeg_without_its_end_is_read_with_a_warning(caplog):
 
 
 def test_too_many_pixels_are_refused_by_the_header(tmp_path, predictor):
+    def chunk(name, data):
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
     bomb = tmp_path / "bomb.png"
-    Image.new("1", (20000, 20000)).save(bomb)
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 20000, 20000, 8, 0, 0, 0, 0))
+    bomb.write_bytes(b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b""))
     with pytest.raises(InputError, match=r"bomb\.png: has 400 million pixels, more than the limit of 200 million"):
         predictor.predict(bomb)
     small = load("rcn-6-mtfl", threads=1, max_pixels=100_000)

@@ -249,6 +249,15 @@ def test_a_terminated_command_leaves_no_hidden_files(scene, tmp_path, number):
     assert not [p.name for p in tmp_path.iterdir() if p.name.startswith(".")]
 
 
+def test_a_terminated_prepare_leaves_no_hidden_files(tmp_path):
+    command = [sys.executable, "-m", "recombinator", "prepare", "synthetic", "--out", tmp_path, "--faces", 20000]
+    with subprocess.Popen([*map(str, command)], stdout=subprocess.DEVNULL) as process:
+        while not list(tmp_path.glob(".*.tmp.parquet")) and process.poll() is None:
+            time.sleep(0.01)
+        process.terminate()
+    assert process.returncode == 128 + signal.SIGTERM and not list(tmp_path.glob(".*.tmp.*"))
+
+
 def test_names_that_opencv_cannot_open(video, tmp_path):
     name = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.mp4")
     try:

@@ -1,6 +1,6 @@
-"""Benchmark of the way from an image file to points, whole and in parts, in milliseconds and in a fixed OpenCV operation.
+"""Benchmark of the way from an image to points, in parts, in milliseconds and relative to a fixed OpenCV operation.
 
-The ratio to the fixed operation, timed in the same round, compares runs of different machines and loads.
+The fixed operation, timed in the same round, makes runs of different machines and loads comparable.
 """
 
 from __future__ import annotations
