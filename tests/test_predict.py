@@ -229,7 +229,7 @@ def test_a_face_gives_its_keypoints_by_name(predictor):
     assert face["left_eye"].shape == (2,) and face["left_eye"][0] < face["right_eye"][0]  # left in the image
     with pytest.raises(KeyError, match="did you mean 'left_eye'"):
         face["lefteye"]
-    with pytest.raises(KeyError, match="use one of left_eye, right_eye, nose, left_mouth, right_mouth"):
+    with pytest.raises(KeyError, match="expected one of left_eye, right_eye, nose, left_mouth, right_mouth"):
         face["chin"]
     with pytest.raises(IndexError):
         face[5]
@@ -325,7 +325,7 @@ def test_the_legend_keeps_clear_of_faces(predictor, hopper):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"device": "tpu"}, "unknown device 'tpu'; use cpu, cuda or cuda:N"),
+        ({"device": "tpu"}, "unknown device 'tpu'; expected one of cpu, cuda, cuda:N"),
         ({"device": "cuda", "engine": "onnx"}, "ONNX Runtime runs on the CPU here; use the torch engine"),
         ({"device": "cuda"}, "torch finds no CUDA GPU on this machine; use device 'cpu'"),
     ],

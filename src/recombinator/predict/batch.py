@@ -24,7 +24,7 @@ from recombinator.predict.drawing import draw_faces
 from recombinator.predict.output import FILES, FORMATS, face_chip, save_picture
 from recombinator.predict.predictor import Predictor
 from recombinator.predict.result import Face
-from recombinator.utils.errors import InputError
+from recombinator.utils.errors import InputError, check_choice
 from recombinator.utils.files import lock_folder, write_text
 
 STDIN = "-"
@@ -68,7 +68,8 @@ def find_photographs(inputs: Iterable[str | os.PathLike[str]], out: Path | None 
         if not inside and earlier:
             raise InputError(f"{item}: all its photographs are in --out {out}; choose another folder")
         if not inside:
-            raise InputError(f"{item}: no photograph in it ({', '.join(ENDINGS)})")
+            what = "no photograph in this folder" if os.path.isdir(item) else "no photograph matches this pattern"
+            raise InputError(f"{item}: {what} ({', '.join(ENDINGS)})")
         names |= dict.fromkeys(inside)
     return list(names)
 
@@ -233,9 +234,8 @@ def predict_all(
     Raises:
         InputError: If a format is unknown, `out` holds results that must not be replaced, or another process uses it.
     """
-    unknown = [f for f in formats if f not in FORMATS]
-    if unknown:
-        raise InputError(f"format {unknown[0]!r} is not known: use {', '.join(FORMATS)}")
+    for kind in formats:
+        check_choice("format", kind, FORMATS)
     wanted = Pictures(pictures, numbers, chips) if out else Pictures(annotated=False)
     with lock_folder(out) if out else nullcontext():
         lines = Lines(out, resume, overwrite, weights) if out else None
@@ -346,7 +346,7 @@ def read_boxes(path: Path) -> dict[str, list[list[float]]]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read as text ({error})") from None
+        raise InputError(f"{path}: cannot be read as text ({getattr(error, 'strerror', None) or error})") from None
     rows = csv.DictReader(text.splitlines())
     columns = ("file", "x", "y", "width", "height")
     if not set(columns) <= set(rows.fieldnames or ()):

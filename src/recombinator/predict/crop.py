@@ -1,6 +1,6 @@
 """Cut a network's input from an image by one affine: rotation, scale and translation.
 
-The crop rule of the training places a square of `GRID` cells around the face and a smaller square in it, which the
+The crop rule of the training places a square of cells around the face and a smaller square in it, which the
 network sees (data.crops). Here only the cells that the network sees are computed: the region of the image is resized
 to cells with Lanczos filtering, as in training, and the cells are sampled bilinearly. An INTER_AREA filter in place of
 Lanczos moves points by up to 0.5 network pixels.
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from recombinator.data.crops import GRID, CropRule
+from recombinator.data.crops import CropRule
 from recombinator.data.images import to_gray
 from recombinator.data.photograph import Photograph
 
@@ -74,13 +74,15 @@ def crop_face(
         return None
     upright, frame = _upright(photograph.width, photograph.height, angle)  # from the image
     numbers = points @ upright[:, :2].T + upright[:, 2] + rule.origin
-    limited, unlimited = _place(numbers, rule, frame), _place(numbers, rule, None)
+    limited = _place(numbers, rule, size, frame)
+    unlimited = limited if rule.whole else _place(numbers, rule, size, None)
     if limited is None or unlimited is None:
         return None
     (x, y, side), inner = unlimited if free else limited
-    cell = side / GRID
+    grid = rule.stored_size(size)
+    cell = side / grid
     corner, step = inner[:2], float(inner[2]) / size  # of the network's pixels, in cells
-    moved = bool(np.abs(_square(*limited) - _square(*unlimited)).max() >= step * cell)
+    moved = bool(np.abs(_square(limited, grid) - _square(unlimited, grid)).max() >= step * cell)
     back = _inverted(upright)
     # from network pixels to the image
     linear = back[:, :2] * (step * cell)
@@ -103,7 +105,7 @@ FAR = 1 << 20  # pixels; moves an image away from the limits of a frame
 Placed = tuple[tuple[int, int, int], np.ndarray]
 
 
-def _place(numbers: np.ndarray, rule: CropRule, frame: tuple[int, int] | None) -> Placed | None:
+def _place(numbers: np.ndarray, rule: CropRule, size: int, frame: tuple[int, int] | None) -> Placed | None:
     """Return the stage-1 square in a frame of this width and height and the network's square in its cells.
 
     Without a frame there are no limits. None if the points are too close to each other.
@@ -115,13 +117,14 @@ def _place(numbers: np.ndarray, rule: CropRule, frame: tuple[int, int] | None) -
         x, y, side = rule.box(numbers, rule.stage1, *frame)
     if side < 4:
         return None
-    return (x, y, side), rule.inner_box((numbers - [x, y]) / (side / GRID), GRID).astype(np.float64)
+    grid = rule.stored_size(size)
+    return (x, y, side), rule.inner_box((numbers - [x, y]) / (side / grid), grid).astype(np.float64)
 
 
-def _square(stage1: tuple[int, int, int], inner: np.ndarray) -> np.ndarray:
-    """Return x, y and side of the network's square in the frame."""
-    cell = stage1[2] / GRID
-    return inner * cell + [stage1[0], stage1[1], 0]
+def _square(placed: Placed, grid: int) -> np.ndarray:
+    """Return x, y and side of the network's square in the frame; stage 1 has grid x grid cells."""
+    (x, y, side), inner = placed
+    return inner * (side / grid) + [x, y, 0]
 
 
 def _upright(width: int, height: int, angle: float) -> tuple[np.ndarray, tuple[int, int]]:

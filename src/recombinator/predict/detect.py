@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from recombinator.data.images import read_file, to_gray
-from recombinator.utils.errors import InputError
+from recombinator.utils.errors import InputError, unknown
 
 LONGEST = 1024  # pixels; larger photographs are scaled down for detection
 
@@ -212,7 +212,7 @@ class YuNetDetector:
 
     def __init__(self, path: str, min_confidence: float = 0.6) -> None:
         if not Path(path).is_file():
-            raise InputError(f"{path}: no such file; yunet:PATH needs OpenCV's face_detection_yunet ONNX file")
+            raise InputError(f"{path}: no such file; yunet:FILE needs OpenCV's face_detection_yunet ONNX file")
         # bytes in place of the name: OpenCV crashes on names that are not UTF-8
         self.__setstate__((path, read_file(path), min_confidence))
         self._net()
@@ -258,7 +258,7 @@ def detector_by_name(name: str) -> Detector:
     """Return a detector by its name.
 
     Args:
-        name: "haar", "none" (each image is one face) or "yunet:PATH".
+        name: "haar", "none" (each image is one face) or "yunet:FILE".
 
     Raises:
         InputError: For any other name.
@@ -267,5 +267,5 @@ def detector_by_name(name: str) -> Detector:
         return YuNetDetector(name[6:])
     known: dict[str, Callable[[], Detector]] = {"haar": HaarDetector, "none": WholeImage}
     if name not in known:
-        raise InputError(f"detector {name!r} is not known: use haar, none or yunet:PATH")
+        raise unknown("detector", name, ("haar", "none", "yunet:FILE"))
     return known[name]()

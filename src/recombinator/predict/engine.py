@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from recombinator.keypoints import KeypointSet
-from recombinator.utils.errors import InputError, remedy
+from recombinator.utils.errors import InputError, check_choice, remedy, unknown
 from recombinator.weights.shipped import shipped_graphs, shipped_models, unknown_model
 
 ENGINES = ("onnx", "torch")
@@ -137,7 +137,7 @@ class TorchEngine:
 
         from recombinator.models.base import check_takes_images
 
-        check_takes_images(weights.net, "these weights")
+        check_takes_images(weights.net, str(weights))
         _check_device(device)
         if device != "cpu" and not torch.cuda.is_available():
             raise InputError(f"device {device!r}: torch finds no CUDA GPU on this machine; use device 'cpu'")
@@ -156,10 +156,8 @@ class TorchEngine:
         """Predict the keypoints of (N, channels, size, size) uint8 crops."""
         import torch
 
-        from recombinator.models.decode import answers
-
         with _limit_torch_threads(self.threads), torch.inference_mode():
-            decoded = answers(self.net, torch.from_numpy(crops).to(self.device))
+            decoded = self.net.decode(self.net(torch.from_numpy(crops).to(self.device)))
         return Predictions(*(getattr(decoded, name).cpu().numpy() for name in OUTPUTS))
 
 
@@ -187,7 +185,7 @@ def _limit_torch_threads(threads: int) -> Iterator[None]:
 
 def _check_device(device: str) -> None:
     if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
-        raise InputError(f"unknown device {device!r}; use cpu, cuda or cuda:N")
+        raise unknown("device", device, ("cpu", "cuda", "cuda:N"))
 
 
 def load_engine(
@@ -208,8 +206,8 @@ def load_engine(
     Raises:
         InputError: If there is no such model, or not for this engine or device.
     """
-    if engine not in (None, *ENGINES):
-        raise InputError(f"engine={engine!r} is not known: use one of {', '.join(ENGINES)}")
+    if engine is not None:
+        check_choice("engine", engine, ENGINES)
     _check_device(device)
     if device != "cpu":
         if engine == "onnx":

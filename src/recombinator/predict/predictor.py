@@ -15,7 +15,7 @@ from recombinator.data.images import MAX_PIXELS, Image
 from recombinator.data.photograph import Photograph
 from recombinator.keypoints import RADII, SURE
 from recombinator.predict.crop import Crop, crop_face, rotation
-from recombinator.predict.detect import Detection, Detector, HaarDetector, as_detections
+from recombinator.predict.detect import Detection, Detector, HaarDetector, WholeImage, as_detections
 from recombinator.predict.engine import Engine, Predictions, load_engine
 from recombinator.predict.result import Face, Faces
 from recombinator.utils.errors import InputError
@@ -48,7 +48,8 @@ class Predictor:
         self.passes, self.max_pixels = _check_passes(passes), max_pixels
         self.engine, self.about, self.keypoints = engine, engine.about, engine.about.keypoints
         self.rule = RULES[self.about.crop_rule]
-        self.detector: Detector = detector or HaarDetector()
+        # a network for whole images needs no detector
+        self.detector: Detector = WholeImage() if self.rule.whole else detector or HaarDetector()
         self.min_confidence = float(self.about.calibration.get("least", self.rule.least))
 
     def __repr__(self) -> str:
@@ -103,7 +104,7 @@ class Predictor:
         """
         passes = self.passes if passes is None else _check_passes(passes)
         if min_confidence is not None and not 0 <= min_confidence <= 1:
-            raise InputError(f"min_confidence={min_confidence} must lie between 0 and 1")
+            raise InputError(f"min_confidence={min_confidence}: expected a number from 0 to 1")
         if isinstance(image, list | tuple | Iterator) and not hasattr(image, "read"):  # a file yields its lines
             if boxes is not None:
                 raise InputError("boxes belong to one image; give the images one by one")
@@ -123,6 +124,8 @@ class Predictor:
         elif keep and not isinstance(image, Photograph):  # the results of an iterator must not keep its arrays
             shown = photograph.pixels if hasattr(image, "read") else image  # a file object can be read only once
         if boxes is not None:
+            if self.rule.whole:
+                raise InputError("this model finds its object in the whole image; leave the boxes out")
             given = self._predict_boxes(photograph, check_boxes(boxes, photograph), passes, self.rule.from_detector)
             for number, face in enumerate(given, 1):
                 if face is None:
@@ -167,6 +170,8 @@ class Predictor:
             return []
         angles = [d.angle for d in detections]
         faces, moved = self._refine(photograph, self._points_from_boxes(detections, relation), angles)
+        if self.rule.whole:  # a second pass would see the same
+            passes = 1
         for _ in range(passes - 1):
             alive = [i for i, face in enumerate(faces) if face]
             points = np.array([face.points for face in faces if face])
@@ -260,7 +265,7 @@ class Predictor:
             calibrated = {
                 "within": within, "reach": (np.array(RADII) + 0.5) * crop.pixel,
                 "covariance": _turned(predictions.covariance[i] * crop.pixel**2, angle),
-                "covered": within[:, SURE] < np.array(below),
+                "occluded": within[:, SURE] < np.array(below),
             }  # fmt: skip
         return Face(
             points, within[:, SURE], np.array([*(center - side / 2), side]), self.keypoints,

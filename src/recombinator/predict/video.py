@@ -66,7 +66,7 @@ def write_track(
     video = Video(source)
     for path in (out, annotated):
         if path and path.resolve() == Path(source).resolve():
-            raise InputError(f"{path}: would overwrite the video; choose another name")
+            raise InputError(f"{path}: would overwrite the input; choose another name")
         if path:
             path.parent.mkdir(parents=True, exist_ok=True)
     total = min(video.declared, limit or 1 << 60)
