@@ -235,14 +235,12 @@ class Predictor:
         return faces, moved
 
     def _doubt(self, photograph: Photograph, faces: list[Face | None], moved: list[bool]) -> list[Face | None]:
-        """Set the confidence to 0 where the border of the image has decided the answer.
+        """Set the confidence and `within` to 0 where the border of the image has decided the answer.
 
         That is where a point is outside the image; and where the crop rule `moved` the square into the image, and the
         point changes by more than the confidence's own distance once the square is where the points ask for it.
         """
-        checked = [
-            face and replace(face, confidence=np.where(np.asarray(face.inside), face.confidence, 0.0)) for face in faces
-        ]
+        checked = [face and _trusted(face, np.asarray(face.inside)) for face in faces]
         rows = [(i, face) for i, face in enumerate(checked) if face and moved[i]]
         again, _ = self._refine(
             photograph, np.array([face.points for _, face in rows]), [face.angle for _, face in rows], free=True
@@ -250,8 +248,7 @@ class Predictor:
         for (i, face), other in zip(rows, again, strict=True):
             if other:
                 distance = np.linalg.norm(other.points - face.points, axis=1) * self.about.size / face.box[2]
-                near = distance <= RADII[SURE] + 0.5
-                checked[i] = replace(face, confidence=np.where(near, face.confidence, 0.0))
+                checked[i] = _trusted(face, distance <= RADII[SURE] + 0.5)
         return checked
 
     def _face(self, crop: Crop, predictions: Predictions, i: int, angle: float, limits: np.ndarray) -> Face:
@@ -271,6 +268,12 @@ class Predictor:
             points, within[:, SURE], np.array([*(center - side / 2), side]), self.keypoints,
             inside=np.all((points >= 0) & (points <= limits), axis=1), angle=angle, **calibrated,
         )  # fmt: skip
+
+
+def _trusted(face: Face, sure: np.ndarray) -> Face:
+    """Return the face with probabilities of 0 for the points that are not `sure`, (K,) bools."""
+    within = None if face.within is None else np.where(sure[:, None], face.within, 0.0)
+    return replace(face, confidence=np.where(sure, face.confidence, 0.0), within=within)
 
 
 def _turned(covariance: np.ndarray, angle: float) -> np.ndarray:
