@@ -223,8 +223,8 @@ def _calibrated(weights: Weights, table: FaceTable, plan: Plan) -> Weights:
 
 
 def fit(
-    points: PathLike, out: PathLike, *, images: PathLike | None = None, test: PathLike | None = None, minutes: float = 30.0,
-    seed: int = 0, boxes: bool = False, resume: bool = False, plan_only: bool = False,
+    points: PathLike, out: PathLike, *, images: PathLike | None = None, test: PathLike | None = None,
+    minutes: float = 30.0, seed: int = 0, boxes: bool = False, resume: bool = False, plan_only: bool = False,
     settings: dict[str, Any] | None = None, on_plan: Callable[[Plan], None] = lambda plan: None,
     progress: Progress = lambda done, total: None,
 ) -> dict[str, Any]:  # fmt: skip
