@@ -5,7 +5,7 @@ import pytest
 from conftest import ROOT
 
 from recombinator.data.images import encode_image
-from recombinator.data.points import read_pts
+from recombinator.data.readers.pts import read_pts
 from recombinator.data.readers.synthetic import draw_face
 from recombinator.data.readers.w300 import prepare_300w, split_files
 from recombinator.data.table import load_table
@@ -86,7 +86,7 @@ def test_missing_image_and_wrong_folder(layout, tmp_path):
     with pytest.raises(InputError, match=r"image_a\.pts: no image of that name"):
         prepare_300w(layout, tmp_path / "out", strict=True)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match="is this 300-W"):
+    with pytest.raises(InputError, match="each with a .pts file of the same name"):
         prepare_300w(tmp_path / "empty", tmp_path / "out")
 
 

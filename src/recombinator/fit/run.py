@@ -291,7 +291,8 @@ def fit(
 def measure_samples(weights: Weights, samples: Sequence[Sample], plan: Plan, keypoints: KeypointSet) -> Measured:
     """Measure a fitted model on objects."""
     net = weights.net
-    return measure(net, whole_table(samples, keypoints, plan.rule, net.size, net.channels, "test"))
+    table = whole_table(samples, keypoints, plan.rule, net.size, net.channels, "test")
+    return measure(net, table, np.array([s.mm_per_pixel for s in samples]))
 
 
 def fit_folds(

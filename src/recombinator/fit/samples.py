@@ -15,7 +15,7 @@ import numpy as np
 from recombinator.data.crops import RULES
 from recombinator.data.images import read_image, to_gray
 from recombinator.data.points import point_sets, read_entries
-from recombinator.data.readers.own import infer_keypoints, locate
+from recombinator.data.readers.own import infer_keypoints
 from recombinator.data.resample import resized
 from recombinator.data.table import FaceTable, TableInfo, batched
 from recombinator.keypoints import KeypointSet
@@ -38,6 +38,7 @@ class Sample:
         path: the image.
         where: the place in the points file, for messages.
         face: which of the image's objects it is.
+        mm_per_pixel: physical size of a pixel; NaN if unknown.
     """
 
     points: np.ndarray
@@ -45,6 +46,7 @@ class Sample:
     path: Path
     where: str
     face: str
+    mm_per_pixel: float = float("nan")
 
     @property
     def known(self) -> np.ndarray:
@@ -222,7 +224,7 @@ def read_samples(source: Path, images: Path | None) -> tuple[list[Sample], Keypo
     Raises:
         InputError: the file cannot be read, or it names no images.
     """
-    entries = read_entries(source, "auto")
+    entries = read_entries(source, "auto", images=images)
     keypoints = infer_keypoints(entries, source)
     dropped: list[InputError] = []
     sets = [p for p in point_sets(entries, keypoints, dropped.append) if np.isfinite(p.points).any()]
@@ -230,14 +232,16 @@ def read_samples(source: Path, images: Path | None) -> tuple[list[Sample], Keypo
         logger.warning("%s", error)
     if not sets or {p.file for p in sets} == {""}:
         raise InputError(f"{source}: nothing in it names the images; expected a column or field `file`")
-    folder = images or source.parent
-    paths = locate(folder, sorted({p.file for p in sets}))
-    missing = [name for name, path in paths.items() if not path.is_file()]
+    paths = {p.file: p.entry.path or Path(p.file) for p in sets}
+    missing = [name for name, path in sorted(paths.items()) if not path.is_file()]
     for name in missing[:10]:
-        logger.warning("%s: no such image in %s", name, folder)
+        logger.warning("%s: no such image (%s)", name, paths[name])
     least = min(2, len(keypoints))
-    samples = [Sample(p.points, p.file, paths[p.file], p.where, p.face) for p in sets if p.file not in missing]
+    samples = [
+        Sample(p.points, p.file, paths[p.file], p.where, p.face, p.entry.mm_per_pixel)
+        for p in sets if p.file not in missing
+    ]  # fmt: skip
     samples = [s for s in samples if s.known.sum() >= least]
     if not samples:
-        raise InputError(f"{source}: none of its {len(paths)} images is in {folder}; give their folder with --images")
+        raise InputError(f"{source}: none of its {len(paths)} images was found; give their folder with --images")
     return samples, keypoints

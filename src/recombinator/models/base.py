@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -124,13 +123,6 @@ def check_groups(net: KeypointNet, groups: dict[str, list[nn.Parameter]]) -> Non
     if missing or twice:
         what = f"{missing[0]} is in no group" if missing else f"{twice[0]} is in two groups"
         raise InputError(f"{type(net).__name__}.weight_groups(): {what}; list every parameter exactly once")
-
-
-def check_choice(label: str, value: object, choices: Iterable[str]) -> None:
-    """Raise InputError, naming the option `label`, unless `value` is one of `choices`."""
-    known = tuple(choices)
-    if value not in known:
-        raise InputError(f"unknown {label}={value!r}; expected one of {', '.join(known)}")
 
 
 def check_takes_images(net: nn.Module, name: str) -> None:

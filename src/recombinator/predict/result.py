@@ -20,6 +20,7 @@ from recombinator.utils.errors import InputError
 from recombinator.utils.files import check_output_file, write_json, write_text
 
 NOTEBOOK_SIDE = 1024  # pixels of the longer side of the picture that a notebook shows
+POINT_COLUMNS = ("keypoint", "x", "y", "confidence", "inside")  # of every CSV file of points
 _NOT_CALIBRATED = "this face has only one confidence per point: its weights are not calibrated"
 
 
@@ -41,8 +42,10 @@ class Face:
         reach: (5,) half sides of these squares in image pixels; None without calibrated weights.
         covariance: (K, 3) covariance of the point's error in square pixels: xx, xy, yy; None without calibrated
             weights.
-        covered: (K,) True where the point is probably occluded; on validation images one visible point in twenty is
+        occluded: (K,) True where the point is probably occluded; on validation images one visible point in twenty is
             called so. None without calibrated weights.
+        inside: (K,) True where the point is inside the image; None if that is not known.
+        angle: Rotation of the square about its center in degrees, clockwise on the screen; 0 for an upright face.
     """
 
     points: np.ndarray
@@ -52,7 +55,9 @@ class Face:
     within: np.ndarray | None = None
     reach: np.ndarray | None = None
     covariance: np.ndarray | None = None
-    covered: np.ndarray | None = None
+    occluded: np.ndarray | None = None
+    inside: np.ndarray | None = None
+    angle: float = 0.0
 
     def __repr__(self) -> str:
         x, y, side = self.box
@@ -79,7 +84,7 @@ class Face:
         names = self.keypoints.names
         if key not in names:
             near = difflib.get_close_matches(key, names, n=3)
-            hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"use one of {', '.join(names)}"
+            hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"expected one of {', '.join(names)}"
             raise KeyError(f"unknown keypoint {key!r}; {hint}")
         return self.points[names.index(key)]
 
@@ -101,7 +106,7 @@ class Face:
         if self.within is None or self.reach is None:
             raise InputError(_NOT_CALIBRATED)
         if not pixels >= 0:
-            raise InputError(f"pixels={pixels} must be 0 or more")
+            raise InputError(f"pixels={pixels}: expected a number of 0 or more")
         steps = np.concatenate([[0.0], self.reach])
         return np.array([np.interp(pixels, steps, [0.0, *row]) for row in self.within])
 
@@ -156,6 +161,7 @@ class Face:
         """Return the face as plain numbers, ready for JSON."""
         return {
             "box": [round(float(v), 2) for v in self.box],
+            "angle": round(float(self.angle), 2),
             "confidence": round(float(self.confidence.mean()), 4),
             "keypoints": [self._keypoint(i) for i in range(len(self.points))],
         }
@@ -163,9 +169,11 @@ class Face:
     def _keypoint(self, i: int) -> dict[str, Any]:
         x, y = (round(float(v), 2) for v in self.points[i])
         row = {"name": self.keypoints.names[i], "x": x, "y": y, "confidence": round(float(self.confidence[i]), 4)}
-        if self.covered is not None and self.covariance is not None:
+        if self.occluded is not None and self.covariance is not None:
             covariance = [round(float(v), 3) for v in self.covariance[i]]
-            row |= {"covered": bool(self.covered[i]), "covariance": covariance}
+            row |= {"covered": bool(self.occluded[i]), "covariance": covariance}
+        if self.inside is not None:
+            row["inside"] = bool(self.inside[i])
         return row
 
 
@@ -227,13 +235,17 @@ class Faces(list[Face]):
         return encode_image(picture, 0)
 
 
+def point_cells(row: dict[str, Any]) -> list[Any]:
+    """Return the cells of POINT_COLUMNS for one keypoint of `Face.to_dict`; `inside` is 1, 0 or, if unknown, empty."""
+    inside = row.get("inside")
+    return [row["name"], row["x"], row["y"], row["confidence"], "" if inside is None else int(inside)]
+
+
 def _csv_text(faces: Iterable[Face]) -> str:
-    """Return one row per keypoint: face (from 1), keypoint, x, y, confidence."""
+    """Return one row per keypoint: face (from 1), keypoint, x, y, confidence, inside."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["face", "keypoint", "x", "y", "confidence"])
+    writer.writerow(["face", *POINT_COLUMNS])
     for number, face in enumerate(faces, 1):
-        writer.writerows(
-            [number, row["name"], row["x"], row["y"], row["confidence"]] for row in face.to_dict()["keypoints"]
-        )
+        writer.writerows([number, *point_cells(row)] for row in face.to_dict()["keypoints"])
     return text.getvalue()

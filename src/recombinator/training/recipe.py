@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -14,10 +13,10 @@ from typing import Any
 import torch
 
 from recombinator.models import OPTIONS
-from recombinator.models.base import KeypointNet, check_choice, check_groups
+from recombinator.models.base import KeypointNet, check_groups
 from recombinator.training.loss import LOSSES
 from recombinator.transforms.augment import Augment, check_ranges
-from recombinator.utils.errors import InputError
+from recombinator.utils.errors import InputError, check_choice, unknown
 from recombinator.utils.files import from_file_keys, to_file_keys
 
 # allowed values, both ends included
@@ -39,33 +38,33 @@ class Recipe:
     """All settings of a training except network, data and seed.
 
     Attributes:
-        name: name of the recipe.
-        epochs: passes over the training images.
-        batch: images per step.
-        optimizer: adamw or adadelta (the paper).
-        augment: ranges of the random changes to training images; see `Augment`.
-        learning_rate: learning rate of AdamW; a factor on Adadelta's steps.
-        weight_decay: weight decay of AdamW.
-        warmup_steps: steps over which the learning rate rises at the start, at most two epochs.
-        decay: share of the epochs, at the end, over which the learning rate falls to zero.
-        loss: softmax (Eq. 2) or l2 (footnote 4).
-        sigma: spread of the target in cells; 0 has the true cell only, as in Eq. 2.
-        outside: points that leave the crop: ignore them, or clamp them to its border (the authors' code).
-        shuffle: whether the images are in another random order in each epoch.
-        balance: attribute whose classes are drawn in proportion to the square root of their size, so that rare classes
-            are seen more often (Mahajan et al., ECCV 2018); empty: every image once per epoch.
-        revive: whether dead channels are re-initialized before each epoch until the learning rate falls.
-        precision: auto (bfloat16 where it is fast), bfloat16 or float32.
-        ema: decay per step of the exponential moving average of the weights that is validated and kept; 0 keeps the
+        name: Name of the recipe in result files.
+        epochs: Passes over the training images.
+        batch: Images per step.
+        optimizer: "adamw" or "adadelta" (the paper).
+        augment: Ranges of the random changes to training images; see `Augment`.
+        learning_rate: Highest learning rate of AdamW; a factor on Adadelta's steps.
+        weight_decay: Weight decay of AdamW.
+        warmup_steps: Steps over which the learning rate rises at the start, at most two epochs.
+        decay: Share of the epochs, at the end, over which the learning rate falls to zero.
+        loss: "softmax" (Eq. 2) or "l2" (footnote 4).
+        sigma: Spread of the target in cells; 0 has the true cell only, as in Eq. 2.
+        outside: Points that leave the crop: "ignore" them, or "clamp" them to its border (the authors' code).
+        shuffle: Draw the images in another random order in each epoch.
+        balance: Attribute of the table whose classes are drawn in proportion to the square root of their size, so that
+            rare classes are seen more often (Mahajan et al., ECCV 2018); empty: every image once per epoch.
+        revive: Re-initialize dead channels before each epoch until the learning rate falls.
+        precision: "auto" (bfloat16 where it is fast), "bfloat16" or "float32".
+        patience: Epochs without a lower validation error after which training stops; 0 never stops early.
+        distil: With a teacher: weight of the teacher's score maps in the loss, from 0 to 1.
+        corrupt: Denoiser: number of corrupted keypoints per face.
+        corruption: Denoiser: "uniform" (random cells, section 4) or "mixed" (for half of the faces, the predictions of
+            the network given as errors_of).
+        auxiliary: TCDCN: weight of the loss of each facial attribute.
+        judged: Denoiser: keypoints that count in the loss, "corrupted" (section 4) or "all".
+        ema: Decay per step of the exponential moving average of the weights that is validated and kept; 0 keeps the
             weights themselves.
-        patience: epochs without a lower validation error after which training stops; 0 never stops early.
-        distil: with a teacher: weight of the teacher's score maps in the loss, from 0 to 1.
-        corrupt: denoiser: number of corrupted keypoints per face.
-        corruption: denoiser: uniform (random cells, section 4) or mixed (for half of the faces, the predictions of the
-            network given as errors_of).
-        auxiliary: tcdcn: weight of the loss of each facial attribute.
-        judged: denoiser: keypoints that count in the loss, corrupted (section 4) or all.
-        regularize: factor lambda of the L2 penalty in Eq. 2 for trunk, branch and alpha weights, with Adadelta.
+        regularize: Factor lambda of the L2 penalty in Eq. 2 for trunk, branch and alpha weights, with Adadelta.
     """
 
     name: str
@@ -178,8 +177,7 @@ def get_recipe(name: str, model: str, **changes: Any) -> Recipe:
     Raises:
         InputError: Unknown name, or a value outside its range.
     """
-    if name not in RECIPES:
-        raise InputError(f"unknown recipe {name!r}; expected one of {', '.join(RECIPES)}")
+    check_choice("recipe", name, RECIPES)
     recipe = RECIPES[name]
     if name == "paper":
         family = "-".join(part for part in model.split("-") if part == "68" or not part.isdigit())
@@ -191,9 +189,7 @@ def changed(recipe: Recipe, **changes: Any) -> Recipe:
     """Return a copy of a recipe with new values of its fields or of those of its Augment."""
     for name in changes:
         if name not in Augment.__dataclass_fields__ and name not in Recipe.__dataclass_fields__:
-            near = difflib.get_close_matches(name, setting_types(), n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else "; `recombinator train --list-settings` lists them"
-            raise InputError(f"unknown setting {name!r}{hint}")
+            raise unknown("setting", name, setting_types())
     own = {k: v for k, v in changes.items() if k in Augment.__dataclass_fields__}
     rest = {k: v for k, v in changes.items() if k not in own}
     return replace(recipe, augment=replace(recipe.augment, **own), **rest)
@@ -243,9 +239,7 @@ def parse_settings(texts: list[str]) -> tuple[dict[str, Any], dict[str, Any]]:
     for text in texts:
         name, _, value = text.partition("=")
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(sorted(known))}"
-            raise InputError(f"--set {text}: unknown setting {name!r}; {hint}")
+            raise InputError(f"--set {text}: {unknown('setting', name, known)}")
         expected, parse = _PARSERS[known[name]]
         try:
             (options if name in OPTIONS else changes)[name] = parse(value)

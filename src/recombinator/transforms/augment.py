@@ -6,6 +6,7 @@ generator, so that they are the same on every device.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,7 +37,8 @@ def check_ranges(settings: Any, ranges: dict[str, tuple[float, float]]) -> None:
     for name, (low, high) in ranges.items():
         value = getattr(settings, name)
         if not low <= value <= high:
-            raise InputError(f"{name}={value}: must be between {low} and {high}")
+            limits = f"of {low} or more" if high == math.inf else f"from {low} to {high}"
+            raise InputError(f"{name}={value}: expected a number {limits}")
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ class Augment:
         return bool(self.shift or self.zoom or self.degrees or self.turned or self.stretch or self.flip)
 
 
-COVERED = Augment(shift=0.0, zoom=0.0, degrees=0)  # one black rectangle, nothing else
+OCCLUSION = Augment(shift=0.0, zoom=0.0, degrees=0)  # one black rectangle, nothing else
 
 
 def draw_points(

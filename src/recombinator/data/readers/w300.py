@@ -10,7 +10,7 @@ import numpy as np
 
 from recombinator.data.crops import GRID, RULES
 from recombinator.data.images import read_image
-from recombinator.data.points import read_pts
+from recombinator.data.readers.pts import read_pts
 from recombinator.data.rows import crop_row
 from recombinator.data.table import SPLIT_SEED, Row, TableInfo, write_splits
 from recombinator.keypoints import FACE_68
@@ -75,7 +75,7 @@ def prepare_300w(
         raise InputError(f"{source}: no such folder; give the one that holds 300-W's folders")
     jobs = split_files(source, sorted(source.rglob("*.pts")))
     if not any(jobs.values()):
-        raise InputError(f"{source}: has no .pts file; is this 300-W?")
+        raise InputError(f"{source}: expected folders of images, each with a .pts file of the same name; found none")
     rule = RULES["300w"]
 
     def make(file: Path) -> Row:
