@@ -348,7 +348,7 @@ def test_one_bad_entry_is_named_and_the_others_are_kept(photos):
     assert "image 2: 'zero' is not a number" in spoil(dlib(photos), f'x="{TRUE["b.png"][0, 0] - 0.5:.2f}"', 'x="zero"')
     yolo(photos)
     file = photos / "labels" / "train" / "b.txt"
-    file.write_text(file.read_text() + " 3")
+    file.write_text(file.read_text().strip() + " 3")
     found, _, (problem,) = sets(photos / "data.yaml")
     assert len(found) == 3 and f"{file}:1: expected 17 numbers as kpt_shape says, got 18" in problem
 
