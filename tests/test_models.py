@@ -372,14 +372,12 @@ def test_weights_are_averaged_tensor_by_tensor(tmp_path):
     ("rcn-6", (1, 0, 0, 0, 0, 0), 40), ("sumnet-6", (0, 1, 0, 0, 0, 0), 16),
 ])  # fmt: skip
 def test_a_tile_of_equal_scores_is_decoded_to_its_center(name, mask, tile):
-    from recombinator.models.decode import answers
-
     torch.manual_seed(0)
     net = create_model(name, mask=mask, width=0.3).eval()
     x = torch.rand(4, 1, 80, 80) * 255
     assert net.tile == tile
     with torch.no_grad():
-        scores, decoded = net(x), answers(net, x)
+        scores, decoded = net(x), net.decode(net(x))
     side = 80 // tile
     coarse = scores[..., ::tile, ::tile]
     torch.testing.assert_close(scores, coarse.repeat_interleave(tile, 2).repeat_interleave(tile, 3))

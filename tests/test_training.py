@@ -18,11 +18,14 @@ from recombinator.evaluation.tables import evaluate
 from recombinator.keypoints import KeypointSet
 from recombinator.models import create_model
 from recombinator.models.layers import Conv, initial_bound
-from recombinator.training.loop import MovingAverage, Trainer, balanced_order, copy_matching
+from recombinator.training.average import MovingAverage
+from recombinator.training.loop import Trainer
 from recombinator.training.loss import distillation_loss, softmax_loss
+from recombinator.training.order import balanced_order
 from recombinator.training.recipe import FAST, PAPER, Recipe, get_recipe, make_optimizer, parse_settings, setting_types
 from recombinator.training.revive import dead_channels, revive
 from recombinator.training.run import train
+from recombinator.training.start import copy_matching
 from recombinator.transforms.augment import Augment
 from recombinator.transforms.samples import corrupted
 from recombinator.utils.errors import InputError

@@ -183,7 +183,8 @@ def track(
 ) -> None:
     """Track the keypoints of every face through a video.
 
-    Each face keeps its number.
+    Each face keeps its number. The exit status is 1 if a frame is damaged or the video ends early; the other frames
+    are tracked all the same.
     """
     from recombinator.predict import predictor
     from recombinator.predict.detect import detector_by_name
@@ -210,6 +211,15 @@ def track(
         f"jitter: points move by {100 * report['motion']:.3f} % of the face's box per frame, without smoothing "
         f"{100 * report['motion_raw']:.3f} %"
     )
+    damaged, missing = report["damaged"], report["missing"]
+    if damaged:
+        named = ", ".join(map(str, damaged[:20])) + (" and more" if len(damaged) > 20 else "")
+        warn(f"error: {video}: {plural(len(damaged), 'damaged frame')} left out (counted from 0): {named}")
+    if missing:
+        read = report["frames"] + len(damaged)
+        warn(f"error: {video}: ends after {read} of {read + missing} frames; the file is incomplete")
+    if damaged or missing:
+        raise typer.Exit(1)
 
 
 def demo(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -128,7 +130,8 @@ def train(
     }  # fmt: skip
     changes, options = parse_settings(settings or [])
     changes |= {k: v for k, v in own.items() if v is not None}
-    with progress(f"{model}, steps") as advance:
+    first = os.environ.get("RANK", "0") == "0"  # of several processes under torchrun, one reports
+    with progress(f"{model}, steps") if first else nullcontext(lambda done, total: None) as advance:
         try:
             summary = run.train(
                 model, data, out, recipe=recipe, seed=seed, resume=resume, device=device, start=start, limit=limit,
@@ -138,6 +141,8 @@ def train(
         except KeyboardInterrupt:
             warn(f"stopped; finished epochs are in {out}: the same command with --resume continues")
             raise typer.Exit(130) from None
+    if not first:
+        return
     print(
         f"best epoch {summary['best_epoch']} of {summary['epochs']}: validation error {summary['best_valid']:.2f} %; "
         f"{out / 'best.safetensors'}"

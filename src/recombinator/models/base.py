@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from torch import Tensor, nn
 
+from recombinator.models.decode import Decoded, decode
 from recombinator.utils.errors import InputError
 
 
@@ -44,6 +45,15 @@ class KeypointNet(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.config: dict[str, Any] = {}
+
+    def decode(self, output: Any, temperature: float | None = None) -> Decoded:
+        """Decode what `forward` returned for images into points and probabilities, in input pixels.
+
+        Args:
+            output: The network's output.
+            temperature: Scores are divided by it; by default the network's own.
+        """
+        return decode(output, self.temperature if temperature is None else temperature, self.tile)
 
     def multiply_adds(self) -> int:
         """Return the multiply-adds per input, dense convolutions, zero padding counted."""

@@ -154,10 +154,8 @@ class TorchEngine:
         """Predict the keypoints of (N, channels, size, size) uint8 crops."""
         import torch
 
-        from recombinator.models.decode import answers
-
         with _limit_torch_threads(self.threads), torch.inference_mode():
-            decoded = answers(self.net, torch.from_numpy(crops).to(self.device))
+            decoded = self.net.decode(self.net(torch.from_numpy(crops).to(self.device)))
         return Predictions(*(getattr(decoded, name).cpu().numpy() for name in OUTPUTS))
 
 

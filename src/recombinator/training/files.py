@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 from dataclasses import asdict
 from pathlib import Path
@@ -21,8 +22,10 @@ from torch import Tensor
 
 from recombinator.training.recipe import Recipe
 from recombinator.utils.errors import InputError
-from recombinator.utils.files import write_text
+from recombinator.utils.files import write_json, write_text
 from recombinator.weights.files import read_tensors
+
+logger = logging.getLogger(__name__)
 
 STATE = "recombinator-state-1"
 
@@ -91,6 +94,26 @@ def _as_text(value: Any) -> str:
     if isinstance(value, list):
         return ",".join(map(str, value))
     return "the default" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def begin_session(out: Path, settings: dict[str, Any], session: dict[str, Any], epoch: int) -> None:
+    """Write run.json with one more session, and report a change of the number of processes.
+
+    Args:
+        out: Folder of the run, which is created.
+        settings: Settings of the run.
+        session: Commit, versions and machine; `processes` where there are several.
+        epoch: Finished epochs; 0 discards earlier sessions.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    earlier = read_run(out).get("sittings", []) if epoch else []
+    before, now = (s.get("processes", 1) for s in (earlier[-1] if earlier else session, session))
+    if before != now:
+        logger.warning(
+            f"{out}: continues with {now} process{'es' * (now > 1)} in place of {before}; the batches are the same, "
+            "their random changes are others"
+        )
+    write_json(out / "run.json", {**settings, "sittings": [*earlier, {"from_epoch": epoch, **session}]})
 
 
 def trim_metrics(out: Path, epoch: int) -> None:

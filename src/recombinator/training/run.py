@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 
 from recombinator.data.table import load_table, read_info
 from recombinator.models import create_model
+from recombinator.training import parallel
 from recombinator.training.files import read_run, read_state
 from recombinator.training.loop import Trainer
 from recombinator.training.recipe import Recipe, changed, get_recipe
@@ -43,7 +45,8 @@ def train(
 ) -> dict[str, Any]:  # fmt: skip
     """Train a network and keep the epoch with the lowest validation error.
 
-    Each epoch logs one INFO line and appends its metrics to OUT/metrics.jsonl.
+    Each epoch logs one INFO line and appends its metrics to OUT/metrics.jsonl. Under torchrun every process calls this
+    with the same arguments and takes a part of each batch; process 0 validates, writes and logs.
 
     Args:
         model: one of `model_names()`.
@@ -81,7 +84,10 @@ def train(
     keypoints = read_info(folder / "train.parquet").keypoints
     for weights in (w for w in (start, errors_of, teacher) if w):
         resolve(weights)
-    with lock_folder(target):
+    with (
+        parallel.joined(device) as device,
+        nullcontext() if parallel.rank() else lock_folder(target),
+    ):
         states = [p for p in (target / "last.safetensors", target / "stable.safetensors") if p.is_file()]
         if resume:
             before = read_state(states[0])[1] if states else read_run(target)
@@ -110,9 +116,9 @@ def train(
         )  # fmt: skip
         if resume and states:
             trainer.restore()
-        elif resume:
+        elif resume and not parallel.rank():
             logger.warning(f"{out}: no epoch was finished; it starts from the beginning")
-        if not tensorboard:
+        if not tensorboard or parallel.rank():
             return trainer.fit(on_epoch, progress)
         try:
             from torch.utils.tensorboard import SummaryWriter
