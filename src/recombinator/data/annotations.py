@@ -39,7 +39,6 @@ FIELDS: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 
 MISSING = {"", "-", "na", "n/a", "#n/a", "nan", "null", "none"}  # texts of a coordinate that is not known
-IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 LABELED = 2  # COCO's visibility of a point that can be seen; 1: labeled but occluded, 0: not labeled
 
 

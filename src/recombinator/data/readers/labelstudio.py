@@ -10,7 +10,6 @@ from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from recombinator.data.annotations import (
-    IMAGE_ENDINGS,
     Entry,
     Point,
     Source,
@@ -21,6 +20,7 @@ from recombinator.data.annotations import (
     group_by,
     image_name,
 )
+from recombinator.data.images import ENDINGS
 from recombinator.utils.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -101,7 +101,7 @@ def _parts(task: dict[str, Any]) -> tuple[dict[str, Any], list[dict[str, Any]], 
 
 
 def _is_image(value: Any) -> bool:
-    return isinstance(value, str) and PurePosixPath(_file(value)).suffix.lower() in IMAGE_ENDINGS
+    return isinstance(value, str) and PurePosixPath(_file(value)).suffix.lower() in ENDINGS
 
 
 def _file(url: str) -> str:

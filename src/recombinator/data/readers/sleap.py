@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from recombinator.data.annotations import IMAGE_ENDINGS, Entry, Point, Scheme, Source, image_name
+from recombinator.data.annotations import Entry, Point, Scheme, Source, image_name
+from recombinator.data.images import ENDINGS
 from recombinator.utils.errors import InputError, import_optional
 
 logger = logging.getLogger(__name__)
@@ -90,7 +91,7 @@ def _entry(source: Source, frame: Any, instance: Any, number: int, lock: Lock) -
 
 
 def _is_image(name: Any) -> bool:
-    return Path(str(name)).suffix.lower() in IMAGE_ENDINGS
+    return Path(str(name)).suffix.lower() in ENDINGS
 
 
 def _left_first(name: str) -> tuple[bool, str]:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from recombinator.data.annotations import (
-    IMAGE_ENDINGS,
     LABELED,
     Entry,
     Point,
@@ -17,6 +16,7 @@ from recombinator.data.annotations import (
     coordinate,
     visibility,
 )
+from recombinator.data.images import ENDINGS
 from recombinator.utils.errors import InputError, import_optional
 
 logger = logging.getLogger(__name__)
@@ -106,7 +106,7 @@ def _image(root: Path, file: Path) -> str:
     at = len(parts) - 1 - parts[::-1].index("labels")
     parts[at] = "images"
     stem = Path(*parts).with_suffix("")
-    for ending in (e for lower in IMAGE_ENDINGS for e in (lower, lower.upper())):
+    for ending in (e for lower in ENDINGS for e in (lower, lower.upper())):
         if (root / stem).with_name(stem.name + ending).is_file():
             return stem.with_name(stem.name + ending).as_posix()
     return stem.with_name(stem.name + ".jpg").as_posix()
