@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from functools import cached_property
 
 import numpy as np
@@ -19,6 +20,7 @@ class Photograph:
         image: Anything that `data.images.as_image` takes.
         longest: Longest side that a detector sees. The reduced image is not smaller. None: always decode the full size.
         max_pixels: Refuse larger files before decoding. None: no limit.
+        name: What error messages call an image without a file name.
 
     Attributes:
         pixels: (H / factor, W / factor[, 3]) uint8.
@@ -29,13 +31,15 @@ class Photograph:
         InputError: If the image cannot be used.
     """
 
-    def __init__(self, image: Image, longest: int | None = None, max_pixels: int | None = MAX_PIXELS) -> None:
+    def __init__(
+        self, image: Image, longest: int | None = None, max_pixels: int | None = MAX_PIXELS,
+        name: str = "the image",
+    ) -> None:  # fmt: skip
         self._data: tuple[bytes, str] | None = None
         self.factor = 1
-        if isinstance(image, bytes | str | os.PathLike) and longest:
-            name = "the image" if isinstance(image, bytes) else str(image)
-            data = image if isinstance(image, bytes) else read_file(image)
-            self.pixels, self.factor = decode_reduced(data, name, longest, max_pixels)
+        if isinstance(image, bytes | str | os.PathLike):
+            data, name = (image, name) if isinstance(image, bytes) else (read_file(image), str(image))
+            self.pixels, self.factor = decode_reduced(data, name, longest or sys.maxsize, max_pixels)
             self._data = (data, name) if self.factor > 1 else None
         else:
             self.pixels = as_image(image, max_pixels)

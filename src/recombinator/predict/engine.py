@@ -97,7 +97,9 @@ class OnnxEngine:
         except ImportError:
             raise InputError("ONNX Runtime is not installed: pip install onnxruntime, or use engine='torch'") from None
         options = ort.SessionOptions()
-        options.intra_op_num_threads, options.log_severity_level = threads, 3
+        options.intra_op_num_threads, options.inter_op_num_threads, options.log_severity_level = threads, 1, 3
+        if threads == 1:  # the caller works on several images at once: waiting threads must not take the processor
+            options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
             self.session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
             text = self.session.get_modelmeta().custom_metadata_map.get("recombinator")
