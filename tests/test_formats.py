@@ -451,10 +451,10 @@ def test_sleap_without_its_package(photos, monkeypatch):
 
 
 def test_unknown_formats(photos):
-    with pytest.raises(InputError, match=r"notes\.txt: unknown points format; expected one of deeplabcut \("):
+    with pytest.raises(InputError, match=r"notes\.txt: unknown points format; expected one of dlc \("):
         (photos / "notes.txt").write_text("nothing")
         read_entries(photos / "notes.txt")
-    with pytest.raises(InputError, match="unknown points format 'x'; expected one of deeplabcut, yolo"):
+    with pytest.raises(InputError, match="unknown points format 'x'; expected one of dlc, yolo"):
         read_entries(photos / "notes.txt", form="x")
     tps(photos).rename(photos / "wings.txt")
     check(photos / "wings.txt", names=tuple("1234"), form="tps")

@@ -164,7 +164,8 @@ def prepare_own(
 
     CSV or TSV: columns file, keypoint, x, y (one row per point; also face, where an image has several objects), or
     file, x1, y1, x2, y2 and so on (one row per object). JSON: what `predict` writes, objects with file and points, or
-    COCO keypoints.
+    COCO keypoints. Also files and projects of DeepLabCut, SLEAP, LabelMe, Label Studio, CVAT, VIA, dlib, tpsDig, YOLO
+    pose, and folders of .pts.
     """
     from recombinator.data.readers.own import prepare_points
 

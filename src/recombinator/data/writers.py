@@ -176,14 +176,10 @@ def write_sleap(records: Iterable[Record], out: Path, keypoints: KeypointSet) ->
             ]  # fmt: skip
             frames.append(sio.LabeledFrame(video=video, frame_idx=i, instances=instances))
     labels = sio.Labels(frames)
-    write_atomically(out / "points.slp", lambda path: _save(labels, path))
+    write_atomically(out / "points.slp", lambda path: labels.save(str(path)))
 
 
-def _save(labels: Any, path: Path) -> None:
-    """Save under the ending that sleap-io expects."""
-    temporary = path.with_name(path.name + ".slp")
-    labels.save(str(temporary), verbose=False)
-    os.replace(temporary, path)
+ToolWriter = Callable[[Iterable[Record], Path, KeypointSet], None]
 
 
 class Writer(NamedTuple):
@@ -193,7 +189,7 @@ class Writer(NamedTuple):
     file: what it writes in that folder.
     """
 
-    write: Callable[[Iterable[Record], Path, KeypointSet], None]
+    write: ToolWriter
     file: str
 
 

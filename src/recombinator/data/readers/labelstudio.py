@@ -29,6 +29,9 @@ logger = logging.getLogger(__name__)
 ORIGIN = 0.0
 
 
+_ANNOTATIONS = ("annotations", "completions", "predictions")
+
+
 def matches(source: Source) -> bool:
     """Return whether the source is an export of Label Studio."""
     if source.suffix != ".json":
@@ -37,7 +40,7 @@ def matches(source: Source) -> bool:
     first = next((t for t in whole if isinstance(t, dict)), None) if isinstance(whole, list) else None
     if first is None:
         return False
-    return ("data" in first and ("annotations" in first or "completions" in first)) or any(_is_minimal(first))
+    return ("data" in first and any(k in first for k in _ANNOTATIONS)) or any(_is_minimal(first))
 
 
 def _is_minimal(task: dict[str, Any]) -> Iterator[bool]:
@@ -50,6 +53,7 @@ def read(source: Source) -> list[Entry]:
     """Read the keypoints of an export.
 
     Of several annotations of an image the one marked as ground truth is used, else the first that was not skipped.
+    Predictions are used if no task of the file has an annotation.
     Keypoints inside a region (`parentID`) are that object's; the others are one object.
 
     Returns:
@@ -62,12 +66,16 @@ def read(source: Source) -> list[Entry]:
         raise InputError(f"{source}: expected a list of tasks")
     entries: list[Entry] = []
     several = 0
+    tasks = [t for t in source.json if isinstance(t, dict)]
+    predictions = not any(t.get("annotations") or t.get("completions") for t in tasks)
+    if predictions and any(t.get("predictions") for t in tasks):
+        logger.warning("%s: has no annotations; its predictions are read", source)
     for number, task in enumerate(source.json, 1):
-        where = f"{source}: task {as_text(task.get('id')) if isinstance(task, dict) else ''}".rstrip() or str(number)
         if not isinstance(task, dict):
             entries.append(Entry(f"{source}: task {number}", problem="expected an object"))
             continue
-        data, results, extra = _parts(task)
+        where = f"{source}: task {as_text(task.get('id')) or number}"
+        data, results, extra = _parts(task, predictions)
         several += extra
         name = next((v for v in data.values() if _is_image(v)), "")
         other = {k: str(v) for k, v in data.items() if isinstance(v, str | int | float)}
@@ -80,9 +88,9 @@ def read(source: Source) -> list[Entry]:
     return entries
 
 
-def _parts(task: dict[str, Any]) -> tuple[dict[str, Any], list[dict[str, Any]], int]:
+def _parts(task: dict[str, Any], predictions: bool) -> tuple[dict[str, Any], list[dict[str, Any]], int]:
     """Return a task's data, its keypoints in one form, and how many further annotations it has."""
-    annotations = task.get("annotations", task.get("completions"))
+    annotations = task.get("predictions") if predictions else task.get("annotations", task.get("completions"))
     if isinstance(task.get("data"), dict) and isinstance(annotations, list):
         usable = [a for a in annotations if isinstance(a, dict) and not a.get("was_cancelled") and a.get("result")]
         chosen = next((a for a in usable if a.get("ground_truth")), usable[0] if usable else {"result": []})

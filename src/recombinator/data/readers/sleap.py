@@ -49,6 +49,8 @@ def read(source: Source) -> list[Entry]:
         predicted += len(frame.instances) - len(instances)
         for number, instance in enumerate(instances, 1):
             entries.append(_entry(source, frame, instance, number, lock))
+    if entries and not any(type(i).__name__ == "Instance" for f in labels.labeled_frames for i in f.instances):
+        logger.warning("%s: has no instances placed by hand; predicted ones are read", source)
     if predicted:
         logger.warning("%s: %d predicted instances in frames with labeled ones are left out", source, predicted)
     return entries
