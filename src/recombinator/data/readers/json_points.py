@@ -22,6 +22,7 @@ from recombinator.data.annotations import (
     visibility,
 )
 from recombinator.utils.errors import InputError
+from recombinator.utils.text import plural
 
 logger = logging.getLogger(__name__)
 
@@ -198,7 +199,7 @@ def _coco(path: Path, whole: dict[str, Any]) -> list[Entry]:
             entry = Entry(where, problem=f"image_id {image_id} is not in `images`")
         entries.append(entry)
     if skipped:
-        logger.warning("%s: %d annotations without keypoints are left out", path, skipped)
+        logger.warning("%s: %s left out, without keypoints", path, plural(skipped, "annotation"))
     return entries
 
 

@@ -19,6 +19,7 @@ from recombinator.data.splits import shared_groups, split_images, split_of
 from recombinator.data.table import Row, TableInfo, write_splits
 from recombinator.keypoints import KEYPOINT_SETS, KeypointSet
 from recombinator.utils.errors import InputError
+from recombinator.utils.text import plural
 
 logger = logging.getLogger(__name__)
 
@@ -197,13 +198,18 @@ def prepare_points(
         paths = {face.entry.path for face in tested if face.entry.path}
         both = {face.file for face in found if face.entry.path in paths}
         if both:
-            logger.warning(
-                "%s: %d of its images are in %s too; they are used for testing only", source, len(both), test
-            )
+            shared = plural(len(both), "image")
+            logger.warning("%s: %s used for testing only, also in %s", source, shared, test)
         found = [face for face in found if face.file not in both]
         add_all(tested, "test")
     add_all(found, None)
     parts = split_images(named, groups, str(source))
+    located = [face.entry for faces in photographs.values() for face in faces if not face.entry.image]
+    if located and not any((entry.path or Path(entry.file)).is_file() for entry in located):
+        raise InputError(
+            f"{source}: none of its {plural(len(photographs), 'image')} was found, such as "
+            f"{located[0].path or located[0].file}; give their folder with --images"
+        )
     for name in shared_groups(parts, groups)[:10]:
         logger.warning("%s: %s %s has images in more than one split", source, group, name)
     jobs = {split: [f for name in parts[split] for f in photographs[name]] for split in ("test", "valid", "train")}
