@@ -183,12 +183,9 @@ def prepare_own(
 def _millimeters(text: str | None) -> float | str | None:
     """Return --mm-per-pixel as a number, or as it is: the name of a column."""
     try:
-        value = float(text or "")
+        return float(text or "")
     except ValueError:
         return text
-    if not 0 < value < float("inf"):
-        raise InputError(f"--mm-per-pixel must be above 0, got {text}")
-    return value
 
 
 @prepare.command("synthetic", cls=Command)

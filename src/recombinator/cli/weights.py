@@ -142,7 +142,7 @@ def average(
     _write_derived(out, lambda: mean(weights), overwrite)
 
 
-def mirror(weights: NetworkArgument, out: WeightsOut, overwrite: Overwrite = False) -> None:
+def mirror(weights: WeightsArgument, out: WeightsOut, overwrite: Overwrite = False) -> None:
     """Make a network average over the mirror image too.
 
     More precise, twice the time. Calibrate the result again.

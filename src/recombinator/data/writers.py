@@ -141,13 +141,13 @@ def _in_project(file: str) -> str:
 def write_tps(records: Iterable[Record], out: Path, keypoints: KeypointSet) -> None:
     """Write points.tps, with y from the image's bottom: a specimen for each face, landmarks in the keypoints' order."""
     lines: list[str] = []
-    for record in records:
-        for face in record["faces"]:
-            lines.append(f"LM={len(keypoints)}")
-            for p in face["keypoints"]:
-                x, y = _moved(p, tps.ORIGIN)
-                lines.append(f"{x:.5f} {record['height'] - y:.5f}")
-            lines += [f"IMAGE={_relative(record['file'], out)}", f"ID={sum(t.startswith('ID=') for t in lines)}"]
+    specimens = ((record, face) for record in records for face in record["faces"])
+    for number, (record, face) in enumerate(specimens):
+        lines.append(f"LM={len(keypoints)}")
+        for p in face["keypoints"]:
+            x, y = _moved(p, tps.ORIGIN)
+            lines.append(f"{x:.5f} {record['height'] - y:.5f}")
+        lines += [f"IMAGE={_relative(record['file'], out)}", f"ID={number}"]
     encoded = "".join(f"{line}\n" for line in lines).encode(errors="backslashreplace")
     write_atomically(out / "points.tps", lambda path: path.write_bytes(encoded))
 
@@ -185,12 +185,15 @@ ToolWriter = Callable[[Iterable[Record], Path, KeypointSet], None]
 class Writer(NamedTuple):
     """How a tool's format is written.
 
-    write: takes the records, the folder for results, and the keypoint set.
-    file: what it writes in that folder.
+    Attributes:
+        write: takes the records, the folder for results, and the keypoint set.
+        file: what it writes in that folder.
+        needs: the module that it imports, if it is not always installed.
     """
 
     write: ToolWriter
     file: str
+    needs: str = ""
 
 
 WRITERS = {
@@ -199,5 +202,5 @@ WRITERS = {
     "cvat": Writer(write_cvat, "points.cvat.xml"),
     "dlc": Writer(write_deeplabcut, f"CollectedData_{SCORER}.csv"),
     "tps": Writer(write_tps, "points.tps"),
-    "slp": Writer(write_sleap, "points.slp"),
+    "slp": Writer(write_sleap, "points.slp", needs="sleap_io"),
 }

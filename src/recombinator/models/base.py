@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -129,6 +130,12 @@ def check_takes_images(net: nn.Module, name: str) -> None:
     """Raise InputError, naming `name`, for a network that sees keypoints only."""
     if not getattr(net, "takes_images", True):
         raise InputError(f"{name}: a denoiser takes keypoints, not images; use a network for images or a joint model")
+
+
+def check_mirror(mirror: Sequence[int], keypoints: int) -> None:
+    """Raise InputError unless `mirror` is empty or a permutation of the keypoints' indices."""
+    if mirror and sorted(mirror) != list(range(keypoints)):
+        raise InputError(f"mirror={list(mirror)} must list each of the keypoints 0 to {keypoints - 1} once")
 
 
 def check_input(x: Tensor, channels: int, size: int) -> None:

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from recombinator.models.base import KeypointNet, merge_groups, split_weights
+from recombinator.models.base import KeypointNet, check_mirror, merge_groups, split_weights
 from recombinator.models.layers import Conv
 from recombinator.models.spectral import SpectralConv
 from recombinator.transforms.samples import BLANK
@@ -39,8 +39,7 @@ class Denoiser(KeypointNet):
     def __init__(self, keypoints: int, size: int, mirror: Sequence[int] = ()) -> None:
         super().__init__()
         self.keypoints, self.size, self.channels, self.mirror = keypoints, size, 0, list(mirror)
-        if mirror and sorted(mirror) != list(range(keypoints)):
-            raise InputError(f"mirror={list(mirror)} must list each of the keypoints 0 to {keypoints - 1} once")
+        check_mirror(mirror, keypoints)
 
     def forward(self, cells: Tensor) -> Tensor:
         """Check the input and compute the score maps.

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from recombinator.models.base import KeypointNet, check_input, merge_groups, split_weights
+from recombinator.models.base import KeypointNet, check_input, check_mirror, merge_groups, split_weights
 from recombinator.models.layers import (
     Conv,
     LearnedUpsampling,
@@ -121,8 +121,7 @@ class ScoreMapNet(KeypointNet):
             raise InputError(
                 f"mask {mask} must have {len(levels)} entries 0 or 1, coarsest branch first, at least one of them 1"
             )
-        if mirror and sorted(mirror) != list(range(keypoints)):
-            raise InputError(f"mirror={list(mirror)} must list each of the keypoints 0 to {keypoints - 1} once")
+        check_mirror(mirror, keypoints)
         if not 0 <= shift <= size // 4:
             raise InputError(f"shift={shift} must be from 0 to {size // 4} pixels, a quarter of the input")
         if fold < 1 or size % fold:

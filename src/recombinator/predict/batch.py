@@ -20,6 +20,7 @@ from typing import Any, TextIO
 import numpy as np
 
 from recombinator.data.images import ENDINGS
+from recombinator.data.writers import WRITERS
 from recombinator.predict.drawing import draw_faces
 from recombinator.predict.output import FILES, FORMATS, face_chip, save_picture
 from recombinator.predict.predictor import Predictor
@@ -237,8 +238,8 @@ def predict_all(
     """
     for kind in formats:
         check_choice("format", kind, FORMATS)
-    if "slp" in formats:
-        import_optional("sleap_io", "--format slp")  # before the work
+        if kind in WRITERS and WRITERS[kind].needs:
+            import_optional(WRITERS[kind].needs, f"--format {kind}")  # before the work
     wanted = Pictures(pictures, numbers, chips) if out else Pictures(annotated=False)
     with lock_folder(out) if out else nullcontext():
         lines = Lines(out, resume, overwrite, weights) if out else None

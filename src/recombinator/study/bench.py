@@ -237,6 +237,11 @@ def measure(jobs: dict[str, Job], rounds: int, progress: Callable[[int, int], No
     return times
 
 
+def summary(values: list[float], unit: str) -> dict[str, Any]:
+    """Return a job's row of a report: median, lowest and highest value."""
+    return {"median": statistics.median(values), "low": min(values), "high": max(values), "unit": unit}
+
+
 def run(
     models: list[str], rounds: int, progress: Callable[[int, int], None] = lambda done, total: None
 ) -> dict[str, Any]:
@@ -270,7 +275,7 @@ def run(
     rows: dict[str, dict[str, Any]] = {}
     for name, job in jobs.items():
         values = [1000 * t / job.work if job.unit == "ms" else job.work / t for t in times[name]]
-        rows[name] = {"median": statistics.median(values), "low": min(values), "high": max(values), "unit": job.unit}
+        rows[name] = summary(values, job.unit)
     for name, job in jobs.items():
         if job.dense:
             rows[name]["times_faster_than_dense"] = rows[job.dense]["median"] / rows[name]["median"]

@@ -15,7 +15,7 @@ from recombinator.data.images import SAMPLE_PHOTOGRAPH, encode_image, read_image
 from recombinator.predict.crop import crop_face
 from recombinator.predict.predictor import Predictor, load
 from recombinator.predict.track import Tracker
-from recombinator.study.bench import Job, measure
+from recombinator.study.bench import Job, measure, summary
 from recombinator.utils.errors import InputError
 
 MODELS = ("rcn-6-mtfl-int8", "joint-68-300w-int8")  # 5 and 68 points with 8 bits
@@ -134,8 +134,5 @@ def run(
     for name, job in jobs.items():
         values = [1000 * seconds / job.work for seconds in times[name]]
         ratios = [seconds / job.work / fixed for seconds, fixed in zip(times[name], times[REFERENCE], strict=True)]
-        rows[name] = {
-            "median": statistics.median(values), "low": min(values), "high": max(values), "unit": "ms",
-            "times_reference": statistics.median(ratios),
-        }  # fmt: skip
+        rows[name] = {**summary(values, "ms"), "times_reference": statistics.median(ratios)}
     return {"rounds": rounds, "threads": threads, "reference": REFERENCE, "passes": first.passes, "rows": rows}

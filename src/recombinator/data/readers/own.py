@@ -98,17 +98,13 @@ def _column(face: PointSet, name: str) -> str:
     if name not in columns and name == "folder":
         return PurePosixPath(face.file).parent.as_posix()
     if name not in columns:
-        raise InputError(f"{face.where}: no column {name}; it has {', '.join(columns) or 'none'}")
+        raise InputError(f"no column {name}; it has {', '.join(columns) or 'none'}")
     return columns[name]
 
 
 def _mm_per_pixel(face: PointSet, given: float | str | None) -> float:
     if isinstance(given, str):
-        text = _column(face, given)
-        try:
-            return _number(text, given)
-        except InputError as error:
-            raise InputError(f"{face.where}: {error}") from None
+        return _number(_column(face, given), given)
     return face.entry.mm_per_pixel if given is None else given
 
 
@@ -152,6 +148,8 @@ def prepare_points(
     Raises:
         InputError: the file cannot be read, or too little of it can be used.
     """
+    if isinstance(mm_per_pixel, int | float) and not 0 < mm_per_pixel < float("inf"):
+        raise InputError(f"--mm-per-pixel must be above 0, got {mm_per_pixel:g}")
     rule = RULES["300w"]
     further = tuple(
         dict.fromkeys(c for c in (split_column, group, mm_per_pixel) if isinstance(c, str) and c != "folder")
@@ -174,7 +172,7 @@ def prepare_points(
     def add(face: PointSet, split: str, key: str) -> None:
         scale = _mm_per_pixel(face, mm_per_pixel)
         if named.setdefault(key, split) != split:
-            raise InputError(f"{face.where}: its image is in the split {named[key]} already")
+            raise InputError(f"its image is in the split {named[key]} already")
         if group is not None:
             groups.setdefault(key, set()).add(_column(face, group))
         photographs.setdefault(key, []).append(face)
@@ -186,8 +184,7 @@ def prepare_points(
             try:
                 add(face, split or (split_of(_column(face, split_column)) if split_column else ""), key)
             except InputError as error:
-                message = str(error)
-                refuse(InputError(message if message.startswith(face.where) else f"{face.where}: {message}"))
+                refuse(InputError(f"{face.where}: {error}"))
 
     found = point_sets(entries, keypoints, refuse)
     if {face.file for face in found} == {""}:
