@@ -194,3 +194,10 @@ def test_mirror_averages_over_the_mirror_image_of_the_points():
         expected = (plain(cells) + plain(other).flip(-1)[:, order]) / 2
         assert torch.allclose(both(cells), expected, atol=1e-5)
         assert torch.allclose(both(other), expected.flip(-1)[:, order], atol=1e-5)
+
+
+def test_a_mirrored_denoiser_is_not_to_be_calibrated(tmp_path):
+    out = tmp_path / "mirrored.safetensors"
+    run = CliRunner().invoke(app, ["mirror", "denoiser-lite-300w", "--out", str(out)])
+    assert run.exit_code == 0 and "calibrate" not in run.output, run.output
+    assert load_weights(out).net.mirror == FACE_68.mirrored

@@ -122,8 +122,10 @@ def _write_derived(out: Path, make: Callable[[], Weights], overwrite: bool) -> N
 
     check_output_file(out, ".safetensors")
     check_outputs(out, overwrite=overwrite)
-    save_weights(out, make())
-    print(f"wrote {out}; next: recombinator calibrate {out} --data VALID.parquet --out {out} --overwrite")
+    made = make()
+    save_weights(out, made)
+    calibrate = f"; next: recombinator calibrate {out} --data VALID.parquet --out {out} --overwrite"
+    print(f"wrote {out}{calibrate if made.net.takes_images else ''}")
 
 
 def average(
@@ -145,7 +147,7 @@ def average(
 def mirror(weights: WeightsArgument, out: WeightsOut, overwrite: Overwrite = False) -> None:
     """Make a network average over the mirror image too.
 
-    More precise, twice the time. Calibrate the result again.
+    More precise, twice the time. Calibrate the result again, unless it is a denoiser.
     """
     from recombinator.weights.derive import mirrored
 
