@@ -284,7 +284,7 @@ def test_choosing_an_engine(tmp_path):
 
 
 def test_what_has_no_graph(tmp_path):
-    save_weights(tmp_path / "d.safetensors", Weights(create_model("denoiser-lite"), FACE_68, "300w", [[0.5, 0.5]], {}))
+    save_weights(tmp_path / "d.safetensors", Weights(create_model("denoiser-lite"), FACE_68, "300w", [[0.5, 0.5]] * 68, {}))
     with pytest.raises(InputError, match="takes keypoints, not images"):
         export(tmp_path / "d.safetensors", tmp_path / "d.onnx")
     with pytest.raises(InputError, match="takes keypoints, not images"):
@@ -292,7 +292,7 @@ def test_what_has_no_graph(tmp_path):
     maps = create_model("denoiser", width=4)
     joint = Joint(create_model("rcn-68", **SMALL), maps)
     joint.config["image"] |= SMALL
-    save_weights(tmp_path / "j.safetensors", Weights(joint, FACE_68, "300w", [[0.5, 0.5]], {}))
+    save_weights(tmp_path / "j.safetensors", Weights(joint, FACE_68, "300w", [[0.5, 0.5]] * 68, {}))
     with pytest.raises(InputError, match="cannot be exported to ONNX"):
         export(tmp_path / "j.safetensors", tmp_path / "j.onnx")
     assert not list(tmp_path.glob("*.onnx"))

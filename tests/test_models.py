@@ -103,7 +103,7 @@ class TestFamily:
     def test_save_and_load(self, name, tmp_path):
         net = family(name).eval()
         keypoint_set = FACE_5 if net.keypoints == 5 else FACE_68
-        template = [[0.5, 0.5]]
+        template = [[0.5, 0.5]] * net.keypoints
         save_weights(tmp_path / "w.safetensors", Weights(net, keypoint_set, "mtfl", template, {"seed": 1}))
         loaded = load_weights(tmp_path / "w.safetensors")
         assert loaded.keypoints == keypoint_set and loaded.crop_rule == "mtfl" and loaded.training == {"seed": 1}
@@ -194,7 +194,7 @@ def test_mirror_doubles_the_cost():
 def test_mirror_averages_with_the_mirror_image(tmp_path):
     net = create_model("rcn-5").eval()
     path = tmp_path / "w.safetensors"
-    save_weights(path, Weights(net, FACE_5, "mtfl", [[0.5, 0.5]], {}))
+    save_weights(path, Weights(net, FACE_5, "mtfl", [[0.5, 0.5]] * 5, {}))
     both = mirrored(path)
     x = images(2)
     reflected = net(x.flip(-1)).flip(-1)[:, FACE_5.mirrored]
@@ -206,7 +206,7 @@ def test_mirror_averages_with_the_mirror_image(tmp_path):
         mirrored(path)
     torch.testing.assert_close(load_weights(path).net(x), both.net(x))
     alone = KeypointSet("one", tuple("abcde"))
-    save_weights(path, Weights(net, alone, "mtfl", [[0.5, 0.5]], {}))
+    save_weights(path, Weights(net, alone, "mtfl", [[0.5, 0.5]] * 5, {}))
     with pytest.raises(InputError, match="no left and right"):
         mirrored(path)
     with pytest.raises(InputError, match="mirror"):
@@ -216,7 +216,7 @@ def test_mirror_averages_with_the_mirror_image(tmp_path):
 def test_shift_averages_over_five_positions(tmp_path):
     net = create_model("rcn-4", size=16).eval()
     path = tmp_path / "w.safetensors"
-    save_weights(path, Weights(net, FACE_5, "mtfl", [[0.5, 0.5]], {}))
+    save_weights(path, Weights(net, FACE_5, "mtfl", [[0.5, 0.5]] * 5, {}))
     five = shifted(path, 3)
     x = images(2, size=16)
     normalized, total = net.norm(x), 0

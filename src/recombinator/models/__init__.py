@@ -6,7 +6,11 @@ import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, cast
+from typing import Annotated, Any, cast, get_args, get_origin
+
+import msgspec
+import numpy as np
+from msgspec import Meta
 
 from recombinator.models.base import KeypointNet, check_choice
 from recombinator.models.denoiser import Denoiser, MapDenoiser, PointDenoiser
@@ -14,6 +18,7 @@ from recombinator.models.joint import Joint
 from recombinator.models.networks import RCN, Level, ScoreMapNet, SumNet
 from recombinator.models.tcdcn import TCDCN
 from recombinator.utils.errors import InputError
+from recombinator.utils.schema import decode
 
 __all__ = [
     "MODELS",
@@ -117,11 +122,30 @@ MODELS: dict[str, Architecture] = {
     "denoiser-lite": Architecture(PointDenoiser, 68),
 }
 
-# types of the options of `create_model` that `train --set` accepts
-OPTIONS: dict[str, str] = {
-    "size": "int", "channels": "int", "mask": "tuple[int, ...]", "upsampling": "str", "norm": "str", "width": "float",
-    "alpha": "str", "fold": "int", "form": "str", "kernel": "int", "layers": "int", "heads": "int", "parts": "int",
+_Maps = Annotated[int, Meta(ge=1, le=4096)]
+# types and ranges of the options of `create_model`; a network may allow less
+_OPTION_TYPES: dict[str, Any] = {
+    "size": _Maps, "channels": Annotated[int, Meta(ge=1, le=16)], "mask": tuple[int, ...], "upsampling": str,
+    "norm": str, "width": Annotated[float, Meta(gt=0, le=4096)], "alpha": str, "fold": _Maps, "form": str,
+    "kernel": _Maps, "layers": Annotated[int, Meta(ge=0, le=64)], "heads": _Maps, "parts": Annotated[int, Meta(ge=1, le=64)],
+    "modes": _Maps, "mirror": tuple[int, ...], "shift": Annotated[int, Meta(ge=0, le=4096)], "keep_maxima": bool,
 }  # fmt: skip
+_NOT_IN_TRAINING = ("modes", "mirror", "shift", "keep_maxima")  # set by other commands
+# types of the options that `train --set` accepts
+OPTIONS: dict[str, str] = {
+    name: str(kind) if get_origin(kind) is tuple else (get_args(kind) or (kind,))[0].__name__
+    for name, kind in _OPTION_TYPES.items()
+    if name not in _NOT_IN_TRAINING
+}
+
+
+class _Joint(msgspec.Struct):
+    """The configuration of a joint model, as its weights file has it."""
+
+    image: dict[str, Any]
+    denoiser: dict[str, Any]
+    weight: Annotated[float, Meta(ge=0, le=1e6)]
+    iterations: Annotated[int, Meta(ge=1, le=100)]
 
 
 def model_names() -> list[str]:
@@ -163,14 +187,18 @@ def create_model(name: str, keypoints: int | None = None, **options: Any) -> Key
         InputError: Unknown name or option, or a size that the poolings do not allow.
     """
     if name == "joint" and "image" in options:  # the configuration of a joint model's weights file
-        parts = [dict(options[part]) for part in ("image", "denoiser")]
-        nets = [create_model(part.pop("name"), part.pop("keypoints"), **part) for part in parts]
-        return Joint(cast(ScoreMapNet, nets[0]), cast(Denoiser, nets[1]), options["weight"], options["iterations"])
+        joint = decode(_Joint, options, "model joint")
+        image, denoiser = (_part_of_joint(part) for part in (joint.image, joint.denoiser))
+        return Joint(cast(ScoreMapNet, image), cast(Denoiser, denoiser), joint.weight, joint.iterations)
     if name not in MODELS:
         near = difflib.get_close_matches(name, MODELS, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise InputError(f"unknown model {name!r}{hint} (known: {', '.join(MODELS)})")
+        raise InputError(f"unknown model {name!r:.60}{hint} (known: {', '.join(MODELS)})")
     keypoints = MODELS[name].keypoints if keypoints is None else keypoints
+    decode(Annotated[int, Meta(ge=1, le=10_000)], _plain(keypoints), f"model {name}: keypoints")
+    for option, value in options.items():
+        if option in _OPTION_TYPES and value is not None:
+            decode(_OPTION_TYPES[option], _plain(value), f"model {name}: {option}")
     try:
         net = MODELS[name].make(keypoints, **options)
     except TypeError as error:
@@ -179,6 +207,19 @@ def create_model(name: str, keypoints: int | None = None, **options: Any) -> Key
         raise InputError(f"model {name}: {error}") from None
     net.config = {"name": name, "keypoints": keypoints, **options}
     return net
+
+
+def _plain(value: Any) -> Any:
+    """Return a number or an array of numpy as Python has it."""
+    return value.tolist() if isinstance(value, np.generic | np.ndarray) else value
+
+
+def _part_of_joint(config: dict[str, Any]) -> KeypointNet:
+    name, keypoints, options = config.get("name"), config.get("keypoints"), dict(config)
+    if not isinstance(name, str) or name not in MODELS or keypoints is None:
+        raise InputError("model joint: expected the name and keypoints of an image network and of a denoiser")
+    del options["name"], options["keypoints"]
+    return create_model(name, keypoints, **options)
 
 
 def catalogue(keypoints: int | None = None, size: int = 80) -> list[dict[str, Any]]:
