@@ -330,8 +330,8 @@ def test_one_branch_networks_of_both_families_are_equal():
         (lambda: create_model("rcn-4", mask=(1, 1, 1)), "must have 4 entries"),
         (lambda: create_model("rcn-4", mask=(0, 0, 0, 0)), "at least one"),
         (lambda: create_model("rcn-4", mask=(1, 2, 0, 1)), "0 or 1"),
-        (lambda: create_model("rcn-4", mask="1011"), "0 or 1"),
-        (lambda: create_model("rcn-4", width=float("nan")), "positive factor"),
+        (lambda: create_model("rcn-4", mask="1011"), "mask: expected array, got str"),
+        (lambda: create_model("rcn-4", width=float("nan")), "width: expected float > 0.0, got nan"),
         (
             lambda: create_model("rcn-4", upsampling="cubic"),
             "unknown upsampling='cubic'; expected one of tile, bilinear",
@@ -339,7 +339,10 @@ def test_one_branch_networks_of_both_families_are_equal():
         (lambda: create_model("rcn-4", alpha="map"), "alpha"),
         (lambda: create_model("rcn-4", form="new"), "unknown form='new'; expected one of twice, code"),
         (lambda: create_model("sumnet-4", alpha="row"), "unknown alpha='row'; expected one of map, pixel"),
-        (lambda: create_model("rcn-4", keypoints=0), "must be 1 or more"),
+        (lambda: create_model("rcn-4", keypoints=0), "keypoints: expected int >= 1, got 0"),
+        (lambda: create_model("rcn-4", size="80"), "size: expected int, got str"),
+        (lambda: create_model("denoiser-lite", layers=10**9), "layers: expected int <= 64"),
+        (lambda: create_model("joint", image={}, denoiser={}, weight=1, iterations=0), "iterations: expected int >= 1"),
         (lambda: create_model("rcn-4")(torch.zeros(1, 1, 64, 64)), "expected images of shape"),
     ],
 )

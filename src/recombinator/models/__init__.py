@@ -17,8 +17,8 @@ from recombinator.models.denoiser import Denoiser, MapDenoiser, PointDenoiser
 from recombinator.models.joint import Joint
 from recombinator.models.networks import RCN, Level, ScoreMapNet, SumNet
 from recombinator.models.tcdcn import TCDCN
+from recombinator.utils import schema  # not its `decode`: that is the name of a module here
 from recombinator.utils.errors import InputError
-from recombinator.utils.schema import decode
 
 __all__ = [
     "MODELS",
@@ -101,8 +101,8 @@ def _score_maps(
 
     def make(keypoints: int, *, form: str = next(iter(forms)), width: float = 1.0, **options: Any) -> ScoreMapNet:
         check_choice("form", form, forms)
-        if not 0 < width <= 100:
-            raise InputError(f"width={width} must be a positive factor, at most 100")
+        if width > 100:
+            raise InputError(f"width={width} must be a factor of at most 100")
         return network(tuple(level.scaled(width) for level in forms[form]), keypoints, **fixed, **options)
 
     return make
@@ -187,7 +187,7 @@ def create_model(name: str, keypoints: int | None = None, **options: Any) -> Key
         InputError: Unknown name or option, or a size that the poolings do not allow.
     """
     if name == "joint" and "image" in options:  # the configuration of a joint model's weights file
-        joint = decode(_Joint, options, "model joint")
+        joint = schema.decode(_Joint, options, "model joint")
         image, denoiser = (_part_of_joint(part) for part in (joint.image, joint.denoiser))
         return Joint(cast(ScoreMapNet, image), cast(Denoiser, denoiser), joint.weight, joint.iterations)
     if name not in MODELS:
@@ -195,10 +195,10 @@ def create_model(name: str, keypoints: int | None = None, **options: Any) -> Key
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise InputError(f"unknown model {name!r:.60}{hint} (known: {', '.join(MODELS)})")
     keypoints = MODELS[name].keypoints if keypoints is None else keypoints
-    decode(Annotated[int, Meta(ge=1, le=10_000)], _plain(keypoints), f"model {name}: keypoints")
+    schema.decode(Annotated[int, Meta(ge=1, le=10_000)], _plain(keypoints), f"model {name}: keypoints")
     for option, value in options.items():
         if option in _OPTION_TYPES and value is not None:
-            decode(_OPTION_TYPES[option], _plain(value), f"model {name}: {option}")
+            schema.decode(_OPTION_TYPES[option], _plain(value), f"model {name}: {option}")
     try:
         net = MODELS[name].make(keypoints, **options)
     except TypeError as error:

@@ -138,7 +138,9 @@ class OnnxEngine:
         try:
             self.session = ort.InferenceSession(str(self.path), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime has its own exceptions for each kind of damage
-            raise InputError(f"{self.path}: not a readable ONNX file ({(str(error).splitlines() or ['?'])[0]})") from None
+            raise InputError(
+                f"{self.path}: not a readable ONNX file ({(str(error).splitlines() or ['?'])[0]})"
+            ) from None
         self._process = os.getpid()
 
     def _check_interface(self) -> None:
@@ -148,7 +150,9 @@ class OnnxEngine:
         shapes = {"points": (k, 2), "highest": (k, 2), "within": (k, len(RADII)), "covariance": (k, 3)}
         expected = {"image": ("tensor(uint8)", crop)} | {n: ("tensor(float)", s) for n, s in shapes.items()}
         try:
-            ends = {v.name: (v.type, tuple(v.shape[1:])) for v in (*self.session.get_inputs(), *self.session.get_outputs())}
+            ends = {
+                v.name: (v.type, tuple(v.shape[1:])) for v in (*self.session.get_inputs(), *self.session.get_outputs())
+            }
         except Exception as error:  # a name that is not UTF-8
             raise InputError(f"{self.path}: its inputs and outputs cannot be read ({error})") from None
         for name, (kind, shape) in expected.items():

@@ -250,7 +250,7 @@ def _make_network(about: WeightsMetadata, tensors: dict[str, Tensor], path: Path
             )
     net = create_model(name, keypoints, **config)
     net.load_state_dict(tensors)
-    for key, tensor in net.state_dict().items():
+    for key, tensor in net.named_parameters():  # a buffer may be infinite: the best loss before the first epoch
         if not bool(torch.isfinite(tensor).all()):
             raise InputError(f"{path}: {key}: expected finite numbers, got NaN or infinity")
     return net.eval()
@@ -310,7 +310,7 @@ def read_pair(path: Path) -> dict[str, Any]:
     Raises:
         InputError: The file cannot be read, or a field is missing.
     """
-    pair = decode(Pair, _read_json(path), f"{path}: a joint model")
+    pair = decode(Pair, _read_json(path), str(path))
     return {
         "weight": pair.weight, "iterations": pair.iterations, "calibration": pair.calibration,
         "image": path.parent / pair.image, "denoiser": path.parent / pair.denoiser,

@@ -30,7 +30,7 @@ class Calibration(msgspec.Struct):
     """
 
     temperature: Positive
-    covered_below: list[Share]
+    covered_below: list[Finite]
     least: Share = 0.0
 
 
