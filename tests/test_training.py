@@ -18,7 +18,7 @@ from recombinator.evaluation.tables import evaluate
 from recombinator.keypoints import KeypointSet
 from recombinator.models import create_model
 from recombinator.models.layers import Conv, initial_bound
-from recombinator.training.loop import Trainer, balanced_order, copy_matching
+from recombinator.training.loop import MovingAverage, Trainer, balanced_order, copy_matching
 from recombinator.training.loss import distillation_loss, softmax_loss
 from recombinator.training.recipe import FAST, PAPER, Recipe, get_recipe, make_optimizer, parse_settings, setting_types
 from recombinator.training.revive import dead_channels, revive
@@ -87,9 +87,9 @@ def test_the_distillation_loss_is_a_cross_entropy():
     assert float(distillation_loss(scores, teacher, mask)) == pytest.approx(3 * slow / 4, rel=1e-5)
 
 
-@pytest.mark.parametrize("recipe", ["fast", "paper"])
-def test_a_resumed_run_equals_an_uninterrupted_one(faces5, tmp_path, recipe):
-    kind = dict(SMALL, recipe=recipe, batch=16)
+@pytest.mark.parametrize(("recipe", "ema"), [("fast", 0.0), ("fast", 0.9), ("paper", 0.0)])
+def test_a_resumed_run_equals_an_uninterrupted_one(faces5, tmp_path, recipe, ema):
+    kind = dict(SMALL, recipe=recipe, batch=16, ema=ema)
     train("rcn-4", faces5, tmp_path / "whole", epochs=5, **kind)
     with pytest.raises(Stop):
         train("rcn-4", faces5, tmp_path / "cut", epochs=5, **dict(kind, on_epoch=stop_after(3)))
@@ -106,6 +106,27 @@ def test_a_resumed_run_equals_an_uninterrupted_one(faces5, tmp_path, recipe):
             for run in ("whole", other)
         ]
         assert errors[0] == errors[1] and len(errors[0]) == 5
+
+
+def test_the_moving_average_is_kept_and_does_not_change_the_training(faces5, tmp_path):
+    for name, ema in (("plain", 0.0), ("average", 0.5)):
+        train("rcn-4", faces5, tmp_path / name, epochs=1, batch=64, ema=ema, **SMALL)
+    plain, average = (weights_of(tmp_path / name) for name in ("plain", "average"))
+    assert all(torch.equal(v, average[k]) for k, v in plain.items() if k.startswith("net."))
+    kept = weights_of(tmp_path / "average", "best.safetensors")
+    assert not same(kept, weights_of(tmp_path / "plain", "best.safetensors"))
+
+    net = create_model("rcn-4", 5, **SMALL["options"])
+    values = MovingAverage(net, 0.9)
+    slow = [p.detach().clone() for p in net.parameters()]
+    for step in range(30):
+        with torch.no_grad():
+            for p in net.parameters():
+                p.add_(1)
+        values.update(step)
+        share = min(0.9, (1 + step) / (10 + step))
+        slow = [share * old + (1 - share) * p.detach() for old, p in zip(slow, net.parameters(), strict=True)]
+    assert all(torch.allclose(a, b, atol=1e-4) for a, b in zip(values.values, slow, strict=True))
 
 
 def test_shuffled_order_and_jitter_differ_between_epochs_and_seeds(faces5, tmp_path):

@@ -118,7 +118,7 @@ class SpectralConv(nn.Module):
     def from_cells(self, cells: Tensor) -> Tensor:
         """Convolve one-hot maps, given by the cells of their ones.
 
-        In evaluation mode the kernels are copied to their cells, which needs no transform.
+        In evaluation mode on a CPU the kernels are copied to their cells, which needs no transform.
 
         Args:
             cells: (B, C, 2) cells x, y; BLANK for a map of zeros.
@@ -126,7 +126,7 @@ class SpectralConv(nn.Module):
         Returns:
             (S, S, O, B) maps.
         """
-        if self.training:
+        if self.training or self.weight.is_cuda:
             x, y = (cells[..., i].T.flatten() for i in range(2))  # (C * B,)
             across, down = (_waves(p, self.n, f, self.weight.dtype) for p, f in ((x, self.n // 2 + 1), (y, self.n)))
             one_hot = across[:, None] * (down * (x >= 0))

@@ -16,6 +16,7 @@ from recombinator.data.table import FaceTable, load_table, read_info
 from recombinator.evaluation.tables import evaluate, write_per_image
 from recombinator.study.archive import archive_weights
 from recombinator.study.plan import STUDIES, Run, Study, run_at
+from recombinator.training.files import read_run
 from recombinator.training.loop import Trainer
 from recombinator.training.recipe import Recipe, get_recipe
 from recombinator.training.run import train
@@ -164,7 +165,7 @@ def _train_and_evaluate(
         if study.watched:
             _measure_test_error(run.name, out, table, metrics)
 
-    summary = train(
+    summary = _summary_of(out, run, recipe, seed) or train(
         run.model, data, out, recipe=recipe, seed=seed, resume=(out / "last.safetensors").is_file(), device=device,
         options=dict(run.options), on_epoch=on_epoch, progress=progress,
         limit=rows // run.part if run.part > 1 else None,
@@ -185,6 +186,18 @@ def _train_and_evaluate(
         f"{report['nme_paper']:.2f} % on {report['data']['images']} images, epoch {summary['best_epoch']} of "
         f"{summary['epochs']}, {summary['seconds'] / 60:.1f} min; {path}"
     )
+
+
+def _summary_of(out: Path, run: Run, recipe: Recipe, seed: int) -> dict[str, Any] | None:
+    """Return the summary of a finished training in `out`, such as one copied from another machine, or None."""
+    path, settings = out / "summary.json", read_run(out)
+    if not path.is_file() or not settings:
+        return None
+    model = {k: v for k, v in settings["model"].items() if k != "keypoints"}
+    same = model == json.loads(json.dumps({"name": run.model, **run.options})) and settings["seed"] == seed
+    same = same and Recipe.from_dict(settings["recipe"]) == recipe
+    summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return summary if same and summary["epochs"] == recipe.epochs else None
 
 
 def _archive_finished(root: Path, study: str, run: Run, runs: Path, data: Path, path: Path) -> None:

@@ -114,6 +114,7 @@ class Trainer:
         self.task = TASKS[self.net.task](self.net, train, valid, recipe, self.device, teacher_net)
         self.steps = math.ceil(len(train) / recipe.batch)  # per epoch
         self.position = Position()
+        self.average = MovingAverage(self.net, recipe.ema) if recipe.ema else None
         self.revived = 0  # channels re-initialized before the current epoch
         self.settings = {
             "model": self.net.config, "recipe": recipe.to_dict(), "seed": seed, "data": train.fingerprint,
@@ -150,6 +151,8 @@ class Trainer:
             began = time.perf_counter()
             loss = self.run_epoch(progress)
             trained = time.perf_counter() - began
+            if self.average:
+                self.average.swap()
             errors = self.task.validate()
             if not all(math.isfinite(v) for v in errors.values()):
                 raise self._diverged(f"the validation error is not finite after epoch {self.position.epoch + 1}")
@@ -172,6 +175,8 @@ class Trainer:
                     **self.settings, "epoch": self.position.epoch, "validation_nme_paper": errors["valid"],
                     "seconds": self.position.seconds, **session,
                 }))  # fmt: skip
+            if self.average:
+                self.average.swap()
             with open(self.out / "metrics.jsonl", "a", encoding="utf-8") as stream:
                 stream.write(json.dumps(metrics) + "\n")
             if self.position.epoch == self.recipe.stable_epochs:
@@ -232,6 +237,8 @@ class Trainer:
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()
             self.optimizer.step()
+            if self.average:
+                self.average.update(step)
             total += value * len(index)
             progress(step + 1, self.recipe.epochs * self.steps)
         return total / len(self.train_table)
@@ -273,6 +280,8 @@ class Trainer:
         tensors = {f"net.{k}": v for k, v in self.net.state_dict().items()}
         for i, state in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimiser.{i}.{k}": v for k, v in state.items()}
+        if self.average:
+            tensors |= {f"average.{i}": v for i, v in enumerate(self.average.values)}
         write_tensors(self.out / name, tensors, {"format": STATE, **self.settings, "position": asdict(self.position)})
 
     def restore(self) -> None:
@@ -335,6 +344,9 @@ class Trainer:
             for field, value in fields.items():
                 if value.shape == parameter.shape:  # fused steps need the memory format of the parameter
                     fields[field] = torch.empty_like(parameter).copy_(value)
+        if self.average:
+            for number, average in enumerate(self.average.values):
+                average.copy_(tensors[f"average.{number}"])
         self.position = Position(**meta["position"])
 
     def _check_same_settings(self, meta: dict[str, Any]) -> None:
@@ -347,6 +359,36 @@ class Trainer:
         changed = [k for k, v in now["recipe"].items() if k not in ("epochs", "patience") and before.get(k) != v]
         if changed:
             raise InputError(f"{self.out}: was started with another recipe (differs in {', '.join(changed)})")
+
+
+class MovingAverage:
+    """Exponential moving average of a network's parameters.
+
+    Args:
+        net: The network.
+        decay: Share of the old average that a step keeps, in the long run; the first steps keep less.
+
+    Attributes:
+        values: The average of each parameter, or the parameters themselves while they are swapped.
+    """
+
+    def __init__(self, net: KeypointNet, decay: float) -> None:
+        self.parameters: list[Tensor] = list(net.parameters())
+        self.decay = decay
+        self.values = [p.detach().clone() for p in self.parameters]
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Add the parameters after optimizer step `step`, counted from 0."""
+        torch._foreach_lerp_(self.values, self.parameters, 1 - min(self.decay, (1 + step) / (10 + step)))
+
+    @torch.no_grad()
+    def swap(self) -> None:
+        """Exchange the average and the parameters of the network."""
+        for value, parameter in zip(self.values, self.parameters, strict=True):
+            kept = value.clone()
+            value.copy_(parameter)
+            parameter.copy_(kept)
 
 
 def balanced_order(classes: Tensor, generator: Generator) -> Tensor:

@@ -24,7 +24,7 @@ from recombinator.utils.files import from_file_keys, to_file_keys
 RANGES: dict[str, tuple[float, float]] = {
     "epochs": (1, 10**6), "batch": (1, 10**6), "learning_rate": (0, math.inf), "weight_decay": (0, 1000),
     "warmup_steps": (0, 10**9), "decay": (0, 1), "sigma": (0, 1000), "patience": (0, 10**6), "distil": (0, 1),
-    "corrupt": (0, 10**6), "auxiliary": (0, 1000),
+    "corrupt": (0, 10**6), "auxiliary": (0, 1000), "ema": (0, 0.999999),
 }  # fmt: skip
 
 
@@ -56,6 +56,8 @@ class Recipe:
             are seen more often (Mahajan et al., ECCV 2018); empty: every image once per epoch.
         revive: whether dead channels are re-initialized before each epoch until the learning rate falls.
         precision: auto (bfloat16 where it is fast), bfloat16 or float32.
+        ema: decay per step of the exponential moving average of the weights that is validated and kept; 0 keeps the
+            weights themselves.
         patience: epochs without a lower validation error after which training stops; 0 never stops early.
         distil: with a teacher: weight of the teacher's score maps in the loss, from 0 to 1.
         corrupt: denoiser: number of corrupted keypoints per face.
@@ -82,6 +84,7 @@ class Recipe:
     balance: str = ""
     revive: bool = False
     precision: str = "auto"
+    ema: float = 0.0
     patience: int = 0
     distil: float = 0.5
     corrupt: int = 35
