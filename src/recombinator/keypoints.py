@@ -56,11 +56,12 @@ class KeypointSet:
         k = len(self.names)
         if len(set(self.names)) != k:
             raise InputError(f"names: expected {k} different names, got {len(set(self.names))}")
-        further = [group for _, *groups in (*self.normalizers, *self.parts) for group in groups]
-        for group in (*self.mirror, *self.normalizer, *self.lines, *further):
+        named = [*(g for _, *groups in self.normalizers for g in groups), *(group for _, group in self.parts)]
+        groups: list[Indices] = [*self.mirror, *self.normalizer, *self.lines, *named]
+        for group in groups:
             if not all(0 <= i < k for i in group):
                 raise InputError(f"expected indices from 0 to {k - 1}, got {list(group)}")
-        if not all(group for _, *groups in (*self.normalizers, *self.parts) for group in groups):
+        if not all(named):
             raise InputError("expected one index or more in each normalizer and part, got none")
         paired = [i for pair in self.mirror for i in pair]
         if len(set(paired)) != len(paired):

@@ -15,12 +15,13 @@ from recombinator.cli.options import (
     Threads,
     WeightsArgument,
     check_not_overwriting,
+    print_all,
     set_threads,
     write_report,
 )
 from recombinator.utils.console import progress
 from recombinator.utils.errors import InputError
-from recombinator.utils.files import check_output_folder
+from recombinator.utils.files import check_output_file, check_output_folder
 
 
 def evaluate(
@@ -69,17 +70,26 @@ def evaluate(
         if occlude or plots:
             raise InputError("--occlude and --plots are for networks that take images; this is a denoiser")
         report = denoising.evaluate_denoiser(loaded, data, limit=limit)
-        write_report(json_out, "denoising", report)
+        print_all(write_report(json_out, "denoising", report))
         print(f"{weights} on {data}: {report['data']['images']} faces, {report['protocol']}")
         for name, row in report["rows"].items():
             low, high = row["nme_paper_ci95"]
             print(f"  {name:24} nme_paper {row['nme_paper']:6.3f}  [{low:.3f}, {high:.3f}]  nme {row['nme']:6.3f}")
         return
     result, report = evaluation.evaluate(loaded, data, limit=limit, occlude=occlude, engine=engine)
-    if json_out and per_image:  # before printing: a closed pipe (`| head`) stops the command
+    # files before anything is printed: a closed pipe (`| head`) stops the command
+    written = []
+    if json_out and per_image:
         evaluation.write_per_image(per_image, result)
-        print(f"wrote {per_image}")
-        write_report(json_out, "evaluation", report)
+        written.append(f"wrote {per_image}")
+        written += write_report(json_out, "evaluation", report)
+    if plots:
+        from recombinator.evaluation import plots as pictures
+
+        pictures.plot_cumulative(plots / "cumulative.png", result, f"{weights}, {report['data']['dataset']}")
+        pictures.plot_worst(plots / "worst.png", result)
+        written.append(f"wrote {plots / 'cumulative.png'} and {plots / 'worst.png'}")
+    print_all(written)
     names = report["keypoints"]
     print(f"{weights} on {data}: {report['images']} images, errors in % of the {report['normaliser']}")
     for protocol, key in (("paper", "nme_paper"), ("continuous", "nme")):
@@ -93,12 +103,6 @@ def evaluate(
     for name, rows in report.get("by", {}).items():
         classes = ", ".join(f"{r['class']}: {r['nme']:.2f} ({r['images']})" for r in rows)
         print(f"  nme (images) by {name}, classes from 0: {classes}")
-    if plots:
-        from recombinator.evaluation import plots as pictures
-
-        pictures.plot_cumulative(plots / "cumulative.png", result, f"{weights}, {report['data']['dataset']}")
-        pictures.plot_worst(plots / "worst.png", result)
-        print(f"wrote {plots / 'cumulative.png'} and {plots / 'worst.png'}")
 
 
 def _evaluate_photos(
@@ -111,7 +115,7 @@ def _evaluate_photos(
         report = evaluate_photographs(
             weights, data, photos, detector=detector_by_name(detector), passes=passes, limit=limit, progress=advance
         )
-    write_report(json_out, "photographs", {**report, "detector": detector})
+    print_all(write_report(json_out, "photographs", {**report, "detector": detector}))
     print(f"{weights} on {report['photographs']} photographs of {data}, {passes} passes; {report['protocol']}")
     found, missed, others = report["found"], report["missed"], report["others"]
     print(f"  {found} of {report['faces']} faces found, {missed} missed, {others} other detections")
@@ -137,6 +141,7 @@ def compare(
 
     check_not_overwriting(data, json_out)
     report = evaluation.compare(weights, data, limit=limit, occlude=occlude)
+    print_all(write_report(json_out, "comparison", report))
     print(f"{data}{', occluded' if occlude else ''}: {report['images']} images, % of the {report['normaliser']}")
     for part, text in (("all", "all images"), ("worst_tenth", f"the tenth where {weights[0]} is worst")):
         print(text)
@@ -147,7 +152,6 @@ def compare(
                 line += f"  {key} {row[f'{key}_{part}']:6.3f} ({row[f'{key}_{part}_difference']:+.3f} "
                 line += f"[{low:+.3f}, {high:+.3f}])"
             print(line)
-    write_report(json_out, "comparison", report)
 
 
 def bench(
@@ -165,8 +169,10 @@ def bench(
     """
     from recombinator.study import bench as benchmark
 
+    if json_out:
+        check_output_file(json_out)
     set_threads(threads)
     with progress("timing") as advance:
         report = benchmark.run(model or ["rcn-6", "sumnet-6"], rounds, advance)
+    print_all(write_report(json_out, "bench", report))
     print(benchmark.as_text(report))
-    write_report(json_out, "bench", report)

@@ -9,7 +9,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from recombinator.utils.errors import InputError
-from recombinator.utils.files import write_json
+from recombinator.utils.files import check_writable, write_json
 
 DEFAULT_WEIGHTS = "rcn-6-mtfl"
 DAILY, RESEARCH = "Daily use", "Research"  # sections of the help
@@ -64,12 +64,14 @@ class Group(TyperGroup):
 
 
 def check_not_overwriting(data: Path, *outputs: Path | None) -> None:
-    """Raise InputError for an output that is the table itself, or a folder."""
+    """Raise InputError for an output that is the table itself or a folder, or whose folder cannot be written to."""
     for path in outputs:
         if path and path.is_dir():
             raise InputError(f"{path}: is a folder; give a file's name")
         if path and path.resolve() == data.resolve():
             raise InputError(f"{path}: would overwrite the table {data}; choose another name")
+        if path:
+            check_writable(path.parent)
 
 
 def set_threads(threads: int | None) -> None:
@@ -80,10 +82,22 @@ def set_threads(threads: int | None) -> None:
         torch.set_num_threads(threads)
 
 
-def write_report(path: Path | None, kind: str, report: dict[str, Any]) -> None:
-    """Write a result file with its provenance, where a path is given."""
+def write_report(path: Path | None, kind: str, report: dict[str, Any]) -> list[str]:
+    """Write a result file with its provenance, where a path is given.
+
+    Returns:
+        The line that says so, to be printed once all files are written: a closed pipe stops the command at its first
+        line.
+    """
     from recombinator.utils.provenance import provenance
 
-    if path:
-        write_json(path, {"kind": kind, **report, "provenance": provenance()})
-        print(f"wrote {path}")
+    if not path:
+        return []
+    write_json(path, {"kind": kind, **report, "provenance": provenance()})
+    return [f"wrote {path}"]
+
+
+def print_all(lines: list[str]) -> None:
+    """Print each line."""
+    for line in lines:
+        print(line)

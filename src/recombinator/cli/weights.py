@@ -16,6 +16,7 @@ from recombinator.cli.options import (
     WeightsArgument,
     WeightsOut,
     check_not_overwriting,
+    print_all,
     write_report,
 )
 from recombinator.utils.console import progress, warn
@@ -64,6 +65,7 @@ def convert(
     from recombinator.weights import convert as converter
     from recombinator.weights.files import save_weights
 
+    check_output_file(out, ".safetensors")
     options: dict[str, Any] = {"upsampling": "learned", "keep_maxima": True} if released else {}
     save_weights(out, converter.convert(parameters, model, **options))
     print(f"wrote {out}")
@@ -205,6 +207,13 @@ def reliability(
     if picture:
         check_output_file(picture, ".png", ".pdf")
     report = calibration.report(weights, data, limit=limit)
+    written = write_report(json_out, "reliability", report)
+    if picture:
+        from recombinator.evaluation.plots import plot_reliability
+
+        plot_reliability(picture, report)
+        written.append(f"wrote {picture}")
+    print_all(written)
     temperature = report["calibration"].get("temperature", 1.0)
     print(f"{weights} on {data}: {report['images']} images, temperature {temperature:g}; {report['protocol']}")
     for part in ("plain", "covered"):
@@ -216,12 +225,6 @@ def reliability(
             )
     if report["covered_auroc"] is not None:
         print(f"  covered points found by low confidence: area under the ROC {report['covered_auroc']:.3f}")
-    write_report(json_out, "reliability", report)
-    if picture:
-        from recombinator.evaluation.plots import plot_reliability
-
-        plot_reliability(picture, report)
-        print(f"wrote {picture}")
 
 
 def denoise(

@@ -146,7 +146,7 @@ class _Checker:
         wide = values if kind == "bool" else values.cast(pa.float64(), safe=False)
         return wide.to_numpy(zero_copy_only=False).reshape(len(self.table), -1)
 
-    def rows(self, name: str, expected: str, good: np.ndarray) -> None:
+    def rows(self, name: str, expected: str, good: Any) -> None:
         """Check a (rows,) condition."""
         if not good.all():
             row = int(np.argmin(good))

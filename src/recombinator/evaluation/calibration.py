@@ -17,7 +17,7 @@ from recombinator.evaluation import metrics
 from recombinator.evaluation.sources import TableLike, as_table, identity
 from recombinator.keypoints import RADII, SURE
 from recombinator.models.base import KeypointNet, check_takes_images
-from recombinator.models.decode import decode
+from recombinator.models.decode import check_finite, decode
 from recombinator.transforms.augment import COVERED, Augment, occluded
 from recombinator.transforms.samples import fixed_samples
 from recombinator.utils.errors import InputError
@@ -62,6 +62,7 @@ def collect(net: KeypointNet, table: FaceTable, occlude: bool, temperatures: Seq
             cell = points.floor().long().clamp(0, net.size - 1)
             under_rectangle = visible[torch.arange(len(points))[:, None], 0, cell[..., 1], cell[..., 0]] == 0
         scores = net(pixels)
+        check_finite(scores, net.config.get("name", type(net).__name__))
         inside = ((points >= 0) & (points < net.size)).all(dim=2).cpu() & known[images]
         decoded = [decode(scores, t, net.tile) for t in temperatures]
         batch = {

@@ -127,8 +127,9 @@ _Maps = Annotated[int, Meta(ge=1, le=4096)]
 _OPTION_TYPES: dict[str, Any] = {
     "size": _Maps, "channels": Annotated[int, Meta(ge=1, le=16)], "mask": tuple[int, ...], "upsampling": str,
     "norm": str, "width": Annotated[float, Meta(gt=0, le=4096)], "alpha": str, "fold": _Maps, "form": str,
-    "kernel": _Maps, "layers": Annotated[int, Meta(ge=0, le=64)], "heads": _Maps, "parts": Annotated[int, Meta(ge=1, le=64)],
-    "modes": _Maps, "mirror": tuple[int, ...], "shift": Annotated[int, Meta(ge=0, le=4096)], "keep_maxima": bool,
+    "kernel": _Maps, "layers": Annotated[int, Meta(ge=0, le=64)], "heads": _Maps,
+    "parts": Annotated[int, Meta(ge=1, le=64)], "modes": _Maps,
+    "mirror": tuple[int, ...], "shift": Annotated[int, Meta(ge=0, le=4096)], "keep_maxima": bool,
 }  # fmt: skip
 _NOT_IN_TRAINING = ("modes", "mirror", "shift", "keep_maxima")  # set by other commands
 # types of the options that `train --set` accepts

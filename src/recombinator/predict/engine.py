@@ -181,12 +181,12 @@ class OnnxEngine:
         try:
             outputs = self.session.run(OUTPUTS, {"image": crops})
         except Exception as error:  # ONNX Runtime has its own exceptions
-            raise InputError(f"ONNX Runtime cannot run it ({(str(error).splitlines() or ['?'])[0]})") from None
+            raise InputError(f"ONNX Runtime cannot run it ({_first_line(error)})") from None
         self.about.check_finite(outputs)
         return Predictions(*outputs)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path, "threads": self.threads}
+        return {"path": self.path.absolute(), "threads": self.threads}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state)  # type: ignore[misc]
@@ -272,6 +272,10 @@ def _limit_torch_threads(threads: int) -> Iterator[None]:
         finally:
             if threads != before:
                 torch.set_num_threads(before)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 def _check_device(device: str) -> None:

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 
 from recombinator.data.table import load_table
-from recombinator.training.files import read_run, read_state
+from recombinator.training.files import read_run, read_state, trim_metrics
 from recombinator.training.loop import Trainer
 from recombinator.training.recipe import Recipe, changed, get_recipe
 from recombinator.utils.errors import InputError, remedy
-from recombinator.utils.files import lock_folder
+from recombinator.utils.files import check_no_link, check_output_folder, lock_folder
 from recombinator.weights.files import resolve
 
 logger = logging.getLogger(__name__)
@@ -31,6 +31,20 @@ def _pick_device(device: str) -> str:
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise InputError(f"device {device!r}: this machine has no CUDA GPU that torch can use; use cpu")
     return device
+
+
+def _restore(trainer: Trainer, out: Path) -> None:
+    """Continue from the run's state. Raises InputError for a state that does not fit the network or its optimizer."""
+    try:
+        trainer.restore()
+    except InputError:
+        raise
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:  # of torch
+        detail = (str(error) or type(error).__name__).splitlines()[0]
+        raise InputError(
+            f"{out}: the tensors of its state do not fit the network or the optimizer ({detail}); remove "
+            "last.safetensors: --resume then uses an earlier state, if there is one"
+        ) from None
 
 
 def train(
@@ -76,7 +90,9 @@ def train(
     folder, target = Path(data), Path(out)
     if folder.is_file():
         raise InputError(f"{data}: a file; give the folder with train.parquet and valid.parquet")
+    check_output_folder(target)
     with lock_folder(target):
+        check_no_link(target / "metrics.jsonl")
         states = [p for p in (target / "last.safetensors", target / "stable.safetensors") if p.is_file()]
         if states and not resume:
             raise InputError(f"{out}: already holds a run; continue it with --resume or choose another --out")
@@ -102,8 +118,10 @@ def train(
             start=resolve(start) if start else None, errors_of=resolve(errors_of) if errors_of else None,
             teacher=resolve(teacher) if teacher else None,
         )  # fmt: skip
+        if not states:
+            trim_metrics(target, 0)  # a process that was killed before it saved a state can have left a line
         if resume and states:
-            trainer.restore()
+            _restore(trainer, target)
         elif resume:
             logger.warning(f"{out}: no epoch was finished; it starts from the beginning")
         if not tensorboard:

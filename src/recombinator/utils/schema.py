@@ -1,14 +1,14 @@
 """Decode what files say into typed structures, or say in one sentence what is wrong with it.
 
-A structure is an annotated type: a dataclass, a `msgspec.Struct`, or a type such as `Share`. It states types, ranges and
-lengths once; `decode` checks them.
+A structure is an annotated type: a dataclass, a `msgspec.Struct`, or a type such as `Share`. It states types, ranges
+and lengths once; `decode` checks them.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, overload
 
 import msgspec
 from msgspec import Meta
@@ -47,7 +47,11 @@ def parse_json(text: str | bytes, where: str) -> Any:
     return value
 
 
-def decode(kind: type[T] | Any, value: Any, where: str) -> T:
+@overload
+def decode(kind: type[T], value: Any, where: str) -> T: ...
+@overload
+def decode(kind: Any, value: Any, where: str) -> Any: ...
+def decode(kind: Any, value: Any, where: str) -> Any:
     """Convert a value that JSON can hold into a typed structure.
 
     Args:
