@@ -25,7 +25,7 @@ from recombinator.cli.options import (
 from recombinator.study.plan import FIGURES, STUDIES
 from recombinator.utils.console import progress
 from recombinator.utils.errors import InputError
-from recombinator.utils.files import check_output_file
+from recombinator.utils.files import check_output_file, check_output_folder
 
 study = typer.Typer(help="Run the paper's experiments; draw its tables and figures.", cls=Group, no_args_is_help=True)
 Runs = Annotated[Path, typer.Option(metavar="FOLDER", help="folder of the studies' trainings")]
@@ -188,6 +188,37 @@ def list_studies(
                 text += f", about {run.cost(plan, one, data, epochs) / 60:.0f} min"
             print(text)
     print("figures: " + "; ".join(f"{name}: {title}" for name, (title, _) in FIGURES.items()))
+
+
+@study.command("fuzz", cls=Command)
+def fuzz(
+    number: Annotated[int, typer.Option(min=1, metavar="N", help="damaged files to read")] = 1000,
+    seed: Seed = 0,
+    only: Annotated[
+        int | None, typer.Option(min=0, metavar="N", help="repeat the damaged file with this number only")
+    ] = None,
+    keep: Annotated[Path | None, typer.Option(metavar="FOLDER", help="folder for copies of files with faults")] = None,
+) -> None:
+    """Read damaged files of every kind and count how that ends.
+
+    Every file must be read, or refused in one sentence. The exit status is 1 if one led to a traceback, to a result
+    that is not finite, or took too long.
+    """
+    from recombinator.study import fuzz as fuzzing
+
+    if keep:
+        check_output_folder(keep)
+    with progress("damaged files") as advance:
+        outcome = fuzzing.fuzz(number, seed=seed, only=only, keep=keep, progress=advance)
+    for fault, i, detail in outcome.faults:
+        print(f"{fault}, number {i}:\n{detail}")
+    ends = (fuzzing.SENTENCE, fuzzing.FINE, *fuzzing.FAULTS)
+    print(f"{'':18}" + "".join(f"{end:>12}" for end in ends))
+    for kind, counts in outcome.counts.items():
+        print(f"{kind:18}" + "".join(f"{counts[end]:>12}" for end in ends))
+    print(f"{'all':18}" + "".join(f"{sum(c[end] for c in outcome.counts.values()):>12}" for end in ends))
+    if outcome.faults:
+        raise typer.Exit(1)
 
 
 @study.command("render", cls=Command)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from recombinator.data.crops import RULES
-from recombinator.utils.errors import InputError
+from recombinator.utils.errors import InputError, first_line
 from recombinator.utils.schema import LARGE
 
 if TYPE_CHECKING:
@@ -54,11 +54,11 @@ def read_columns(path: str | os.PathLike[str], info: TableInfo) -> tuple[Any, li
         if missing:
             raise InputError(f"{path}: expected the columns {', '.join(COLUMNS)}; {missing[0]} is missing")
         attributes = [name for name in names if name not in (*COLUMNS, "split")]
-        if len({*COLUMNS, *attributes}) != len(COLUMNS) + len(attributes) or names.count("image") > 1:
+        if len(set(names)) != len(names):
             raise InputError(f"{path}: two columns have the same name")
         table = pq.read_table(path, columns=[*COLUMNS, *attributes])
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: a damaged Parquet file ({error})") from None
+        raise InputError(f"{path}: a damaged Parquet file ({first_line(error)})") from None
     check_columns(table, info, attributes, str(path))
     return table, attributes
 

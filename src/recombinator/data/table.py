@@ -22,7 +22,7 @@ import numpy as np
 from recombinator.data.images import decode_image
 from recombinator.data.schema import check_info, read_columns
 from recombinator.keypoints import KeypointSet, decode_described
-from recombinator.utils.errors import InputError, import_optional
+from recombinator.utils.errors import InputError, first_line, import_optional
 from recombinator.utils.files import to_file_keys, write_atomically
 from recombinator.utils.schema import decode, parse_json
 
@@ -300,7 +300,7 @@ def read_info(path: str | os.PathLike[str]) -> TableInfo:
     try:
         found = pq.read_schema(path).metadata or {}
     except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{path}: not a Parquet file ({error})") from None
+        raise InputError(f"{path}: not a Parquet file ({first_line(error)})") from None
     if b"recombinator" not in found:
         raise InputError(f"{path}: not written by `recombinator prepare` (its metadata is missing)")
     meta = decode(dict[str, Any], parse_json(found[b"recombinator"], f"{path}: metadata"), f"{path}: metadata")

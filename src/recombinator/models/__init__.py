@@ -125,8 +125,9 @@ MODELS: dict[str, Architecture] = {
 _Maps = Annotated[int, Meta(ge=1, le=4096)]
 # types and ranges of the options of `create_model`; a network may allow less
 _OPTION_TYPES: dict[str, Any] = {
-    "size": _Maps, "channels": Annotated[int, Meta(ge=1, le=16)], "mask": tuple[int, ...], "upsampling": str,
-    "norm": str, "width": Annotated[float, Meta(gt=0, le=4096)], "alpha": str, "fold": _Maps, "form": str,
+    "size": Annotated[int, Meta(ge=1, le=1024)], "channels": Annotated[int, Meta(ge=1, le=16)],
+    "mask": tuple[int, ...], "upsampling": str, "norm": str,
+    "width": Annotated[float, Meta(gt=0, le=4096)], "alpha": str, "fold": _Maps, "form": str,
     "kernel": _Maps, "layers": Annotated[int, Meta(ge=0, le=64)], "heads": _Maps,
     "parts": Annotated[int, Meta(ge=1, le=64)], "modes": _Maps,
     "mirror": tuple[int, ...], "shift": Annotated[int, Meta(ge=0, le=4096)], "keep_maxima": bool,

@@ -17,7 +17,7 @@ import numpy as np
 
 from recombinator.keypoints import RADII, KeypointSet, decode_described
 from recombinator.predict.graphfile import external_tensors, graph_checksum
-from recombinator.utils.errors import InputError, remedy
+from recombinator.utils.errors import InputError, first_line, remedy
 from recombinator.utils.schema import decode, parse_json
 from recombinator.weights.schema import Channels, Position, Size, check_network
 from recombinator.weights.shipped import shipped_graphs, shipped_models, unknown_model
@@ -181,7 +181,7 @@ class OnnxEngine:
         try:
             outputs = self.session.run(OUTPUTS, {"image": crops})
         except Exception as error:  # ONNX Runtime has its own exceptions
-            raise InputError(f"ONNX Runtime cannot run it ({_first_line(error)})") from None
+            raise InputError(f"ONNX Runtime cannot run it ({first_line(error)})") from None
         self.about.check_finite(outputs)
         return Predictions(*outputs)
 
@@ -272,10 +272,6 @@ def _limit_torch_threads(threads: int) -> Iterator[None]:
         finally:
             if threads != before:
                 torch.set_num_threads(before)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 def _check_device(device: str) -> None:

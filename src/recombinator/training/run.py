@@ -14,7 +14,7 @@ from recombinator.data.table import load_table
 from recombinator.training.files import read_run, read_state, trim_metrics
 from recombinator.training.loop import Trainer
 from recombinator.training.recipe import Recipe, changed, get_recipe
-from recombinator.utils.errors import InputError, remedy
+from recombinator.utils.errors import InputError, first_line, remedy
 from recombinator.utils.files import check_no_link, check_output_folder, lock_folder
 from recombinator.weights.files import resolve
 
@@ -40,9 +40,8 @@ def _restore(trainer: Trainer, out: Path) -> None:
     except InputError:
         raise
     except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:  # of torch
-        detail = (str(error) or type(error).__name__).splitlines()[0]
         raise InputError(
-            f"{out}: the tensors of its state do not fit the network or the optimizer ({detail}); remove "
+            f"{out}: the tensors of its state do not fit the network or the optimizer ({first_line(error)}); remove "
             "last.safetensors: --resume then uses an earlier state, if there is one"
         ) from None
 

@@ -21,6 +21,11 @@ class MissingPackageError(InputError, ImportError):
     """An optional package is not installed; the message gives the command that installs it."""
 
 
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's message, or its type if it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0].strip()
+
+
 def remedy(extra: str) -> str:
     """Return the command that installs an extra: from the checkout where there is one, else from the package index."""
     # a repository's src/recombinator is two folders below its pyproject.toml; an installed package has none there

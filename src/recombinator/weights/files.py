@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from recombinator.keypoints import KeypointSet, decode_described
-from recombinator.utils.errors import InputError
+from recombinator.utils.errors import InputError, first_line
 from recombinator.utils.files import write_atomically, write_json
 from recombinator.utils.schema import decode, parse_json
 from recombinator.weights.schema import (
@@ -161,7 +161,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             meta = decode(dict[str, Any], parse_json(text, f"{path}: metadata"), f"{path}: metadata")
             tensors = {k: stream.get_tensor(k) for k in stream.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        raise InputError(f"{path}: not a readable safetensors file ({error})") from None
+        raise InputError(f"{path}: not a readable safetensors file ({first_line(error)})") from None
     expected = meta.pop("checksum", None)  # earlier versions wrote none
     if expected is not None and expected != checksum(tensors):
         raise InputError(f"{path}: damaged: its tensors do not have the checksum in its metadata; copy the file again")

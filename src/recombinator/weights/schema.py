@@ -13,7 +13,7 @@ from recombinator.utils.errors import InputError
 from recombinator.utils.schema import FileName, Finite, Positive, Share, decode
 
 FORMAT = "recombinator-1"
-LARGEST_SIZE = 4096  # pixels
+LARGEST_SIZE = 1024  # pixels
 
 Position = Annotated[list[Finite], Meta(min_length=2, max_length=2)]  # x, y
 Size = Annotated[int, Meta(ge=1, le=LARGEST_SIZE)]

@@ -81,10 +81,6 @@ def _locate(folder: Path, names: list[str]) -> dict[str, Path]:
     distinct = len(set(last)) == len(last)
     paths = {}
     for name, short in zip(names, last, strict=True):
-        if not Path(os.path.normpath(folder.absolute() / name)).is_relative_to(os.path.normpath(folder.absolute())):
-            raise InputError(
-                f"image {name!r:.100} is outside the folder {folder}; give --images a folder that holds it"
-            )
         use_short = distinct and not (folder / name).is_file() and (folder / short).is_file()
         paths[name] = folder / (short if use_short else name)
         if not Path(os.path.normpath(paths[name].absolute())).is_relative_to(os.path.normpath(folder.absolute())):
