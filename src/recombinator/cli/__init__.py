@@ -57,7 +57,10 @@ def _prepare_process(
 def main() -> None:
     """Entry point: an InputError is one sentence and exit status 2."""
     try:
-        app()
+        try:
+            app()
+        finally:
+            sys.stdout.flush()  # here, where a closed pipe is handled
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

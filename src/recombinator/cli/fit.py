@@ -90,7 +90,7 @@ def fit(
     if plan:
         return
     if folds:
-        write_report(json_out, "fit-folds", report)
+        print_all(write_report(json_out, "fit-folds", report))
     for name, part in ({"all folds": report} if folds else report).items():
         if isinstance(part, dict) and "median" in part:
             shares = ", ".join(f"{100 * v:.1f} % within {r}" for r, v in part["within"].items())

@@ -19,6 +19,7 @@ from recombinator.cli.options import (
     Table,
     Threads,
     check_outputs,
+    print_all,
     set_threads,
     write_report,
 )
@@ -115,11 +116,10 @@ def robustness(
     check_outputs(json_out, overwrite=overwrite, source=data)
     with progress("disturbances") as advance:
         report = disturbances.measure(weights, data, limit=limit, progress=advance)
+    written = write_report(json_out, "robustness", report)
+    print_all([*written, *map(str, disturbances.draw(report, out))])
     for row in report["rows"]:
         print(f"  {row['disturbance']:10} {row['value']:6g}  {row['weights']:28} {row['nme']:7.3f} %")
-    write_report(json_out, "robustness", report)
-    for path in disturbances.draw(report, out):
-        print(path)
 
 
 @study.command("curves", cls=Command)
@@ -157,13 +157,14 @@ def collect(
         check_output_file(plot, ".png", ".pdf")
     check_outputs(json_out, plot, overwrite=overwrite)
     rows = collecting.collect_runs(folders)
+    written = write_report(json_out, "runs", {"runs": rows})
+    if plot:
+        collecting.draw_learning_curves(rows, plot)
+        written.append(f"wrote {plot}")
+    print_all(written)
     for row in rows:
         last = row["curve"][-1]
         print(f"{row['name']}: epoch {last['epoch']}, validation {last['valid']:.2f} %, plain {last['clean']:.2f} %")
-    write_report(json_out, "runs", {"runs": rows})
-    if plot:
-        collecting.draw_learning_curves(rows, plot)
-        print(f"wrote {plot}")
 
 
 @study.command("list", cls=Command)

@@ -173,7 +173,10 @@ def plain_name(text: str) -> str:
 
 def image_name(text: str) -> str:
     """Return an image's name with forward slashes: files written on Windows have backslashes."""
-    return text.strip().replace("\\", "/")
+    text = text.strip()
+    if text[:1] == "'" and text[1:2] in tuple("=+-@"):  # as `plain_cell` wrote it
+        text = text[1:]
+    return text.replace("\\", "/")
 
 
 def coordinate(value: Any, decimal_comma: bool = False) -> float:

@@ -20,9 +20,11 @@ from typing import Any, TypeVar
 import numpy as np
 
 from recombinator.data.images import decode_image
-from recombinator.keypoints import KeypointSet
+from recombinator.data.schema import check_info, read_columns
+from recombinator.keypoints import KeypointSet, decode_described
 from recombinator.utils.errors import InputError, import_optional
-from recombinator.utils.files import from_file_keys, to_file_keys, write_atomically
+from recombinator.utils.files import to_file_keys, write_atomically
+from recombinator.utils.schema import decode, parse_json
 
 logger = logging.getLogger(__name__)
 
@@ -297,14 +299,14 @@ def read_info(path: str | os.PathLike[str]) -> TableInfo:
         raise InputError(f"{path}: no such file; `recombinator prepare` writes tables")
     try:
         found = pq.read_schema(path).metadata or {}
-    except (pa.ArrowInvalid, OSError) as error:
+    except (pa.ArrowException, OSError) as error:
         raise InputError(f"{path}: not a Parquet file ({error})") from None
     if b"recombinator" not in found:
         raise InputError(f"{path}: not written by `recombinator prepare` (its metadata is missing)")
-    meta = json.loads(found[b"recombinator"])
+    meta = decode(dict[str, Any], parse_json(found[b"recombinator"], f"{path}: metadata"), f"{path}: metadata")
     if meta.pop("format", None) != FORMAT:
         raise InputError(f"{path}: written by another version of `recombinator prepare`; run it again")
-    return TableInfo(**{**from_file_keys(meta), "keypoints": KeypointSet.from_dict(meta["keypoints"])})
+    return check_info(decode_described(TableInfo, meta, f"{path}: metadata"), path)
 
 
 def load_table(
@@ -322,12 +324,8 @@ def load_table(
     Raises:
         InputError: naming the file, for a missing, foreign or empty table.
     """
-    import pyarrow.parquet as pq
-
     info = read_info(path)
-    columns = ["image", "points", "mask", "box", "to_file", "file", "file_size", "subset"]
-    attributes = [f.name for f in pq.read_schema(path) if f.name not in (*columns, "split")]
-    table = pq.read_table(path, columns=columns + attributes)
+    table, attributes = read_columns(path, info)
     if limit and spread:
         table = table.take(np.sort(np.random.RandomState(0).permutation(len(table))[:limit]))
     elif limit:

@@ -15,7 +15,7 @@ from recombinator.data.crops import RULES
 from recombinator.data.images import encode_image
 from recombinator.keypoints import KeypointSet
 from recombinator.predict.result import Face
-from recombinator.utils.files import write_atomically, write_json, write_text
+from recombinator.utils.files import plain_cell, write_atomically, write_json, write_text
 
 
 def save_picture(path: Path, image: np.ndarray) -> None:
@@ -99,7 +99,8 @@ def _write_csv(lines: Path, out: Path, weights: str, keypoints: KeypointSet) -> 
             for record in records(lines):
                 for number, face in enumerate(record["faces"], 1):
                     for p in face["keypoints"]:
-                        writer.writerow([record["file"], number, p["name"], p["x"], p["y"], p["confidence"]])
+                        names = plain_cell(record["file"]), number, plain_cell(p["name"])
+                        writer.writerow([*names, p["x"], p["y"], p["confidence"]])
 
     write_atomically(out / "points.csv", write)
 

@@ -17,7 +17,7 @@ from recombinator.data.images import Image, as_image, encode_image
 from recombinator.keypoints import KeypointSet
 from recombinator.predict.drawing import draw_faces
 from recombinator.utils.errors import InputError
-from recombinator.utils.files import check_output_file, write_json, write_text
+from recombinator.utils.files import check_output_file, plain_cell, write_json, write_text
 
 NOTEBOOK_SIDE = 1024  # pixels of the longer side of the picture that a notebook shows
 _NOT_CALIBRATED = "this face has only one confidence per point: its weights are not calibrated"
@@ -234,6 +234,7 @@ def _csv_text(faces: Iterable[Face]) -> str:
     writer.writerow(["face", "keypoint", "x", "y", "confidence"])
     for number, face in enumerate(faces, 1):
         writer.writerows(
-            [number, row["name"], row["x"], row["y"], row["confidence"]] for row in face.to_dict()["keypoints"]
+            [number, plain_cell(row["name"]), row["x"], row["y"], row["confidence"]]
+            for row in face.to_dict()["keypoints"]
         )
     return text.getvalue()

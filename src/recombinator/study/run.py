@@ -16,7 +16,8 @@ from recombinator.data.table import FaceTable, load_table, read_info
 from recombinator.evaluation.tables import evaluate, write_per_image
 from recombinator.study.archive import archive_weights
 from recombinator.study.plan import STUDIES, Run, Study, run_at
-from recombinator.training.files import read_run
+from recombinator.study.result import read_result
+from recombinator.training.files import read_metrics, read_run, read_summary
 from recombinator.training.loop import Trainer
 from recombinator.training.recipe import Recipe, get_recipe
 from recombinator.training.run import train
@@ -55,10 +56,10 @@ def finished(path: Path, run: Run, recipe: Recipe, seed: int) -> bool:
     if run.same:
         run = run_at(run.same)[1]
     try:
-        training = json.loads(path.read_text(encoding="utf-8"))["training"]
+        training = read_result(path)["training"]
         model = {k: v for k, v in training["model"].items() if k != "keypoints"}
         trained_with = Recipe.from_dict(training["recipe"])
-    except (OSError, json.JSONDecodeError, KeyError, TypeError):
+    except (OSError, InputError, KeyError, AttributeError):
         return False
     expected = json.loads(json.dumps({"name": run.model, **run.options}))
     return (model, trained_with, training["seed"]) == (expected, recipe, seed)
@@ -129,7 +130,7 @@ def run_study(
             if not finished(source, twin, recipe, seed):
                 logger.info(f"{place}: waits for {run.same}")
                 continue
-            report = json.loads(source.read_text(encoding="utf-8"))
+            report = read_result(source)
             if source.with_suffix(".images.parquet").is_file():  # a checkout has the report alone
                 copy_file(source.with_suffix(".images.parquet"), path.with_suffix(".images.parquet"))
             write_json(path, report | {"study": name, "run": run.name, "same": run.same})
@@ -170,7 +171,7 @@ def _train_and_evaluate(
         limit=rows // run.part if run.part > 1 else None,
     )  # fmt: skip
     result, report = evaluate(out, table)
-    metrics = [json.loads(t) for t in (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    metrics = read_metrics(out)
     curve = [{k: line[k] for k in ("epoch", "seconds", "valid", "clean", "images_per_second")} for line in metrics]
     if study.watched:  # a killed process can leave an epoch without its test error; that of the last one is known
         errors = {row["epoch"]: row["nme_paper"] for row in _test_errors(out)}
@@ -189,19 +190,18 @@ def _train_and_evaluate(
 
 def _summary_of(out: Path, run: Run, recipe: Recipe, seed: int) -> dict[str, Any] | None:
     """Return the summary of a finished training in `out`, such as one copied from another machine, or None."""
-    path, settings = out / "summary.json", read_run(out)
-    if not path.is_file() or not settings:
+    summary, settings = read_summary(out), read_run(out)
+    if not summary or not settings:
         return None
     model = {k: v for k, v in settings["model"].items() if k != "keypoints"}
     same = model == json.loads(json.dumps({"name": run.model, **run.options})) and settings["seed"] == seed
     same = same and Recipe.from_dict(settings["recipe"]) == recipe
-    summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return summary if same and summary["epochs"] == recipe.epochs else None
 
 
 def _archive_finished(root: Path, study: str, run: Run, runs: Path, data: Path, path: Path) -> None:
     """Archive the weights of a run that an earlier version finished without doing so, if its folder still exists."""
-    report = json.loads(path.read_text(encoding="utf-8"))
+    report = read_result(path)
     out = runs / (run.same or f"{study}/{run.name}")
     if "archived" in report or not (out / "best.safetensors").is_file():
         return

@@ -37,7 +37,7 @@ def unknown(what: str, value: object, known: Iterable[str]) -> InputError:
     names = list(known)
     near = difflib.get_close_matches(str(value), names, n=1) if len(names) > SHORT else []
     hint = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(names)}"
-    return InputError(f"unknown {what} {value!r}; {hint}")
+    return InputError(f"unknown {what} {value!r:.60}; {hint}")
 
 
 def check_choice(what: str, value: object, known: Iterable[str]) -> None:
