@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from recombinator.cli.options import JsonOut, Threads, set_threads, write_report
+from recombinator.cli.options import JsonOut, Threads, print_all, set_threads, write_report
 from recombinator.utils.console import progress, warn
 from recombinator.utils.errors import InputError
 
