@@ -13,7 +13,7 @@ from recombinator.data.table import load_table
 from recombinator.evaluation import calibration, metrics
 from recombinator.evaluation.plots import plot_reliability
 from recombinator.keypoints import FACE_5, RADII, SURE
-from recombinator.models import KeypointNet, create_model, decode
+from recombinator.models import KeypointNet, create_model
 from recombinator.predict.predictor import load
 from recombinator.predict.result import Face
 from recombinator.transforms.samples import fixed_samples
@@ -64,7 +64,7 @@ def test_a_masked_network_is_calibrated_by_its_own_decoding(faces5):
     with torch.no_grad():
         points_of = calibration.collect(net, table, False, (1.0,))
         inputs, points = next(fixed_samples(table, 80, calibration.JITTER, torch.device("cpu")))
-        decoded = decode.answers(net, inputs)
+        decoded = net.decode(net(inputs))
     inside = ((points >= 0) & (points < 80)).all(dim=2)
     n = int(inside.sum())
     gap = (decoded.highest - points).abs().amax(dim=2)[inside]
@@ -207,7 +207,7 @@ def test_refused_before_anything_is_measured(weights, faces5, tmp_path, monkeypa
     table.write_bytes((faces5 / "valid.parquet").read_bytes())
     before = table.read_bytes()
     for command, options, words in (
-        ("calibrate", ["--out", str(table)], "would overwrite the table"),
+        ("calibrate", ["--out", str(table)], "would overwrite the input"),
         ("calibrate", ["--out", str(tmp_path / "a.onnx")], "must end in .safetensors"),
         ("calibrate", ["--out", str(tmp_path / "a.json")], "expected JSON, got something else"),
         ("reliability", ["--plot", str(tmp_path / "a.abc")], "must end in .png or .pdf"),

@@ -323,7 +323,7 @@ def test_the_legend_keeps_clear_of_faces(predictor, hopper):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"device": "tpu"}, "unknown device 'tpu'; use cpu, cuda or cuda:N"),
+        ({"device": "tpu"}, "unknown device 'tpu'; expected one of cpu, cuda, cuda:N"),
         ({"device": "cuda", "engine": "onnx"}, "ONNX Runtime runs on the CPU here; use the torch engine"),
         ({"device": "cuda"}, "torch finds no CUDA GPU on this machine; use device 'cpu'"),
     ],

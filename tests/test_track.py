@@ -115,7 +115,7 @@ def video(scene, tmp_path_factory):
 def test_track_command(video, tmp_path):
     command = ["track", str(video), "--video-out", str(tmp_path / "drawn.mp4"), "--out"]
     run = CliRunner().invoke(app, [*command, str(tmp_path / "points.jsonl")], catch_exceptions=False)
-    assert run.exit_code == 0 and "10 frames, 10 faces with 1 numbers" in run.output
+    assert run.exit_code == 0 and "10 frames, 1 face in them" in run.output
     lines = [json.loads(t) for t in (tmp_path / "points.jsonl").read_text().splitlines()]
     assert [line["frame"] for line in lines] == list(range(10)) and lines[-1]["seconds"] == 0.36
     nose = [line["faces"][0]["keypoints"][2]["x"] for line in lines]

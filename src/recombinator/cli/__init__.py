@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from recombinator.cli import evaluation, models, photographs, training, weights
+from recombinator.cli.fit import fit
 from recombinator.cli.options import DAILY, RESEARCH, Command, Group
 from recombinator.cli.prepare import prepare
 from recombinator.cli.study import study
@@ -22,7 +23,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )  # fmt: skip
 _DAILY: tuple[Any, ...] = (
-    photographs.demo, photographs.predict, photographs.track, training.train, evaluation.evaluate, weights.export,
+    photographs.demo, photographs.predict, photographs.track, fit, training.train, evaluation.evaluate, weights.export,
     models.models,
 )  # fmt: skip
 _RESEARCH: tuple[Any, ...] = (

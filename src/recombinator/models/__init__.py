@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -12,13 +11,14 @@ import msgspec
 import numpy as np
 from msgspec import Meta
 
-from recombinator.models.base import KeypointNet, check_choice
+from recombinator.models.base import KeypointNet
+from recombinator.models.cascade import Cascade
 from recombinator.models.denoiser import Denoiser, MapDenoiser, PointDenoiser
 from recombinator.models.joint import Joint
 from recombinator.models.networks import RCN, Level, ScoreMapNet, SumNet
 from recombinator.models.tcdcn import TCDCN
 from recombinator.utils import schema  # not its `decode`: that is the name of a module here
-from recombinator.utils.errors import InputError
+from recombinator.utils.errors import InputError, check_choice
 
 __all__ = [
     "MODELS",
@@ -26,6 +26,7 @@ __all__ = [
     "RCN",
     "TCDCN",
     "Architecture",
+    "Cascade",
     "Denoiser",
     "Joint",
     "KeypointNet",
@@ -150,6 +151,16 @@ class _Joint(msgspec.Struct):
     iterations: Annotated[int, Meta(ge=1, le=100)]
 
 
+class _Cascade(msgspec.Struct):
+    """The configuration of a cascade, as its weights file has it."""
+
+    coarse: dict[str, Any]
+    fine: dict[str, Any]
+    factor: Annotated[int, Meta(ge=1, le=100)]
+    weight: Annotated[float, Meta(ge=0, le=1e6)]
+    sharpness: Annotated[float, Meta(gt=0, le=1e6)]
+
+
 def model_names() -> list[str]:
     """Return the names that `create_model` accepts."""
     return list(MODELS)
@@ -190,12 +201,13 @@ def create_model(name: str, keypoints: int | None = None, **options: Any) -> Key
     """
     if name == "joint" and "image" in options:  # the configuration of a joint model's weights file
         joint = schema.decode(_Joint, options, "model joint")
-        image, denoiser = (_part_of_joint(part) for part in (joint.image, joint.denoiser))
+        image, denoiser = (_part(name, part) for part in (joint.image, joint.denoiser))
         return Joint(cast(ScoreMapNet, image), cast(Denoiser, denoiser), joint.weight, joint.iterations)
-    if name not in MODELS:
-        near = difflib.get_close_matches(name, MODELS, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise InputError(f"unknown model {name!r:.60}{hint} (known: {', '.join(MODELS)})")
+    if name == "cascade" and "coarse" in options:  # that of a cascade's weights file
+        cascade = schema.decode(_Cascade, options, "model cascade")
+        coarse, fine = (cast(ScoreMapNet, _part(name, part)) for part in (cascade.coarse, cascade.fine))
+        return Cascade(coarse, fine, cascade.factor, cascade.weight, cascade.sharpness)
+    check_choice("model", name, MODELS)
     keypoints = MODELS[name].keypoints if keypoints is None else keypoints
     schema.decode(Annotated[int, Meta(ge=1, le=10_000)], _plain(keypoints), f"model {name}: keypoints")
     for option, value in options.items():
@@ -216,10 +228,10 @@ def _plain(value: Any) -> Any:
     return value.tolist() if isinstance(value, np.generic | np.ndarray) else value
 
 
-def _part_of_joint(config: dict[str, Any]) -> KeypointNet:
+def _part(whole: str, config: dict[str, Any]) -> KeypointNet:
     name, keypoints, options = config.get("name"), config.get("keypoints"), dict(config)
     if not isinstance(name, str) or name not in MODELS or keypoints is None:
-        raise InputError("model joint: expected the name and keypoints of an image network and of a denoiser")
+        raise InputError(f"model {whole}: expected the name and keypoints of each of its two networks")
     del options["name"], options["keypoints"]
     return create_model(name, keypoints, **options)
 

@@ -22,7 +22,7 @@ from recombinator.predict.drawing import draw_faces
 from recombinator.predict.output import FILES, FORMATS, face_chip, save_picture
 from recombinator.predict.predictor import Predictor
 from recombinator.predict.result import Face
-from recombinator.utils.errors import InputError
+from recombinator.utils.errors import InputError, check_choice
 from recombinator.utils.files import write_text
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
@@ -223,9 +223,8 @@ def predict_all(
     Raises:
         InputError: If a format is unknown or `out` holds results that must not be replaced.
     """
-    unknown = [f for f in formats if f not in FORMATS]
-    if unknown:
-        raise InputError(f"format {unknown[0]!r} is not known: use {', '.join(FORMATS)}")
+    for kind in formats:
+        check_choice("format", kind, FORMATS)
     lines = Lines(out, resume, overwrite, weights) if out else None
     outcome, stems = Outcome(), lines.stems if lines else set()
     todo = [n for n in names if n not in lines.done] if lines else list(names)

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from recombinator.data.images import to_gray
-from recombinator.utils.errors import InputError
+from recombinator.utils.errors import InputError, unknown
 
 LONGEST = 1024  # pixels; larger photographs are scaled down for detection
 
@@ -159,7 +159,7 @@ class YuNetDetector:
         import cv2
 
         if not Path(path).is_file():
-            raise InputError(f"{path}: no such file; yunet:PATH needs OpenCV's face_detection_yunet ONNX file")
+            raise InputError(f"{path}: no such file; yunet:FILE needs OpenCV's face_detection_yunet ONNX file")
         try:
             self.net = cv2.FaceDetectorYN.create(path, "", (320, 320), min_confidence)
         except cv2.error as error:
@@ -185,7 +185,7 @@ def detector_by_name(name: str) -> Detector:
     """Return a detector by its name.
 
     Args:
-        name: "haar", "none" (each image is one face) or "yunet:PATH".
+        name: "haar", "none" (each image is one face) or "yunet:FILE".
 
     Raises:
         InputError: For any other name.
@@ -194,5 +194,5 @@ def detector_by_name(name: str) -> Detector:
         return YuNetDetector(name[6:])
     known: dict[str, Callable[[], Detector]] = {"haar": HaarDetector, "none": WholeImage}
     if name not in known:
-        raise InputError(f"detector {name!r} is not known: use haar, none or yunet:PATH")
+        raise unknown("detector", name, ("haar", "none", "yunet:FILE"))
     return known[name]()

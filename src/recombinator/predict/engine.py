@@ -17,7 +17,7 @@ import numpy as np
 
 from recombinator.keypoints import RADII, KeypointSet, decode_described
 from recombinator.predict.graphfile import external_tensors, graph_checksum
-from recombinator.utils.errors import InputError, first_line, remedy
+from recombinator.utils.errors import InputError, check_choice, first_line, remedy, unknown
 from recombinator.utils.schema import decode, parse_json
 from recombinator.weights.schema import Channels, Position, Size, check_network
 from recombinator.weights.shipped import shipped_graphs, shipped_models, unknown_model
@@ -212,7 +212,7 @@ class TorchEngine:
 
         from recombinator.models.base import check_takes_images
 
-        check_takes_images(weights.net, "these weights")
+        check_takes_images(weights.net, str(weights))
         _check_device(device)
         if device != "cpu" and not torch.cuda.is_available():
             raise InputError(f"device {device!r}: torch finds no CUDA GPU on this machine; use device 'cpu'")
@@ -235,15 +235,13 @@ class TorchEngine:
         """
         import torch
 
-        from recombinator.models.decode import answers
-
         if os.getpid() != self._process:
             raise InputError(
                 "the process was forked after torch had started its threads, which a forked process does not have; "
                 "start processes with multiprocessing's 'spawn' method, or use engine='onnx'"
             )
         with _limit_torch_threads(self.threads), torch.inference_mode():
-            decoded = answers(self.net, torch.from_numpy(crops).to(self.device))
+            decoded = self.net.decode(self.net(torch.from_numpy(crops).to(self.device)))
         outputs = [getattr(decoded, name).cpu().numpy() for name in OUTPUTS]
         self.about.check_finite(outputs)
         return Predictions(*outputs)
@@ -276,7 +274,7 @@ def _limit_torch_threads(threads: int) -> Iterator[None]:
 
 def _check_device(device: str) -> None:
     if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
-        raise InputError(f"unknown device {device!r}; use cpu, cuda or cuda:N")
+        raise unknown("device", device, ("cpu", "cuda", "cuda:N"))
 
 
 def load_engine(
@@ -297,8 +295,8 @@ def load_engine(
     Raises:
         InputError: If there is no such model, or not for this engine or device.
     """
-    if engine not in (None, *ENGINES):
-        raise InputError(f"engine={engine!r} is not known: use one of {', '.join(ENGINES)}")
+    if engine is not None:
+        check_choice("engine", engine, ENGINES)
     _check_device(device)
     if device != "cpu":
         if engine == "onnx":

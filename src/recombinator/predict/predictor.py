@@ -9,11 +9,11 @@ from typing import Any, overload
 
 import numpy as np
 
-from recombinator.data.crops import GRID, RULES
+from recombinator.data.crops import RULES
 from recombinator.data.images import Image, as_image, to_gray
 from recombinator.data.resample import square
 from recombinator.keypoints import RADII, SURE
-from recombinator.predict.detect import Detector, HaarDetector
+from recombinator.predict.detect import Detector, HaarDetector, WholeImage
 from recombinator.predict.engine import Engine, load_engine
 from recombinator.predict.result import Face, Faces
 from recombinator.utils.errors import InputError
@@ -35,7 +35,9 @@ class Predictor:
     def __init__(self, engine: Engine, detector: Detector | None = None) -> None:
         self.engine, self.about, self.keypoints = engine, engine.about, engine.about.keypoints
         self.rule = RULES[self.about.crop_rule]
-        self.detector: Detector = detector or HaarDetector()
+        # a network for whole images needs no detector
+        self.detector: Detector = WholeImage() if self.rule.whole else detector or HaarDetector()
+        self.stored = self.rule.stored_size(self.about.size)
         self.min_confidence = float(self.about.calibration.get("least", self.rule.least))
 
     def __repr__(self) -> str:
@@ -106,6 +108,8 @@ class Predictor:
         shown = image if keep or isinstance(image, str | os.PathLike) else None
         source = self._network_channels(pixels)
         if boxes is not None:
+            if self.rule.whole:
+                raise InputError("this model finds its object in the whole image; leave the boxes out")
             given = self._predict_boxes(source, check_boxes(boxes, pixels), passes)
             for number, face in enumerate(given, 1):
                 if face is None:
@@ -128,6 +132,8 @@ class Predictor:
         if boxes.size == 0:
             return []
         faces = self._refine(source, self._points_from_boxes(boxes))
+        if self.rule.whole:  # a second pass would see the same
+            passes = 1
         for _ in range(passes - 1):
             alive = [i for i, face in enumerate(faces) if face]
             again = self._refine(source, np.array([face.points for face in faces if face]))
@@ -177,7 +183,7 @@ class Predictor:
         kept = []
         for i, p in enumerate(points):
             try:
-                crop, to_image, box = self.rule.crop(image, p, GRID)
+                crop, to_image, box = self.rule.crop(image, p, self.stored)
             except InputError:
                 continue
             kept.append(i)

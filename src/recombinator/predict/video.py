@@ -60,7 +60,7 @@ def write_track(
         check_output_file(annotated, ".mp4")
     for path in (out, annotated):
         if path and path.resolve() == Path(source).resolve():
-            raise InputError(f"{path}: would overwrite the video; choose another name")
+            raise InputError(f"{path}: would overwrite the input; choose another name")
         if path:
             path.parent.mkdir(parents=True, exist_ok=True)
     total = min(count_frames(source), limit or 1 << 60) if progress else 0

@@ -15,7 +15,7 @@ from recombinator.study import measurements, tables
 from recombinator.study.markdown import Results
 from recombinator.study.plan import STUDIES
 from recombinator.study.result import read_result
-from recombinator.utils.errors import InputError
+from recombinator.utils.errors import InputError, unknown
 from recombinator.utils.files import write_text
 
 DOCUMENTS = ("README.md", "docs/*.md")
@@ -78,7 +78,7 @@ def render_text(text: str, results: Results, where: str) -> str:
     def table(match: re.Match[str]) -> str:
         name = match[2]
         if name not in TABLES:
-            raise InputError(f"{where}: unknown table {name!r} (known: {', '.join(TABLES)})")
+            raise InputError(f"{where}: {unknown('table', name, TABLES)}")
         try:
             text = TABLES[name](results)
         except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -19,25 +20,23 @@ import torch
 from torch import Generator, Tensor
 
 from recombinator.data.table import FaceTable
-from recombinator.keypoints import check_same_keypoints
 from recombinator.models import create_model
-from recombinator.models.base import KeypointNet
-from recombinator.training.files import STATE, read_run, read_state, trim_metrics
+from recombinator.training import parallel
+from recombinator.training.average import MovingAverage
+from recombinator.training.files import STATE, begin_session, check_same_settings, read_state, trim_metrics
+from recombinator.training.order import batches, epoch_order
 from recombinator.training.recipe import Recipe, make_optimizer
 from recombinator.training.revive import count_dead_channels, revive
+from recombinator.training.start import copy_matching, load_teacher
 from recombinator.training.tasks import TASKS
 from recombinator.utils.errors import InputError
 from recombinator.utils.files import copy_file, write_json
 from recombinator.utils.provenance import provenance
-from recombinator.weights.files import (
-    Weights,
-    load_weights,
-    save_weights,
-    score_map_weights,
-    write_tensors,
-)
+from recombinator.weights.files import Weights, load_weights, resolve, save_weights, write_tensors
 
 logger = logging.getLogger(__name__)
+
+PathLike = str | os.PathLike[str]
 
 REVIVE_SAMPLES = 512  # training samples that decide which channels are dead before they are re-initialized
 COUNT_SAMPLES = 64  # the same for the count of dead channels in the metrics
@@ -82,8 +81,8 @@ class Trainer:
 
     def __init__(
         self, model: str, train: FaceTable, valid: FaceTable, out: Path, recipe: Recipe, *, seed: int = 0,
-        device: str = "cpu", options: dict[str, Any] | None = None, start: Path | None = None,
-        errors_of: Path | None = None, teacher: Path | None = None,
+        device: str = "cpu", options: dict[str, Any] | None = None, start: PathLike | None = None,
+        errors_of: PathLike | None = None, teacher: PathLike | None = None,
     ) -> None:  # fmt: skip
         if recipe.balance and recipe.balance not in train.attributes:
             has = ", ".join(train.attributes) or "none"
@@ -95,9 +94,10 @@ class Trainer:
             )
         self.train_table, self.valid_table, self.out, self.recipe, self.seed = train, valid, out, recipe, seed
         self.device = torch.device(device)
-        torch.manual_seed(seed)
-        self.net = create_model(model, len(train.info.keypoints), **(options or {}))
-        self.net.initialize(train.points, train.mask)
+        with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay as they are
+            torch.default_generator.manual_seed(seed)
+            self.net = create_model(model, len(train.info.keypoints), **(options or {}))
+            self.net.initialize(train.points, train.mask)
         if start and not copy_matching(load_weights(start).net.state_dict(), self.net):
             raise InputError(f"{start}: no tensor matches {model} in name and shape; use weights of a similar network")
         self.net.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -105,14 +105,19 @@ class Trainer:
         if self.net.task not in TASKS:
             raise InputError(f"{model}: cannot be trained as a whole; train its parts, then `recombinator join` them")
         if teacher and self.net.task != "score_maps":
-            raise InputError(f"{teacher}: a teacher needs a network with score maps of images; {model} has none")
+            raise InputError(f"teacher {teacher}: is for networks with score maps of images; {model} has none")
         if recipe.revive and not self.net.rectified():
             raise InputError(f"revive=true: {model} lists no rectified convolutions whose channels could be dead")
         if errors_of and self.net.task != "denoising":
-            raise InputError(f"{errors_of}: errors_of is for a denoiser; {model} learns from images")
-        teacher_net = _load_teacher(errors_of or teacher, train)
+            raise InputError(f"errors_of {errors_of}: is for a denoiser; {model} learns from images")
+        teacher_net = load_teacher(errors_of or teacher, train)
         self.task = TASKS[self.net.task](self.net, train, valid, recipe, self.device, teacher_net)
-        self.steps = math.ceil(len(train) / recipe.batch)  # per epoch
+        if len(train) < parallel.processes() or recipe.batch < parallel.processes():
+            raise InputError(
+                f"{parallel.processes()} processes need a batch of that many images; got batch={recipe.batch} and "
+                f"{len(train)} training images"
+            )
+        self.steps = len(batches(torch.arange(len(train)), recipe.batch, parallel.processes()))  # per epoch
         self.position = Position()
         self.average = MovingAverage(self.net, recipe.ema) if recipe.ema else None
         self.revived = 0  # channels re-initialized before the current epoch
@@ -120,8 +125,10 @@ class Trainer:
             "model": self.net.config, "recipe": recipe.to_dict(), "seed": seed, "data": train.fingerprint,
             "validation_data": valid.fingerprint, "dataset": train.info.dataset, "images": len(train),
             "validation_images": len(valid),
-            "start": str(start) if start else None, "errors_of": str(errors_of) if errors_of else None,
-            "teacher": str(teacher) if teacher else None,
+            **{
+                name: str(resolve(given)) if given else None
+                for name, given in (("start", start), ("errors_of", errors_of), ("teacher", teacher))
+            },
         }  # fmt: skip
 
     # ---- the run ---------------------------------------------------------------------------------------------
@@ -142,18 +149,19 @@ class Trainer:
         Raises:
             InputError: The loss or a validation error is not finite.
         """
-        self.out.mkdir(parents=True, exist_ok=True)
         session = provenance() | {"bfloat16": self.task.bfloat16}
-        earlier = read_run(self.out).get("sittings", []) if self.position.epoch else []
-        sessions = [*earlier, {"from_epoch": self.position.epoch, **session}]
-        write_json(self.out / "run.json", {**self.settings, "sittings": sessions})
+        if parallel.processes() > 1:
+            session["processes"] = parallel.processes()
+        if parallel.rank() == 0:
+            begin_session(self.out, self.settings, session, self.position.epoch)
         while self.position.epoch < self.recipe.epochs and not self.out_of_patience:
             began = time.perf_counter()
             loss = self.run_epoch(progress)
             trained = time.perf_counter() - began
             if self.average:
                 self.average.swap()
-            errors = self.task.validate()
+            errors = parallel.from_first(self.task.validate)
+            parallel.copy_from_first(self.net.buffers())
             if not all(math.isfinite(v) for v in errors.values()):
                 raise self._diverged(f"the validation error is not finite after epoch {self.position.epoch + 1}")
             self.position.epoch += 1
@@ -169,32 +177,46 @@ class Trainer:
             if self.net.rectified():
                 metrics["dead_channels"] = self._count_dead_channels()
 
-            if errors["valid"] < self.position.best:
+            improved = errors["valid"] < self.position.best
+            if improved:
                 self.position.best, self.position.best_epoch = errors["valid"], self.position.epoch
-                save_weights(self.out / "best.safetensors", self._weights({
-                    **self.settings, "epoch": self.position.epoch, "validation_nme_paper": errors["valid"],
-                    "seconds": self.position.seconds, **session,
-                }))  # fmt: skip
+            if improved and parallel.rank() == 0:
+                self._save_best(errors["valid"], session)
             if self.average:
                 self.average.swap()
-            with open(self.out / "metrics.jsonl", "a", encoding="utf-8") as stream:
-                stream.write(json.dumps(metrics) + "\n")
-            if self.position.epoch == self.recipe.stable_epochs:
-                copy_file(self.out / "best.safetensors", self.out / "stable-best.safetensors")
-                self.save("stable.safetensors")
-            self.save("last.safetensors")
-            logger.info(
-                f"epoch {metrics['epoch']:4d}  loss {metrics['loss']:8.3f}  valid {metrics['valid']:6.2f} %  "
-                f"plain {metrics['clean']:6.2f} %  {metrics['images_per_second']:4.0f} img/s "
-                f"{metrics['seconds']:6.0f} s"
-            )
+            if parallel.rank() == 0:
+                self._write_epoch(metrics)
+            parallel.wait()
             on_epoch(metrics)
         summary = {
             "epochs": self.position.epoch, "best_epoch": self.position.best_epoch, "best_valid": self.position.best,
             "seconds": self.position.seconds,
         }  # fmt: skip
-        write_json(self.out / "summary.json", summary)
+        if parallel.rank() == 0:
+            write_json(self.out / "summary.json", summary)
         return summary
+
+    def _save_best(self, error: float, session: dict[str, Any]) -> None:
+        """Write the weights of the epoch with the lowest validation error so far."""
+        training = {
+            **self.settings, "epoch": self.position.epoch, "validation_nme_paper": error,
+            "seconds": self.position.seconds, **session,
+        }  # fmt: skip
+        save_weights(self.out / "best.safetensors", self._weights(training))
+
+    def _write_epoch(self, metrics: dict[str, Any]) -> None:
+        """Write the state and the metrics of a finished epoch."""
+        with open(self.out / "metrics.jsonl", "a", encoding="utf-8") as stream:
+            stream.write(json.dumps(metrics) + "\n")
+        if self.position.epoch == self.recipe.stable_epochs:
+            copy_file(self.out / "best.safetensors", self.out / "stable-best.safetensors")
+            self.save("stable.safetensors")
+        self.save("last.safetensors")
+        logger.info(
+            f"epoch {metrics['epoch']:4d}  loss {metrics['loss']:8.3f}  valid {metrics['valid']:6.2f} %  "
+            f"plain {metrics['clean']:6.2f} %  {metrics['images_per_second']:4.0f} img/s "
+            f"{metrics['seconds']:6.0f} s"
+        )
 
     @property
     def out_of_patience(self) -> bool:
@@ -215,42 +237,45 @@ class Trainer:
         Raises:
             InputError: The loss is not finite.
         """
+        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+            torch.manual_seed(self._epoch_seed)  # for layers that draw random numbers, such as dropout
+            return self._run_epoch(progress)
+
+    @property
+    def _epoch_seed(self) -> int:
+        return self.seed * 1_000_003 + self.position.epoch
+
+    def _run_epoch(self, progress: Callable[[int, int], None]) -> float:
         self.net.train()
         epoch = self.position.epoch
-        generator = Generator().manual_seed(self.seed * 1_000_003 + epoch)
-        order = self._order(generator)
+        generator = Generator().manual_seed(self._epoch_seed)
+        order = epoch_order(self.train_table, self.recipe, generator)
         self.revived = 0
         if self.recipe.revive and epoch < self.recipe.stable_epochs:
             parts = order[:REVIVE_SAMPLES].split(64)
             inputs = torch.cat([self.task.inputs(part, generator) for part in parts])
             self.revived = revive(self.net, inputs, self.optimizer, generator)
-        total = 0.0
-        for i, index in enumerate(order.split(self.recipe.batch)):
+        parallel.copy_from_first(t for t in self._tensors().values() if t.device.type == self.device.type)
+        generator, total = parallel.own_generator(generator), 0.0
+        for i, index in enumerate(batches(order, self.recipe.batch, parallel.processes())):
             step = epoch * self.steps + i
             for group in self.optimizer.param_groups:
                 group["lr"] = self.recipe.learning_rate_at(step, self.steps)
-            loss = self.task.loss(index, generator)
-            value = loss.item()
+            part = parallel.part_of(index)
+            loss = self.task.loss(part, generator) * (len(part) / len(index))
+            value = parallel.add_up(loss.item(), self.device)
             if not math.isfinite(value):
                 files = ", ".join(self.train_table.files[j] for j in index[:3].tolist())
                 raise self._diverged(f"the loss became {value} in epoch {epoch + 1}, batch {i + 1} ({files}, ...)")
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()
+            parallel.add_gradients(self.net.parameters())
             self.optimizer.step()
             if self.average:
                 self.average.update(step)
             total += value * len(index)
             progress(step + 1, self.recipe.epochs * self.steps)
         return total / len(self.train_table)
-
-    def _order(self, generator: Generator) -> Tensor:
-        """(N,) indices of the samples of an epoch."""
-        n = len(self.train_table)
-        if not self.recipe.shuffle:
-            return torch.arange(n)
-        if self.recipe.balance:
-            return balanced_order(torch.from_numpy(self.train_table.attributes[self.recipe.balance]), generator)
-        return torch.randperm(n, generator=generator)
 
     def _count_dead_channels(self) -> int:
         """Dead channels on training images spread over the table, augmented the same in every epoch."""
@@ -277,12 +302,17 @@ class Trainer:
 
     def save(self, name: str) -> None:
         """Write the complete state of the training to a file of the run."""
+        meta = {"format": STATE, **self.settings, "position": asdict(self.position)}
+        write_tensors(self.out / name, self._tensors(), meta)
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """The tensors that change in training: weights, buffers, the optimizer's state."""
         tensors = {f"net.{k}": v for k, v in self.net.state_dict().items()}
         for i, state in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimiser.{i}.{k}": v for k, v in state.items()}
         if self.average:
             tensors |= {f"average.{i}": v for i, v in enumerate(self.average.values)}
-        write_tensors(self.out / name, tensors, {"format": STATE, **self.settings, "position": asdict(self.position)})
+        return tensors
 
     def restore(self) -> None:
         """Continue the run in `out` from the latest state that this recipe would also have reached.
@@ -298,7 +328,7 @@ class Trainer:
             if not (self.out / name).is_file():
                 continue
             tensors, meta = read_state(self.out / name)
-            self._check_same_settings(meta)
+            check_same_settings(self.out, meta, self.settings)
             epoch = meta["position"]["epoch"]
             finished = max(finished, epoch)
             if self.recipe.epochs < finished:
@@ -312,9 +342,11 @@ class Trainer:
                 break
         if finished < 0:
             raise InputError(f"{self.out}: nothing to resume (no last.safetensors); leave --resume out")
-        if self.position.epoch < finished:
-            self._go_back_from(finished)
-        trim_metrics(self.out, self.position.epoch)
+        parallel.wait()  # until every process has read the files
+        if parallel.rank() == 0:
+            if self.position.epoch < finished:
+                self._go_back_from(finished)
+            trim_metrics(self.out, self.position.epoch)
 
     def _go_back_from(self, finished: int) -> None:
         """Make the files of the run those of the current position, which is before epoch `finished`."""
@@ -348,80 +380,3 @@ class Trainer:
             for number, average in enumerate(self.average.values):
                 average.copy_(tensors[f"average.{number}"])
         self.position = Position(**meta["position"])
-
-    def _check_same_settings(self, meta: dict[str, Any]) -> None:
-        now = json.loads(json.dumps(self.settings))
-        for key in ("model", "seed", "data", "validation_data", "errors_of", "teacher"):
-            if meta.get(key) != now[key]:
-                raise InputError(f"{self.out}: was started with {key} {meta.get(key)}, not {now[key]}")
-        # by way of Recipe, so that fields added since the run was started have their defaults
-        before = json.loads(json.dumps(Recipe.from_dict(meta["recipe"]).to_dict()))
-        changed = [k for k, v in now["recipe"].items() if k not in ("epochs", "patience") and before.get(k) != v]
-        if changed:
-            raise InputError(f"{self.out}: was started with another recipe (differs in {', '.join(changed)})")
-
-
-class MovingAverage:
-    """Exponential moving average of a network's parameters.
-
-    Args:
-        net: The network.
-        decay: Share of the old average that a step keeps, in the long run; the first steps keep less.
-
-    Attributes:
-        values: The average of each parameter, or the parameters themselves while they are swapped.
-    """
-
-    def __init__(self, net: KeypointNet, decay: float) -> None:
-        self.parameters: list[Tensor] = list(net.parameters())
-        self.decay = decay
-        self.values = [p.detach().clone() for p in self.parameters]
-
-    @torch.no_grad()
-    def update(self, step: int) -> None:
-        """Add the parameters after optimizer step `step`, counted from 0."""
-        torch._foreach_lerp_(self.values, self.parameters, 1 - min(self.decay, (1 + step) / (10 + step)))
-
-    @torch.no_grad()
-    def swap(self) -> None:
-        """Exchange the average and the parameters of the network."""
-        for value, parameter in zip(self.values, self.parameters, strict=True):
-            kept = value.clone()
-            value.copy_(parameter)
-            parameter.copy_(kept)
-
-
-def balanced_order(classes: Tensor, generator: Generator) -> Tensor:
-    """Draw an epoch's samples in proportion to the square root of the size of their class.
-
-    Args:
-        classes: (N,) class of each sample.
-        generator: Source of the order.
-
-    Returns:
-        (N,) indices in random order. Samples of one class are drawn equally often, give or take one.
-    """
-    n = len(classes)
-    order = torch.randperm(n, generator=generator)
-    share = classes.bincount()[classes].to(torch.float64).rsqrt()
-    cumulative = (share * (n / share.sum()))[order].cumsum(0)
-    ticks = torch.arange(n) + torch.rand(1, generator=generator, dtype=torch.float64)  # systematic sampling
-    drawn = order[torch.searchsorted(cumulative, ticks).clamp(max=n - 1)]
-    return drawn[torch.randperm(n, generator=generator)]
-
-
-def _load_teacher(weights: Path | None, table: FaceTable) -> KeypointNet | None:
-    """Load the network whose predictions are learned, and check that its keypoints are those of the table."""
-    if weights is None:
-        return None
-    loaded = score_map_weights(weights)
-    check_same_keypoints(table.info.keypoints, loaded.keypoints, str(weights))
-    return loaded.net
-
-
-def copy_matching(tensors: dict[str, Tensor], net: KeypointNet) -> list[str]:
-    """Load tensors of another network into `net` where name and shape agree; return the names loaded."""
-    own, tensors = net.state_dict(), net.adapt(tensors)
-    matching = {k: v for k, v in tensors.items() if k in own and own[k].shape == v.shape}
-    net.load_state_dict(matching, strict=False)
-    return list(matching)

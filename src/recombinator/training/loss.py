@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from recombinator.training.parallel import counted
+
 
 def target_cells(points: Tensor, size: int) -> Tensor:
     """Return the integer cells of (..., 2) points in network pixels, clamped to the map as in the authors' code."""
@@ -23,7 +25,7 @@ def masked_sum(terms: Tensor, mask: Tensor) -> Tensor:
         terms: (B, K) loss terms.
         mask: (B, K), False for a term that does not count.
     """
-    return terms.shape[1] * (terms * mask).sum() / (mask.sum() + 1e-8)
+    return terms.shape[1] * (terms * mask).sum() / (counted(mask) + 1e-8)
 
 
 def softmax_loss(scores: Tensor, points: Tensor, mask: Tensor, sigma: float = 0.0) -> Tensor:
@@ -40,7 +42,7 @@ def softmax_loss(scores: Tensor, points: Tensor, mask: Tensor, sigma: float = 0.
         The scalar loss.
     """
     size = scores.shape[-1]
-    share = mask * (scores.shape[1] / (mask.sum() + 1e-8))
+    share = mask * (scores.shape[1] / (counted(mask) + 1e-8))
     if sigma == 0:
         cell = target_cells(points, size).long()
         x, y = (F.one_hot(cell[..., i], size).to(scores.dtype) for i in range(2))

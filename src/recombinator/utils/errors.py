@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,30 @@ class MissingPackageError(InputError, ImportError):
 def first_line(error: Exception) -> str:
     """Return the first line of an error's message, or its type if it has none."""
     return (str(error).strip() or type(error).__name__).splitlines()[0].strip()
+
+
+SHORT = 12  # names; a message lists as many, and suggests the most similar one of a longer list
+
+
+def unknown(what: str, value: object, known: Iterable[str]) -> InputError:
+    """Return the error for a name that is not one of the known ones.
+
+    Args:
+        what: What has the name, such as "engine".
+        value: What the user gave.
+        known: The names that can be used.
+    """
+    names = list(known)
+    near = difflib.get_close_matches(str(value), names, n=1) if len(names) > SHORT else []
+    hint = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(names)}"
+    return InputError(f"unknown {what} {value!r:.60}; {hint}")
+
+
+def check_choice(what: str, value: object, known: Iterable[str]) -> None:
+    """Raise InputError unless `value` is one of the known names; see `unknown`."""
+    names = tuple(known)
+    if value not in names:
+        raise unknown(what, value, names)
 
 
 def remedy(extra: str) -> str:

@@ -135,15 +135,15 @@ def remove_temporary_files(folder: Path) -> None:
                 path.unlink()
 
 
-def check_writable(folder: Path) -> None:
+def check_output_folder(folder: Path) -> None:
     """Check before the work that files can be written to a folder, which need not exist; remove stale temporary files.
 
     Raises:
         InputError: its files cannot be written, or it cannot be created.
     """
-    existing = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+    existing = next(p for p in (folder, *folder.parents) if p.exists())
     if not existing.is_dir():
-        raise InputError(f"{existing}: is a file; expected a folder")
+        raise InputError(f"{existing}: is a file; expected a folder, so choose another name or remove the file")
     if not os.access(existing, os.W_OK | os.X_OK):
         raise InputError(f"{existing}: cannot be written to; choose another folder, or change its permissions")
     remove_temporary_files(folder)
@@ -164,18 +164,7 @@ def check_output_file(path: Path, *endings: str) -> None:
         raise InputError(f"{path}: is a folder; expected a file name{ends}")
     if endings and path.suffix.lower() not in endings:
         raise InputError(f"{path}: must end in {' or '.join(endings)}")
-    check_writable(path.parent)
-
-
-def check_output_folder(path: Path) -> None:
-    """Check that an output folder is not a file, and can be written to.
-
-    Raises:
-        InputError: it is a file, or cannot be written to.
-    """
-    if path.exists() and not path.is_dir():
-        raise InputError(f"{path}: is a file; expected a folder")
-    check_writable(path)
+    check_output_folder(path.parent)
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:

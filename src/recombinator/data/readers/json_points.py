@@ -12,10 +12,10 @@ from recombinator.data.annotations import (
     Entry,
     Numbering,
     Point,
+    Source,
     coordinate,
     image_name,
     plain_name,
-    read_text,
     visibility,
 )
 from recombinator.utils.errors import InputError
@@ -25,12 +25,13 @@ logger = logging.getLogger(__name__)
 _COCO_ORIGIN = -0.5  # COCO has a pixel's center at its integer
 
 
-def read_json(path: Path) -> list[Entry]:
+def read_json(source: Source) -> list[Entry]:
     """Read a JSON file of points.
 
     Args:
-        path: a file with a list of objects, each with a file name and `points` (`[[x, y], ...]`, `[[x, y, visibility],
-            ...]`, `[{"name": ..., "x": ..., "y": ...}, ...]` or `{"NAME": [x, y], ...}`); the report of `predict`; or
+        source: a file with a list of objects, each with a file name and `points` (`[[x, y], ...]`,
+            `[[x, y, visibility], ...]`, `[{"name": ..., "x": ..., "y": ...}, ...]` or
+            `{"NAME": [x, y], ...}`); the report of `predict`; or
             COCO keypoints, with the names of `categories`.
 
     Returns:
@@ -39,12 +40,7 @@ def read_json(path: Path) -> list[Entry]:
     Raises:
         InputError: the file cannot be read, is not JSON, or has another form.
     """
-    try:
-        whole = json.loads(read_text(path))
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path}:{error.lineno}: not JSON ({error.msg})") from None
-    except RecursionError:
-        raise InputError(f"{path}: not a points file (too deeply nested)") from None
+    path, whole = source.path, source.json
     if isinstance(whole, dict) and "annotations" in whole:
         return _coco(path, whole)
     if isinstance(whole, dict):
@@ -54,17 +50,17 @@ def read_json(path: Path) -> list[Entry]:
     return [e for i, item in enumerate(items, 1) for e in _objects(f"{path}: entry {i}", item, number)]
 
 
-def read_json_lines(path: Path) -> list[Entry]:
+def read_json_lines(source: Source) -> list[Entry]:
     """Read a file with one JSON object per line, each as `read_json` has them in a list.
 
     A line that is not JSON becomes an entry with that problem; blank lines are left out.
     """
     number = Numbering()
     entries: list[Entry] = []
-    for line, text in enumerate(read_text(path).split("\n"), 1):
+    for line, text in enumerate(source.text.split("\n"), 1):
         if not text.strip():
             continue
-        where = f"{path}:{line}"
+        where = f"{source}:{line}"
         try:
             entries += _objects(where, json.loads(text), number)
         except json.JSONDecodeError as error:
@@ -115,7 +111,8 @@ def _entry(where: str, file: str, object_id: str, item: Any, names: list[str] | 
             found, positional = dict(zip(names, found.values(), strict=True)), False
     except InputError as error:
         return Entry(where, file, object_id, problem=str(error))
-    return Entry(where, file, object_id, found, positional, _COCO_ORIGIN if flat else 0.0)
+    other = {str(k): str(v) for k, v in item.items() if isinstance(v, str | int | float) and v is not True}
+    return Entry(where, file, object_id, found, positional, _COCO_ORIGIN if flat else 0.0, columns=other)
 
 
 def _points(points: list[Any] | dict[str, Any]) -> tuple[dict[str, Point], bool]:

@@ -1,0 +1,60 @@
+"""The order of an epoch's samples, and its batches."""
+
+from __future__ import annotations
+
+import torch
+from torch import Generator, Tensor
+
+from recombinator.data.table import FaceTable
+from recombinator.training.recipe import Recipe
+
+
+def epoch_order(table: FaceTable, recipe: Recipe, generator: Generator) -> Tensor:
+    """Draw the order of an epoch.
+
+    Args:
+        table: Training table.
+        recipe: Its `shuffle` and `balance` decide.
+        generator: Source of the order.
+
+    Returns:
+        (N,) indices of samples.
+    """
+    if not recipe.shuffle:
+        return torch.arange(len(table))
+    if recipe.balance:
+        return balanced_order(torch.from_numpy(table.attributes[recipe.balance]), generator)
+    return torch.randperm(len(table), generator=generator)
+
+
+def balanced_order(classes: Tensor, generator: Generator) -> Tensor:
+    """Draw an epoch's samples in proportion to the square root of the size of their class.
+
+    Args:
+        classes: (N,) class of each sample.
+        generator: Source of the order.
+
+    Returns:
+        (N,) indices in random order. Samples of one class are drawn equally often, give or take one.
+    """
+    n = len(classes)
+    order = torch.randperm(n, generator=generator)
+    share = classes.bincount()[classes].to(torch.float64).rsqrt()
+    cumulative = (share * (n / share.sum()))[order].cumsum(0)
+    ticks = torch.arange(n) + torch.rand(1, generator=generator, dtype=torch.float64)  # systematic sampling
+    drawn = order[torch.searchsorted(cumulative, ticks).clamp(max=n - 1)]
+    return drawn[torch.randperm(n, generator=generator)]
+
+
+def batches(order: Tensor, size: int, processes: int) -> list[Tensor]:
+    """Split an order into batches of at least one sample per process; the last one may be shorter or a little longer.
+
+    Args:
+        order: (N,) indices.
+        size: Samples per batch.
+        processes: Processes that share each batch.
+    """
+    parts = list(order.split(size))
+    if len(parts) > 1 and len(parts[-1]) < processes:
+        parts[-2:] = [torch.cat(parts[-2:])]
+    return parts
