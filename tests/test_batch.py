@@ -146,7 +146,7 @@ def test_boxes_from_a_file_and_detectors_by_name(album, tmp_path):
     crop = cv2.imread(str(HOPPER))[100:330, 150:380, ::-1].copy()
     face = load("rcn-6-mtfl", detector_by_name("none")).predict(crop)[0]
     assert np.linalg.norm(face.points - load("rcn-6-mtfl").predict(HOPPER)[0].points + [150, 100], axis=1).mean() < 4
-    bad = (("dlib", "not known"), ("yunet:nowhere", "no such file"), (f"yunet:{HOPPER}", "cannot read it"))
+    bad = (("dlib", "unknown detector"), ("yunet:nowhere", "no such file"), (f"yunet:{HOPPER}", "cannot read it"))
     for name, message in bad:
         with pytest.raises(InputError, match=message):
             detector_by_name(name)

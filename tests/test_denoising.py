@@ -228,8 +228,8 @@ def test_every_form_of_points_is_read(tmp_path, faces68):
         ("a.json", '[{\n"where": }]', "a.json:2: not JSON"),
         ("a.jsonl", '\n\n{"points": \n', "a.jsonl:3: not JSON"),
         ("a.csv", "keypoint,x,y\n\u00b2,1,2\n", "unknown keypoint"),
-        ("a.pts", "1 2\n", "expected 68 points, got 1"),
-        ("a.txt", "", "must end in .csv"),
+        ("a.pts", "1 2\n", "expected 5 keypoints (face-5), got 1"),
+        ("a.txt", "", "unknown points format"),
     ],
 )
 def test_points_that_cannot_be_read_name_file_and_line(tmp_path, name, text, message):

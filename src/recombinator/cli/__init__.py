@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import os
+import signal
 import sys
 from typing import Annotated, Any
 
@@ -54,8 +56,22 @@ def _prepare_process(
     context.with_resource(log_to_console())
 
 
+def _end(number: int, frame: object) -> None:
+    sys.exit(128 + number)
+
+
 def main() -> None:
-    """Entry point: an InputError is one sentence and exit status 2."""
+    """Entry point: an InputError is one sentence and exit status 2.
+
+    SIGTERM and SIGHUP end the process by an exception, so that temporary files are removed.
+    """
+    for name in ("SIGTERM", "SIGHUP"):  # Windows has no SIGHUP; `nohup` has it ignored
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, _end)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # file names that are not UTF-8 are printed with escapes
+            stream.reconfigure(errors="backslashreplace")
     try:
         try:
             app()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -40,6 +41,22 @@ def _parse_boxes(texts: list[str] | None) -> list[list[float]] | None:
             raise InputError(f"--box {text}: expected four numbers x,y,width,height in pixels")
         boxes.append(box)
     return boxes or None
+
+
+def _workers(photographs: int, weights: str, engine: str | None, threads: int, device: str) -> int:
+    """Return how many photographs to work on at once. Only ONNX Runtime serves several of them with a thread each."""
+    import cv2
+
+    from recombinator.weights.shipped import shipped_graphs
+
+    has_graph = weights.endswith(".onnx") or (weights in shipped_graphs() and not Path(weights).exists())
+    if device != "cpu" or engine == "torch" or not has_graph:
+        return 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    workers = min(threads or cores, photographs)
+    if workers > 1:
+        cv2.setNumThreads(1)
+    return workers
 
 
 def _check_options_for_stdout(**given: object) -> None:
@@ -101,6 +118,9 @@ def predict(
     ] = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Skip photographs that an earlier run finished.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the results of an earlier run.")] = False,
+    max_pixels: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Refuse photographs with more pixels, before decoding.")
+    ] = 200_000_000,
 ) -> None:
     """Predict the keypoints of every face, in pixels of the photograph.
 
@@ -131,12 +151,16 @@ def predict(
         if len(unmatched) == len(by_file or {}):
             raise InputError(message)
         warn(message)
-    loaded = predictor.load(weights, detector_by_name(detector), engine=engine, threads=threads, device=device)
+    workers = _workers(len(names), weights, engine, threads, device)
+    loaded = predictor.load(
+        weights, detector_by_name(detector), engine=engine, threads=1 if workers > 1 else threads, device=device,
+        max_pixels=max_pixels,
+    )  # fmt: skip
     with progress("photographs") as step:
         outcome = batch.predict_all(
             loaded, names, folder, formats=formats or ("json", "csv"), boxes=by_file, passes=passes,
             min_confidence=min_confidence, pictures=pictures, numbers=numbers, chips=chips, resume=resume,
-            overwrite=overwrite, weights=weights, progress=step,
+            overwrite=overwrite, weights=weights, workers=workers, progress=step,
         )  # fmt: skip
     if folder and len(names) == 1 and outcome.last:
         print(as_table(outcome.last))
@@ -183,7 +207,8 @@ def track(
 ) -> None:
     """Track the keypoints of every face through a video.
 
-    Each face keeps its number.
+    Each face keeps its number. The exit status is 1 if a frame is damaged or the video ends early; the other frames
+    are tracked all the same.
     """
     from recombinator.predict import predictor
     from recombinator.predict.detect import detector_by_name
@@ -210,6 +235,15 @@ def track(
         f"jitter: points move by {100 * report['motion']:.3f} % of the face's box per frame, without smoothing "
         f"{100 * report['motion_raw']:.3f} %"
     )
+    damaged, missing = report["damaged"], report["missing"]
+    if damaged:
+        named = ", ".join(map(str, damaged[:20])) + (" and more" if len(damaged) > 20 else "")
+        warn(f"error: {video}: {plural(len(damaged), 'damaged frame')} left out (counted from 0): {named}")
+    if missing:
+        read = report["frames"] + len(damaged)
+        warn(f"error: {video}: ends after {read} of {read + missing} frames; the file is incomplete")
+    if damaged or missing:
+        raise typer.Exit(1)
 
 
 def demo(

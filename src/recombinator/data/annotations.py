@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 from xml.etree import ElementTree
 
 import numpy as np
@@ -152,6 +152,7 @@ class Source:
         return next((line for line in self.text.splitlines() if line.strip()), "")
 
 
+T = TypeVar("T")
 Reader = Callable[[Source], list[Entry]]
 
 
@@ -164,6 +165,37 @@ class Numbering:
     def __call__(self, file: str) -> str:
         self._count[file] += 1
         return str(self._count[file])
+
+
+def group_by(items: list[T], key: Callable[[T], Any]) -> dict[Any, list[T]]:
+    """Return lists of the items with the same key, in the order of first appearance."""
+    groups: dict[Any, list[T]] = {}
+    for item in items:
+        groups.setdefault(key(item), []).append(item)
+    return groups
+
+
+def add_point(points: dict[str, Point], name: str, point: Point, remedy: str = "") -> None:
+    """Add a named point. Raises InputError, with the remedy, if it has no name or the name is there already."""
+    if not name:
+        raise InputError("a point has no name")
+    if name in points:
+        raise InputError(f"keypoint {name} occurs twice" + (f"; {remedy}" if remedy else ""))
+    points[name] = point
+
+
+def as_text(value: Any) -> str:
+    """Return a value as a text, empty for None."""
+    return "" if value is None else str(value).strip()
+
+
+def declared_size(width: Any, height: Any) -> tuple[float, float] | None:
+    """Return an image's size as a file declares it, None if it does not."""
+    try:
+        size = (float(width), float(height))
+    except (TypeError, ValueError):
+        return None
+    return size if min(size) > 0 else None
 
 
 def plain_name(text: str) -> str:

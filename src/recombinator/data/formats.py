@@ -9,10 +9,10 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from recombinator.data.annotations import Reader, Source
-from recombinator.data.readers import deeplabcut, tps
+from recombinator.data.readers import deeplabcut, labelme, labelstudio, sleap, tps, via, xml_points, yolo
 from recombinator.data.readers.csv_points import read_csv
 from recombinator.data.readers.json_points import read_json, read_json_lines
-from recombinator.data.readers.pts import read_pts_entries
+from recombinator.data.readers.pts import matches_pts, read_pts_entries
 from recombinator.utils.errors import InputError, check_choice
 
 
@@ -35,8 +35,15 @@ def _ends(*endings: str) -> Callable[[Source], bool]:
 
 FORMATS: dict[str, Format] = {
     "deeplabcut": Format("CollectedData_*.csv or a project folder", deeplabcut.matches, deeplabcut.read),
+    "yolo": Format("data.yaml with kpt_shape, or its folder", yolo.matches, yolo.read),
+    "sleap": Format(".slp or .analysis.h5", sleap.matches, sleap.read),
+    "labelme": Format(".json with shapes, or a folder of them", labelme.matches, labelme.read),
+    "labelstudio": Format(".json or JSON-MIN", labelstudio.matches, labelstudio.read),
+    "cvat": Format(".xml", xml_points.matches_cvat, xml_points.read_cvat),
+    "dlib": Format(".xml of imglab", xml_points.matches_dlib, xml_points.read_dlib),
+    "via": Format(".json or .csv", via.matches, via.read),
     "tps": Format(".tps", _ends(".tps"), tps.read),
-    "pts": Format(".pts", _ends(".pts"), read_pts_entries),
+    "pts": Format(".pts, or a folder of images and .pts", matches_pts, read_pts_entries),
     "json": Format(".json with objects and points, or COCO", _ends(".json"), read_json),
     "jsonl": Format(".jsonl", _ends(".jsonl"), read_json_lines),
     "csv": Format(".csv or .tsv", _ends(".csv", ".tsv"), read_csv),

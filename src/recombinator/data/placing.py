@@ -7,6 +7,7 @@ image as it is displayed: with its EXIF orientation applied.
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -56,6 +57,11 @@ def read_header(path: Path) -> Header:
         return Header(width, height)
 
 
+def _is_inside(path: Path, folder: Path) -> bool:
+    """Return whether a path is below a folder once each ".." is resolved; symbolic links are not."""
+    return Path(os.path.normpath(path.absolute())).is_relative_to(os.path.normpath(folder.absolute()))
+
+
 def locate(folder: Path, names: list[str]) -> dict[str, Path]:
     """Find images in a folder.
 
@@ -68,6 +74,9 @@ def locate(folder: Path, names: list[str]) -> dict[str, Path]:
 
     Returns:
         Paths by name. An image that is not there has the path of its full name.
+
+    Raises:
+        InputError: an image is outside the folder: its name is an absolute path, or leads there by "..".
     """
     ends = {name: ["/".join(name.split("/")[i:]) for i in range(name.count("/") + 1)] for name in names}
     for name, parts in ends.items():
@@ -77,7 +86,10 @@ def locate(folder: Path, names: list[str]) -> dict[str, Path]:
     paths = {}
     for name, parts in ends.items():
         usable = [end for end in parts if end == name or shared[end] == 1]
-        paths[name] = next((folder / end for end in usable if end and (folder / end).is_file()), folder / name)
+        inside = (folder / end for end in usable if end and _is_inside(folder / end, folder))
+        paths[name] = next((path for path in inside if path.is_file()), folder / name)
+        if not _is_inside(paths[name], folder):
+            raise InputError(f"image {name!r:.100} is outside {folder}; give --images a folder that holds all images")
     return paths
 
 

@@ -134,13 +134,13 @@ class OnnxEngine:
         except ImportError:
             raise InputError("ONNX Runtime is not installed: pip install onnxruntime, or use engine='torch'") from None
         options = ort.SessionOptions()
-        options.intra_op_num_threads, options.log_severity_level = self.threads, 3
+        options.intra_op_num_threads, options.inter_op_num_threads, options.log_severity_level = self.threads, 1, 3
+        if self.threads == 1:  # the caller works on several images at once: waiting threads must not take the processor
+            options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
             self.session = ort.InferenceSession(str(self.path), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime has its own exceptions for each kind of damage
-            raise InputError(
-                f"{self.path}: not a readable ONNX file ({(str(error).splitlines() or ['?'])[0]})"
-            ) from None
+            raise InputError(f"{self.path}: not a readable ONNX file ({first_line(error)})") from None
         self._process = os.getpid()
 
     def _check_interface(self) -> None:

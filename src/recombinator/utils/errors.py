@@ -10,8 +10,9 @@ from typing import Any
 
 # extra of the distribution -> the packages it installs; prediction with exported graphs needs none of them
 EXTRAS = {
-    "train": ("torch", "pyarrow", "safetensors", "matplotlib"), "onnx": ("onnx", "onnxscript"), "afw": ("h5py",),
-    "hub": ("huggingface_hub",), "tensorboard": ("tensorboard",),
+    "train": ("torch", "pyarrow", "safetensors", "matplotlib", "yaml"), "onnx": ("onnx", "onnxscript"),
+    "afw": ("h5py",), "hub": ("huggingface_hub",), "tensorboard": ("tensorboard",), "heif": ("pillow_heif",),
+    "formats": ("sleap_io",),
 }  # fmt: skip
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from recombinator.data.annotations import Entry
+from recombinator.data.annotations import Entry, Scheme
 from recombinator.data.crops import GRID, RULES
 from recombinator.data.images import read_image
 from recombinator.data.points import PointSet, infer_names, point_sets, read_entries
@@ -46,7 +46,8 @@ def mirror_pairs(names: tuple[str, ...]) -> tuple[tuple[int, int], ...]:
 def infer_keypoints(entries: list[Entry], source: Path, normalizer: str | None = None) -> KeypointSet:
     """Infer the keypoint set of a points file: names where the file has them, else numbers from 1.
 
-    The names of a built-in set, in any order, give that set. Mirror pairs come from the names.
+    The names of a built-in set, in any order, give that set. Mirror pairs and lines are those that the file gives
+    (YOLO's flip_idx, SLEAP's symmetries and edges, COCO's skeleton); without them, names give the mirror pairs.
 
     Args:
         entries: the file's entries (`recombinator.data.points.read_entries`).
@@ -71,7 +72,14 @@ def infer_keypoints(entries: list[Entry], source: Path, normalizer: str | None =
         if len(set(wanted)) != 2 or len(wanted) != 2 or not set(wanted) <= set(names):
             raise InputError(f"--normalizer {normalizer}: expected two different keypoints of {', '.join(names[:12])}")
         pair = ((names.index(wanted[0]),), (names.index(wanted[1]),))
-    return KeypointSet(f"own-{len(names)}", names, mirror_pairs(names), pair)
+    scheme = next((e.scheme for e in entries if e.points), Scheme())
+    lines = [(names.index(a), names.index(b)) for a, b in scheme.lines if a in names and b in names]
+    given = scheme.mirror
+    mirror = (
+        mirror_pairs(names) if given is None
+        else tuple((names.index(a), names.index(b)) for a, b in given if a in names and b in names)
+    )  # fmt: skip
+    return KeypointSet(f"own-{len(names)}", names, mirror, pair, tuple(lines))
 
 
 def prepare_points(
@@ -140,7 +148,7 @@ def prepare_points(
             points = np.where(known[:, None], face.points, face.points[known].mean(axis=0))
             if keypoints.scale(points) < 1:
                 raise InputError("its normalizer is below one pixel; choose two points with --normalizer a,b")
-            image = read_image(face.entry.path or face.file)
+            image = face.entry.image() if face.entry.image else read_image(face.entry.path or face.file)
             return crop_row(image, points, face.file, rule, size=size, gray=gray, quality=quality, mask=known)
         except InputError as error:
             raise InputError(f"{face.where}: {error}") from None

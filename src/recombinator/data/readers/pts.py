@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from recombinator.data.annotations import Entry, Point, Source
+from recombinator.data.annotations import IMAGE_ENDINGS, Entry, Numbering, Point, Source
 from recombinator.data.crops import FILE_ORIGIN, RULES
 from recombinator.keypoints import FACE_68
 from recombinator.utils.errors import InputError
@@ -58,11 +59,51 @@ def read_pts(path: Path) -> np.ndarray:
     return points
 
 
+def matches_pts(source: Source) -> bool:
+    """Return whether the source is a .pts file, or a folder that has some."""
+    if source.path.is_dir():
+        return next(source.path.rglob("*.pts"), None) is not None
+    return source.suffix == ".pts"
+
+
 def read_pts_entries(source: Source) -> list[Entry]:
-    """Read a .pts file with any number of points."""
+    """Read .pts files with any number of points.
+
+    Args:
+        source: a file, or a folder with images. NAME.pts and NAME_1.pts are objects of the image NAME.
+
+    Returns:
+        One entry per file.
+
+    Raises:
+        InputError: the only file cannot be read.
+    """
+    if not source.path.is_dir():
+        return [_entry(source.path, source.path.name)]
+    entries, number = [], Numbering()
+    for path in sorted(source.path.rglob("*.pts")):
+        image = _image_of(path).relative_to(source.path).as_posix()
+        try:
+            entries.append(replace(_entry(path, image), object_id=number(image)))
+        except InputError as error:
+            entries.append(Entry(str(path), image, problem=str(error).removeprefix(str(path)).lstrip(":")))
+    return entries
+
+
+def _entry(path: Path, file: str) -> Entry:
     try:
-        numbers = _read_numbers(source.path)
+        numbers = _read_numbers(path)
     except OSError as error:
-        raise InputError(f"{source}: cannot be read ({error.strerror or error})") from None
+        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
     points = {str(i): Point(x, y) for i, (x, y) in enumerate(numbers.tolist(), 1)}
-    return [Entry(str(source), source.path.name, points=points, positional=True, origin=pts_origin(len(points)))]
+    return Entry(str(path), file, points=points, positional=True, origin=pts_origin(len(points)))
+
+
+def _image_of(path: Path) -> Path:
+    """Return the image of a .pts file: of the same name, or of that without _NUMBER at its end."""
+    endings = [e for lower in IMAGE_ENDINGS for e in (lower, lower.upper())]
+    for stem in (path.stem, re.sub(r"_\d+$", "", path.stem)):
+        for ending in endings:
+            if path.with_name(stem + ending).is_file():
+                return path.with_name(stem + ending)
+    return path.with_suffix(".jpg")
