@@ -26,34 +26,27 @@ from typing import Any
 
 import numpy as np
 
-from recombinator.data.images import encode_image, read_image
+from recombinator.data.images import read_image
 from recombinator.data.points import read_entries, read_points
 from recombinator.data.readers.mtfl import prepare_mtfl
 from recombinator.data.readers.own import infer_keypoints
-from recombinator.data.readers.synthetic import draw_face, five_of, prepare_synthetic
 from recombinator.data.table import load_table
 from recombinator.evaluation.tables import evaluate
 from recombinator.keypoints import FACE_5
-from recombinator.models import create_model
 from recombinator.predict.batch import read_boxes
 from recombinator.predict.engine import load_engine
-from recombinator.predict.predictor import check_boxes
+from recombinator.predict.predictor import load
 from recombinator.predict.repair import repair
 from recombinator.study import mutate
 from recombinator.study.collect import collect_runs
 from recombinator.study.render import render_text
 from recombinator.study.result import read_result
-from recombinator.training.recipe import get_recipe
+from recombinator.study.samples import GRAPH, MODEL, make_samples, small_recipe
 from recombinator.training.run import train
 from recombinator.utils.errors import InputError
-from recombinator.utils.files import copy_file, write_json
-from recombinator.utils.provenance import provenance
-from recombinator.weights.files import Weights, load_weights, save_weights, write_pair
+from recombinator.weights.files import load_weights
 from recombinator.weights.shipped import FOLDER
 
-GRAPH = "rcn-6-fast-mtfl"  # the smallest graph whose tensors are in a neighboring file
-MODEL = "rcn-4"
-OPTIONS = {"width": 0.1, "size": 32}
 SENTENCE, FINE, TRACEBACK, NOT_FINITE, SLOW = "sentence", "read fine", "traceback", "not finite", "too slow"
 FAULTS = (TRACEBACK, NOT_FINITE, SLOW)
 
@@ -70,13 +63,11 @@ class Kind:
         samples: Undamaged files, relative to the folder of samples; one is damaged.
         damage: How.
         read: Reads a damaged file as the commands do, and returns numbers, which must be finite.
-        whole: Copy the folder of the sample, not the file alone.
     """
 
     samples: tuple[str, ...]
     damage: mutate.Mutation
     read: Callable[[Path], Any]
-    whole: bool = False
 
 
 @dataclass
@@ -92,70 +83,6 @@ class Outcome:
     faults: list[tuple[str, int, str]] = field(default_factory=list)
 
 
-def make_samples(folder: Path) -> None:
-    """Write the undamaged files."""
-    rng = np.random.default_rng(0)
-    prepare_synthetic(folder / "tables", faces=24, keypoints=5, seed=1, size=64)
-    train(MODEL, folder / "tables", folder / "run", recipe=_recipe(), options=OPTIONS, device="cpu")
-    weights = load_weights(folder / "run")
-    calibration = {"temperature": 1.2, "least": 0.1, "covered_below": [0.1] * 5}
-    (folder / "weights").mkdir()
-    save_weights(folder / "weights" / "image.safetensors", weights.calibrated(calibration))
-    denoiser = create_model("denoiser-lite", 5, size=32, width=8, layers=1, heads=1, modes=4)
-    template = [[0.3, 0.3], [0.7, 0.3], [0.5, 0.5], [0.35, 0.7], [0.65, 0.7]]
-    rule = weights.crop_rule
-    save_weights(folder / "weights" / "denoiser.safetensors", Weights(denoiser, FACE_5, rule, template, {}))
-    network, other = (folder / "weights" / f"{name}.safetensors" for name in ("image", "denoiser"))
-    write_pair(folder / "weights" / "pair.json", network, other, 0.5, 1, calibration)
-    write_json(folder / "weights" / "shift.json", {"shifted": "image.safetensors", "by": 1, "calibration": calibration})
-    for name in (f"{GRAPH}.onnx", f"{GRAPH}.safetensors"):
-        copy_file(FOLDER / name, folder / "graph" / name)
-    report = evaluate(weights, folder / "tables" / "test.parquet")[1]
-    result = {"kind": "evaluation", **report, "provenance": provenance()}
-    write_json(folder / "results" / "rcn-6-mtfl.json", result)
-    _write_points(folder / "points", rng)
-    listing = []
-    for i in range(3):
-        image, points = draw_face(rng)
-        name = f"{i}.{('png', 'jpg', 'jpg')[i]}"
-        (folder / "list" / name).parent.mkdir(exist_ok=True)
-        (folder / "list" / name).write_bytes(encode_image(image, 90 if i else 0))
-        listing.append(" ".join([name, *(f"{v:.2f}" for v in five_of(points).T.reshape(-1)), "1 2 2 3"]))
-    (folder / "list" / "training.txt").write_text("\n".join(listing) + "\n", encoding="utf-8")
-
-
-def _recipe() -> Any:
-    return get_recipe("fast", MODEL, epochs=2, batch=16, decay=0.5)
-
-
-def _write_points(folder: Path, rng: np.random.Generator) -> None:
-    folder.mkdir()
-    faces = [five_of(draw_face(rng)[1]) for _ in range(4)]
-    rows = ["file,face,keypoint,x,y,confidence"]
-    wide = ["file," + ",".join(f"{n}_x,{n}_y" for n in FACE_5.names)]
-    objects = []
-    for i, points in enumerate(faces):
-        rows += [f"{i}.jpg,1,{n},{x:.2f},{y:.2f},0.9" for n, (x, y) in zip(FACE_5.names, points, strict=True)]
-        wide.append(f"{i}.jpg," + ",".join(f"{v:.2f}" for v in points.reshape(-1)))
-        named = [{"name": n, "x": x, "y": y} for n, (x, y) in zip(FACE_5.names, points.tolist(), strict=True)]
-        objects.append({"file": f"{i}.jpg", "keypoints": named})
-    flat = [[v for x, y in points.tolist() for v in (x, y, 2)] for points in faces]
-    coco = {
-        "images": [{"id": i, "file_name": f"{i}.jpg"} for i in range(4)],
-        "annotations": [{"id": i, "image_id": i, "category_id": 1, "keypoints": k} for i, k in enumerate(flat)],
-        "categories": [{"id": 1, "name": "face", "keypoints": list(FACE_5.names)}],
-    }
-    numbers = "\n".join(f"{x} {y}" for x, y in rng.uniform(0, 99, (68, 2)))
-    texts = {
-        "rows.csv": "\n".join(rows), "wide.csv": "\n".join(wide), "objects.json": json.dumps(objects),
-        "coco.json": json.dumps(coco), "lines.jsonl": "\n".join(map(json.dumps, objects)),
-        "boxes.csv": "file,x,y,width,height\n0.jpg,10,10,60,60\n1.jpg,5,5,80,80",
-        "face.pts": f"version: 1\nn_points: 68\n{{\n{numbers}\n}}",
-    }  # fmt: skip
-    for name, text in texts.items():
-        (folder / name).write_text(text + "\n", encoding="utf-8")
-
-
 def kinds(samples: Path) -> dict[str, Kind]:
     """Return the kinds of files, by name."""
     denoiser, network = (load_weights(samples / "weights" / f"{n}.safetensors") for n in ("denoiser", "image"))
@@ -167,8 +94,8 @@ def kinds(samples: Path) -> dict[str, Kind]:
 
     def read_run(path: Path) -> Any:
         collect_runs([path.parent])
-        options = {"resume": True, "recipe": _recipe(), "device": "cpu"}
-        summary = train(MODEL, samples / "tables", path.parent, **options)
+        data = samples / "tables"
+        summary = train(MODEL, data, path.parent, resume=True, recipe=small_recipe(), device="cpu")
         return [summary, read_network(path.parent)]
 
     def read_any_points(path: Path) -> Any:
@@ -178,7 +105,8 @@ def kinds(samples: Path) -> dict[str, Kind]:
         return [repair(denoiser, face.points).points.tolist() for face in faces[:2]]
 
     def read_any_boxes(path: Path) -> Any:
-        return [check_boxes(b, np.zeros((99, 99), np.uint8)).tolist() for b in read_boxes(path).values()]
+        faces = [face for boxes in read_boxes(path).values() for face in predictor.predict(blank, boxes, passes=1)]
+        return [face.points.tolist() for face in faces]
 
     def read_result_file(path: Path) -> Any:
         text = "<!-- results: card-rcn-6-mtfl -->\n<!-- end -->"
@@ -187,26 +115,35 @@ def kinds(samples: Path) -> dict[str, Kind]:
     def read_list(path: Path) -> Any:
         return prepare_mtfl(path.parent, path.parent / "out", size=32)
 
+    predictor = load(FOLDER / f"{GRAPH}.onnx")
+    blank = np.full((99, 99), 99, np.uint8)
+
     tables = tuple(f"tables/{s}.parquet" for s in ("test", "valid"))
     networks = tuple(f"weights/{n}" for n in ("image.safetensors", "image.safetensors"))
     texts, trees = mutate.damage_lines, mutate.damage_json
     states = ("run/last.safetensors", "run/best.safetensors")
     return {
         "weights": Kind(networks, mutate.damage_weights, read_network),
-        "derived weights": Kind(("weights/pair.json", "weights/shift.json"), trees, read_network, whole=True),
-        "graph": Kind((f"graph/{GRAPH}.onnx",), mutate.damage_graph, read_network, whole=True),
+        "derived weights": Kind(("weights/pair.json", "weights/shift.json"), trees, read_network),
+        "graph": Kind((f"graph/{GRAPH}.onnx",), mutate.damage_graph, read_network),
         "graph's tensors": Kind((f"graph/{GRAPH}.safetensors",), mutate.damage_bytes,
-                                lambda p: read_network(p.with_suffix(".onnx")), whole=True),
+                                lambda p: read_network(p.with_suffix(".onnx"))),
         "table": Kind(tables, mutate.damage_table, lambda p: evaluate(network, load_table(p))[1]),
-        "run's state": Kind(states, mutate.damage_weights, read_run, whole=True),
-        "run.json": Kind(("run/run.json", "run/summary.json"), trees, read_run, whole=True),
-        "metrics": Kind(("run/metrics.jsonl",), mutate.damage_json_lines, read_run, whole=True),
+        "run's state": Kind(states, mutate.damage_weights, read_run),
+        "run.json": Kind(("run/run.json", "run/summary.json"), trees, read_run),
+        "metrics": Kind(("run/metrics.jsonl",), mutate.damage_json_lines, read_run),
         "result": Kind(("results/rcn-6-mtfl.json",), trees, read_result_file),
         "CSV points": Kind(("points/rows.csv", "points/wide.csv", "points/face.pts"), texts, read_any_points),
         "JSON points": Kind(("points/objects.json", "points/coco.json"), trees, read_any_points),
         "JSON lines": Kind(("points/lines.jsonl",), mutate.damage_json_lines, read_any_points),
+        "tools' JSON": Kind(("points/labelme.json", "points/labelstudio.json", "points/via.json"), trees,
+                            read_any_points),
+        "tools' texts": Kind(("points/cvat.xml", "points/dlib.xml", "points/face.tps", "points/data.yaml"), texts,
+                             read_any_points),
+        "YOLO labels": Kind(("points/labels/0.txt",), texts,
+                            lambda p: read_any_points(p.parent.parent / "data.yaml")),
         "boxes": Kind(("points/boxes.csv",), texts, read_any_boxes),
-        "list": Kind(("list/training.txt",), texts, read_list, whole=True),
+        "list": Kind(("list/training.txt",), texts, read_list),
         "image": Kind(("list/0.png", "list/1.jpg"), mutate.damage_bytes, lambda p: int(read_image(p).max())),
     }  # fmt: skip
 
@@ -243,14 +180,10 @@ def _silence() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _attempt(kind: Kind, sample: Path, work: Path, rng: Random, seconds: float) -> tuple[str, str]:
+def _attempt(kind: Kind, samples: Path, sample: str, work: Path, rng: Random, seconds: float) -> tuple[str, str]:
     """Damage a copy of a sample and read it. Return how it ended, and the traceback of a fault."""
-    if kind.whole:
-        shutil.copytree(sample.parent, work)
-    else:
-        work.mkdir()
-        shutil.copyfile(sample, work / sample.name)
-    path = work / sample.name
+    shutil.copytree(samples / Path(sample).parts[0], work)
+    path = work / Path(*Path(sample).parts[1:])
     kind.damage(path, rng)
     try:
         with _time_limit(seconds):
@@ -292,8 +225,7 @@ def fuzz(
         for i in range(number) if only is None else (only,):
             rng, kind = Random(f"{seed} {i}"), list(found)[i % len(found)]
             work = Path(name) / "work"
-            sample = samples / rng.choice(found[kind].samples)
-            ended, detail = _attempt(found[kind], sample, work, rng, seconds)
+            ended, detail = _attempt(found[kind], samples, rng.choice(found[kind].samples), work, rng, seconds)
             outcome.counts[kind][ended] += 1
             if ended in FAULTS:
                 outcome.faults.append((kind, i, detail))
