@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import re
@@ -177,6 +178,7 @@ class OnnxEngine:
             InputError: The graph fails, or its output is not finite.
         """
         if os.getpid() != self._process:  # a session has threads, which a forked process does not inherit
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(self.session))  # freeing it would wait for them forever
             self._open()
         try:
             outputs = self.session.run(OUTPUTS, {"image": crops})

@@ -151,7 +151,7 @@ def damage_weights(path: Path, rng: Random) -> None:
         elif change == 2:
             tensors[name] = value[..., :1].clone() if value.ndim else value[None].clone()
         elif change == 3:
-            tensors[f"{name}.more"] = value
+            tensors[f"{name}.more"] = value.clone()
         elif change == 4 and value.numel():
             value.reshape(-1)[rng.randrange(value.numel())] = rng.choice((float("nan"), float("inf"), 3e38))
         elif change == 5:

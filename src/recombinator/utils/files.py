@@ -213,9 +213,7 @@ def write_json(path: Path, value: Any) -> None:
     try:
         text = json.dumps(value, indent=2, allow_nan=False)
     except ValueError:
-        raise InputError(
-            f"{path}: not written, because a result is not a finite number ({_not_finite(value)})"
-        ) from None
+        raise InputError(f"{path}: not written: {_not_finite(value)} is not a finite number") from None
     write_text(path, text + "\n")
 
 
