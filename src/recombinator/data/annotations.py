@@ -137,6 +137,8 @@ class Source:
             raise InputError(f"{self}:{error.lineno}: not JSON ({error.msg})") from None
         except RecursionError:
             raise InputError(f"{self}: not a points file (too deeply nested)") from None
+        except ValueError as error:  # a number of thousands of digits
+            raise InputError(f"{self}: not usable JSON ({error})") from None
 
     @cached_property
     def xml(self) -> ElementTree.Element:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -144,7 +145,7 @@ class _Checker:
         if values.null_count:
             raise self.fail(name, "a value in each row", "none")
         wide = values if kind == "bool" else values.cast(pa.float64(), safe=False)
-        return wide.to_numpy(zero_copy_only=False).reshape(len(self.table), -1)
+        return wide.to_numpy(zero_copy_only=False).reshape(len(self.table), math.prod(shape))
 
     def rows(self, name: str, expected: str, good: Any) -> None:
         """Check a (rows,) condition."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,8 @@ from recombinator.data.images import read_image
 from recombinator.fit.samples import Sample
 from recombinator.keypoints import KeypointSet
 from recombinator.transforms.shapes import ShapeModel, apply_similarity, similarity
-from recombinator.utils.errors import InputError
+from recombinator.utils.errors import InputError, check_choice
+from recombinator.utils.schema import decode, parse_json
 
 SIZES = (80, 96, 128, 160)  # inputs of the coarse network, in pixels
 OBJECT_CELLS = 16  # of the coarse map that the object must span: a quarter of a cell is then 1/64 of it
@@ -106,8 +108,19 @@ class Plan:
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, value: dict[str, Any]) -> Plan:
-        return cls(**{**value, "reasons": tuple(value["reasons"])})
+    def from_dict(cls, value: dict[str, Any], where: str = "plan") -> Plan:
+        """Return the plan that `to_dict` was called on. Raises InputError, starting with `where`, for another value."""
+        plan = decode(cls, value, where)
+        check_choice(f"{where}: where", plan.where, RULE)
+        return plan
+
+    @classmethod
+    def read(cls, path: Path) -> Plan:
+        """Read plan.json. Raises InputError if it is missing or damaged."""
+        try:
+            return cls.from_dict(parse_json(path.read_bytes(), str(path)), str(path))
+        except OSError as error:
+            raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
 
 
 RULE = {"image": "image", "box": "object"}  # crop rule by `Plan.where`

@@ -263,7 +263,7 @@ def fit(
     if stored.is_file() and not resume and not plan_only:
         raise InputError(f"{out}: already holds a run; continue it with --resume or choose another --out")
     if resume:
-        plan = Plan.from_dict(json.loads(stored.read_text(encoding="utf-8")))
+        plan = Plan.read(stored)
     else:
         plan = changed(decide(examine(samples, keypoints), keypoints, boxes=boxes), **(settings or {}))
     tested: list[Sample] = []
@@ -335,7 +335,7 @@ def fit_folds(
         plan = changed(decide(examine(rest, keypoints), keypoints, boxes=boxes), **(settings or {}))
         folder, began = out / f"fold-{fold + 1}", time.perf_counter()
         if (folder / "plan.json").is_file():
-            plan = Plan.from_dict(json.loads((folder / "plan.json").read_text(encoding="utf-8")))
+            plan = Plan.read(folder / "plan.json")
         with lock_folder(folder):
             plan, weights = train_plan(
                 plan, train, held_out, keypoints, folder, minutes=minutes, seed=seed, resume=True, on_plan=on_plan,

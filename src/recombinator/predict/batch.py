@@ -21,7 +21,7 @@ import numpy as np
 
 from recombinator.data.images import ENDINGS
 from recombinator.predict.drawing import draw_faces
-from recombinator.predict.output import FILES, FORMATS, face_chip, save_picture
+from recombinator.predict.output import FILES, FORMATS, face_chip, read_record, save_picture
 from recombinator.predict.predictor import Predictor
 from recombinator.predict.result import Face
 from recombinator.utils.errors import InputError, check_choice
@@ -68,7 +68,8 @@ def find_photographs(inputs: Iterable[str | os.PathLike[str]], out: Path | None 
         if not inside and earlier:
             raise InputError(f"{item}: all its photographs are in --out {out}; choose another folder")
         if not inside:
-            raise InputError(f"{item}: no photograph in it ({', '.join(ENDINGS)})")
+            what = "no photograph in this folder" if os.path.isdir(item) else "no photograph matches this pattern"
+            raise InputError(f"{item}: {what} ({', '.join(ENDINGS)})")
         names |= dict.fromkeys(inside)
     return list(names)
 
@@ -144,18 +145,17 @@ class Lines:
                 "run, or choose another --out"
             )
         if resume:
-            for text in source.read_text(encoding="utf-8").splitlines() if source.is_file() else []:
+            for text in source.read_text(encoding="utf-8", errors="replace").splitlines() if source.is_file() else []:
                 try:
-                    record = json.loads(text)
-                    before, stem = record["weights"], record["stem"]
-                    self.done.add(record["file"])
-                    self.stems.add(stem)
-                    kept.append(text + "\n")
-                except (json.JSONDecodeError, KeyError, TypeError):
+                    record = read_record(text, str(source))
+                except InputError:
                     break  # half a line, where the last run was stopped
-                if before != weights:
+                self.done.add(record["file"])
+                self.stems.add(record["stem"])
+                kept.append(text + "\n")
+                if record["weights"] != weights:
                     raise InputError(
-                        f"{source}: written with the weights {before}, not {weights}; choose another --out"
+                        f"{source}: written with the weights {record['weights']}, not {weights}; choose another --out"
                     )
         self.kept = "".join(kept)
         if kept:
@@ -345,9 +345,16 @@ def read_boxes(path: Path) -> dict[str, list[list[float]]]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read as text ({error})") from None
+        raise InputError(f"{path}: cannot be read as text ({getattr(error, 'strerror', None) or error})") from None
     rows = csv.DictReader(text.splitlines())
     columns = ("file", "x", "y", "width", "height")
+    try:
+        return _boxes_by_file(path, rows, columns)
+    except csv.Error as error:  # a field longer than csv.field_size_limit
+        raise InputError(f"{path}:{rows.line_num}: not readable as CSV ({error})") from None
+
+
+def _boxes_by_file(path: Path, rows: csv.DictReader[str], columns: tuple[str, ...]) -> dict[str, list[list[float]]]:
     if not set(columns) <= set(rows.fieldnames or ()):
         present = ", ".join(rows.fieldnames or ()) or "none"
         raise InputError(f"{path}:1: expected the columns {', '.join(columns)}, got {present}")

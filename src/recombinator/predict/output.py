@@ -7,15 +7,18 @@ import json
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
 import numpy as np
+from msgspec import Meta
 
 from recombinator.data.crops import RULES
 from recombinator.data.images import encode_image
 from recombinator.keypoints import KeypointSet
 from recombinator.predict.result import POINT_COLUMNS, Face, point_cells
 from recombinator.utils.files import plain_cell, write_atomically, write_json, write_text
+from recombinator.utils.schema import Count, FileName, Finite, Share, decode, parse_json
 
 
 def save_picture(path: Path, image: np.ndarray) -> None:
@@ -69,11 +72,51 @@ def face_chip(image: np.ndarray, face: Face, template: np.ndarray, size: int) ->
 # ---- file formats: each writer reads points.jsonl line by line, so memory does not grow with it -------------------
 
 
+class PointRecord(msgspec.Struct):
+    """A keypoint of a face in points.jsonl (`Face.to_dict`)."""
+
+    name: str
+    x: Finite
+    y: Finite
+    confidence: Share
+    inside: bool | None = None
+
+
+class FaceRecord(msgspec.Struct):
+    """A face in points.jsonl. `box` is x, y and side of its square."""
+
+    box: Annotated[list[Finite], Meta(min_length=3, max_length=3)]
+    confidence: Share
+    keypoints: list[PointRecord]
+
+
+class Record(msgspec.Struct):
+    """A line of points.jsonl: a photograph with its faces."""
+
+    file: str
+    weights: str
+    stem: FileName
+    width: Count
+    height: Count
+    faces: list[FaceRecord]
+
+
+def read_record(line: str, where: str) -> dict[str, Any]:
+    """Read a line of points.jsonl.
+
+    Raises:
+        InputError: It is incomplete or damaged.
+    """
+    found: dict[str, Any] = parse_json(line, where, file_names=True)
+    decode(Record, found, where)
+    return found
+
+
 def records(path: Path) -> Iterator[dict[str, Any]]:
     """Yield the objects of a points.jsonl file, one per photograph."""
     with open(path, encoding="utf-8") as stream:
-        for line in stream:
-            yield json.loads(line)
+        for number, line in enumerate(stream, 1):
+            yield read_record(line, f"{path}:{number}")
 
 
 def _write_json(lines: Path, out: Path, weights: str, keypoints: KeypointSet) -> None:

@@ -32,9 +32,11 @@ from recombinator.data.readers.mtfl import prepare_mtfl
 from recombinator.data.readers.own import infer_keypoints
 from recombinator.data.table import load_table
 from recombinator.evaluation.tables import evaluate
+from recombinator.fit.plan import Plan
 from recombinator.keypoints import FACE_5
-from recombinator.predict.batch import read_boxes
+from recombinator.predict.batch import Lines, read_boxes
 from recombinator.predict.engine import load_engine
+from recombinator.predict.output import FORMATS, records
 from recombinator.predict.predictor import load
 from recombinator.predict.repair import repair
 from recombinator.study import mutate
@@ -118,6 +120,13 @@ def kinds(samples: Path) -> dict[str, Kind]:
     predictor = load(FOLDER / f"{GRAPH}.onnx")
     blank = np.full((99, 99), 99, np.uint8)
 
+    def read_predictions(path: Path) -> Any:
+        lines = Lines(path.parent, resume=True, overwrite=False, weights="w")
+        kept = list(records(path))
+        for write in FORMATS.values():
+            write(path, path.parent / "out", "w", FACE_5)
+        return [len(lines.done), kept]
+
     tables = tuple(f"tables/{s}.parquet" for s in ("test", "valid"))
     networks = tuple(f"weights/{n}" for n in ("image.safetensors", "image.safetensors"))
     texts, trees = mutate.damage_lines, mutate.damage_json
@@ -142,6 +151,8 @@ def kinds(samples: Path) -> dict[str, Kind]:
                              read_any_points),
         "YOLO labels": Kind(("points/labels/0.txt",), texts,
                             lambda p: read_any_points(p.parent.parent / "data.yaml")),
+        "predictions": Kind(("predictions/points.jsonl",), mutate.damage_json_lines, read_predictions),
+        "plan": Kind(("predictions/plan.json",), trees, lambda p: Plan.read(p).size),
         "boxes": Kind(("points/boxes.csv",), texts, read_any_boxes),
         "list": Kind(("list/training.txt",), texts, read_list),
         "image": Kind(("list/0.png", "list/1.jpg"), mutate.damage_bytes, lambda p: int(read_image(p).max())),

@@ -24,6 +24,7 @@ from recombinator.training.run import train
 from recombinator.utils.errors import InputError, check_choice
 from recombinator.utils.files import Busy, copy_file, is_locked, lock_folder, write_json, write_text
 from recombinator.utils.provenance import provenance
+from recombinator.utils.schema import decode, parse_json
 
 logger = logging.getLogger(__name__)
 
@@ -76,7 +77,8 @@ def _measure_test_error(name: str, out: Path, test: FaceTable, metrics: dict[str
 
 def _test_errors(out: Path) -> list[dict[str, Any]]:
     path = out / "watched.jsonl"
-    return [json.loads(t) for t in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    return [decode(dict[str, Any], parse_json(t, f"{path}:{i}"), f"{path}:{i}") for i, t in enumerate(lines, 1)]
 
 
 def run_study(

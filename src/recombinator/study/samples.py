@@ -11,11 +11,13 @@ import numpy as np
 from recombinator.data.images import encode_image
 from recombinator.data.readers.synthetic import draw_face, five_of, prepare_synthetic
 from recombinator.evaluation.tables import evaluate
+from recombinator.fit.plan import Plan
 from recombinator.keypoints import FACE_5
 from recombinator.models import create_model
+from recombinator.predict.result import Face
 from recombinator.training.recipe import Recipe, get_recipe
 from recombinator.training.run import train
-from recombinator.utils.files import copy_file, write_json
+from recombinator.utils.files import copy_file, write_json, write_text
 from recombinator.utils.provenance import provenance
 from recombinator.weights.files import Weights, load_weights, save_weights, write_pair
 from recombinator.weights.shipped import FOLDER
@@ -48,6 +50,7 @@ def make_samples(folder: Path) -> None:
     result = {"kind": "evaluation", **report, "provenance": provenance()}
     write_json(folder / "results" / "rcn-6-mtfl.json", result)
     write_points(folder / "points", rng)
+    _write_predictions(folder / "predictions", rng)
     listing = []
     for i in range(3):
         image, points = draw_face(rng)
@@ -61,6 +64,17 @@ def make_samples(folder: Path) -> None:
 def small_recipe() -> Recipe:
     """Return the recipe of the small training."""
     return get_recipe("fast", MODEL, epochs=2, batch=16, decay=0.5)
+
+
+def _write_predictions(folder: Path, rng: np.random.Generator) -> None:
+    face = Face(five_of(draw_face(rng)[1]), np.full(5, 0.9), np.array([10.0, 10.0, 80.0]), FACE_5).to_dict()
+    lines = [
+        {"file": f"{i}.jpg", "weights": "w", "stem": str(i), "width": SIDE, "height": SIDE, "faces": [face] * i}
+        for i in range(3)
+    ]
+    write_text(folder / "points.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+    plan = Plan("image", 80, 2, 64, MODEL, "", 1, 40, 0.1, 0.1, False, 16, reasons=("one", "two"))
+    write_json(folder / "plan.json", plan.to_dict())
 
 
 def write_points(folder: Path, rng: np.random.Generator) -> None:

@@ -26,24 +26,27 @@ Name = Annotated[str, Meta(min_length=1, max_length=1000)]
 T = TypeVar("T")
 
 
-def parse_json(text: str | bytes, where: str) -> Any:
+def parse_json(text: str | bytes, where: str, *, file_names: bool = False) -> Any:
     """Parse JSON.
 
     Args:
         text: The text, in UTF-8 if it is bytes.
         where: The start of the message: the file, and the line or field where there is one.
+        file_names: Allow halves of surrogate pairs, by which Python writes file names that are not UTF-8.
 
     Raises:
         InputError: It is not JSON, is nested too deeply, or has numbers or characters that cannot be represented.
     """
     try:
         value = json.loads(text)
-        if b"\\ud" in (text if isinstance(text, bytes) else text.encode()).lower():
+        if not file_names and b"\\ud" in (text if isinstance(text, bytes) else text.encode()).lower():
             json.dumps(value, ensure_ascii=False).encode()  # half of a surrogate pair can be neither printed nor saved
     except RecursionError:
-        raise InputError(f"{where}: expected JSON, got one that is nested too deeply") from None
+        raise InputError(f"{where}: not usable JSON (too deeply nested)") from None
+    except json.JSONDecodeError as error:
+        raise InputError(f"{where}: not JSON ({error.msg}, line {error.lineno})") from None
     except ValueError as error:
-        raise InputError(f"{where}: expected JSON, got something else ({error})") from None
+        raise InputError(f"{where}: not usable JSON ({error})") from None
     return value
 
 

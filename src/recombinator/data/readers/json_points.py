@@ -67,6 +67,8 @@ def read_json_lines(source: Source) -> list[Entry]:
             entries += _objects(where, json.loads(text), number)
         except json.JSONDecodeError as error:
             entries.append(Entry(where, problem=f"not JSON ({error.msg})"))
+        except (RecursionError, ValueError) as error:  # ValueError: a number of thousands of digits
+            entries.append(Entry(where, problem=f"not usable JSON ({error})"))
     return entries
 
 

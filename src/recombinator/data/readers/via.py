@@ -98,8 +98,8 @@ def _regions(source: Source) -> Iterator[tuple[str, str, dict[str, str], list[Re
                 json.loads(row.get(c) or "{}")
                 for c in ("region_shape_attributes", "region_attributes", "file_attributes")
             )
-        except json.JSONDecodeError as error:
-            logger.warning("%s: a region is left out, its attributes are not JSON (%s)", where, error.msg)
+        except (ValueError, RecursionError) as error:
+            logger.warning("%s: a region is left out, its attributes are not JSON (%s)", where, error)
             continue
         kept = rows.setdefault(file, (where, {k: as_text(v) for k, v in other.items()}, []))
         if shape:
