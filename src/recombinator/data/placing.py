@@ -62,7 +62,14 @@ def _is_inside(path: Path, folder: Path) -> bool:
     return Path(os.path.normpath(path.absolute())).is_relative_to(os.path.normpath(folder.absolute()))
 
 
-def locate(folder: Path, names: list[str]) -> dict[str, Path]:
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # too long a name, or a null byte in it
+        return False
+
+
+def locate(folder: Path, names: list[str]) -> dict[str, Path | None]:
     """Find images in a folder.
 
     An image is looked for under its full name, then under ever shorter ends of it. An end that several names share
@@ -73,24 +80,34 @@ def locate(folder: Path, names: list[str]) -> dict[str, Path]:
         names: the images' names, with forward slashes.
 
     Returns:
-        Paths by name. An image that is not there has the path of its full name.
-
-    Raises:
-        InputError: an image is outside the folder: its name is an absolute path, or leads there by "..".
+        Paths by name. An image that is not there has the path of its full name; one whose name leads out of the
+        folder, as an absolute path or by "..", has None.
     """
     ends = {name: ["/".join(name.split("/")[i:]) for i in range(name.count("/") + 1)] for name in names}
     for name, parts in ends.items():
         if match := _UPLOAD.match(parts[-1]):
             ends[name] = [*parts, parts[-1][match.end() :]]
     shared = Counter(end for parts in ends.values() for end in set(parts))
-    paths = {}
+    paths: dict[str, Path | None] = {}
     for name, parts in ends.items():
         usable = [end for end in parts if end == name or shared[end] == 1]
         inside = (folder / end for end in usable if end and _is_inside(folder / end, folder))
-        paths[name] = next((path for path in inside if path.is_file()), folder / name)
-        if not _is_inside(paths[name], folder):
-            raise InputError(f"image {name!r:.100} is outside {folder}; give --images a folder that holds all images")
+        full = folder / name if _is_inside(folder / name, folder) else None
+        paths[name] = next((path for path in inside if _is_file(path)), full)
     return paths
+
+
+def image_path(entry: Entry) -> Path:
+    """Return where an entry's image is; the folder itself if it names none.
+
+    Raises:
+        InputError: its name leads out of the folder of the images, which is not read.
+    """
+    if entry.path is None and entry.file:
+        raise InputError(
+            f"image {entry.file!r:.100} is outside the folder; give --images a folder that holds all images"
+        )
+    return entry.path or Path(entry.file)
 
 
 def place_all(entries: list[Entry], folder: Path, given: bool = False) -> list[Entry]:

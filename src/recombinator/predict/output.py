@@ -114,7 +114,7 @@ def read_record(line: str, where: str) -> dict[str, Any]:
 
 def records(path: Path) -> Iterator[dict[str, Any]]:
     """Yield the objects of a points.jsonl file, one per photograph."""
-    with open(path, encoding="utf-8") as stream:
+    with open(path, encoding="utf-8", errors="replace") as stream:
         for number, line in enumerate(stream, 1):
             yield read_record(line, f"{path}:{number}")
 

@@ -12,6 +12,7 @@ import numpy as np
 from recombinator.data.annotations import Entry, Scheme
 from recombinator.data.crops import GRID, RULES
 from recombinator.data.images import read_image
+from recombinator.data.placing import image_path
 from recombinator.data.points import PointSet, infer_names, point_sets, read_entries
 from recombinator.data.rows import crop_row
 from recombinator.data.table import SPLIT_SEED, Row, TableInfo, write_splits
@@ -148,7 +149,7 @@ def prepare_points(
             points = np.where(known[:, None], face.points, face.points[known].mean(axis=0))
             if keypoints.scale(points) < 1:
                 raise InputError("its normalizer is below one pixel; choose two points with --normalizer a,b")
-            image = face.entry.image() if face.entry.image else read_image(face.entry.path or face.file)
+            image = face.entry.image() if face.entry.image else read_image(image_path(face.entry))
             return crop_row(image, points, face.file, rule, size=size, gray=gray, quality=quality, mask=known)
         except InputError as error:
             raise InputError(f"{face.where}: {error}") from None
