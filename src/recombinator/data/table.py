@@ -227,6 +227,20 @@ def batched(items: Iterable[Any], n: int) -> Iterator[list[Any]]:
         yield group
 
 
+def file_limits(to_file: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """Return the edges of image files in crop pixels.
+
+    Args:
+        to_file: (N, 2, 3) affines from crop to image file, which scale and shift.
+        sizes: (N, 2) width and height of the files in pixels.
+
+    Returns:
+        (N, 4) left, top, right and bottom edge.
+    """
+    scale, corner = to_file[:, 0, :1], to_file[:, :, 2]
+    return np.concatenate([-corner / scale, (sizes - corner) / scale], axis=1)
+
+
 @dataclass
 class FaceTable:
     """A table in memory.
@@ -266,6 +280,13 @@ class FaceTable:
             "dataset": self.info.dataset, "split": self.info.split, "images": len(self),
             "fingerprint": self.fingerprint,
         }  # fmt: skip
+
+    @property
+    def template(self) -> np.ndarray:
+        """(K, 2) mean points relative to the stage-2 square, from 0 to 1; NaN for a point that no row has."""
+        relative = (self.points - self.boxes[:, None, :2]) / self.boxes[:, None, 2:]
+        mean: np.ndarray = np.nanmean(np.where(self.mask[..., None], relative, np.nan), axis=0)
+        return mean
 
     @property
     def at_border(self) -> np.ndarray:
@@ -345,7 +366,6 @@ def load_table(
         images = np.stack(list(pool.map(decode, range(len(raw)))))
     points = np.array(table["points"].to_pylist(), np.float32)
     to_file = np.array(table["to_file"].to_pylist()).reshape(-1, 2, 3)
-    scale, corner = to_file[:, 0, :1], to_file[:, :, 2]
     sizes = np.array(table["file_size"].to_pylist(), np.float64)
     # of what a network learns from: the file's layout does not change it
     fingerprint = hashlib.sha256(b"".join([*raw, points.tobytes()])).hexdigest()[:16]
@@ -356,7 +376,7 @@ def load_table(
         mask=np.array(table["mask"].to_pylist(), bool),
         boxes=np.array(table["box"].to_pylist(), np.float32),
         to_file=to_file,
-        limits=np.concatenate([-corner / scale, (sizes - corner) / scale], axis=1),
+        limits=file_limits(to_file, sizes),
         files=files,
         subsets=table["subset"].to_pylist(),
         fingerprint=fingerprint,

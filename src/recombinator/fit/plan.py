@@ -12,6 +12,7 @@ import numpy as np
 from recombinator.data.images import read_image
 from recombinator.fit.samples import Sample
 from recombinator.keypoints import KeypointSet
+from recombinator.training.recipe import PARSERS
 from recombinator.transforms.shapes import ShapeModel, apply_similarity, similarity
 from recombinator.utils.errors import InputError, check_choice
 from recombinator.utils.schema import decode, parse_json
@@ -116,11 +117,17 @@ class Plan:
 
     @classmethod
     def read(cls, path: Path) -> Plan:
-        """Read plan.json. Raises InputError if it is missing or damaged."""
+        """Read a plan that `to_dict` gave, as JSON.
+
+        Raises:
+            InputError: the file is damaged.
+        """
         try:
             return cls.from_dict(parse_json(path.read_bytes(), str(path)), str(path))
         except OSError as error:
             raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
+        except InputError as error:
+            raise InputError(f"{error}: not a plan of `recombinator fit`; choose another --out") from None
 
 
 RULE = {"image": "image", "box": "object"}  # crop rule by `Plan.where`
@@ -268,13 +275,12 @@ def changed(plan: Plan, **values: Any) -> Plan:
     for name, value in values.items():
         if name not in known:
             raise InputError(f"unknown setting {name!r}; expected one of {', '.join(known)}")
-        kind = type(known[name])
+        kind = type(known[name]).__name__
+        expected, parse = PARSERS[kind]
         try:
-            merged[name] = (
-                value.lower() in ("1", "true", "yes") if kind is bool and isinstance(value, str) else kind(value)
-            )
-        except ValueError:
-            raise InputError(f"{name}={value!r}: expected a value of type {kind.__name__}") from None
+            merged[name] = parse(str(value))
+        except (KeyError, ValueError):
+            raise InputError(f"{name}={value!r}: expected a value of type {kind}: {expected}") from None
         merged["reasons"] = (*merged["reasons"], f"{name}: {merged[name]}, as you set it")
     if merged["where"] not in RULE:
         raise InputError(f"where={merged['where']!r}: expected one of {', '.join(RULE)}")

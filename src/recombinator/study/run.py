@@ -57,13 +57,16 @@ def finished(path: Path, run: Run, recipe: Recipe, seed: int) -> bool:
     if run.same:
         run = run_at(run.same)[1]
     try:
-        training = read_result(path)["training"]
-        model = {k: v for k, v in training["model"].items() if k != "keypoints"}
-        trained_with = Recipe.from_dict(training["recipe"])
+        return _is_training_of(read_result(path)["training"], run, recipe, seed)
     except (OSError, InputError, KeyError, AttributeError):
         return False
+
+
+def _is_training_of(settings: dict[str, Any], run: Run, recipe: Recipe, seed: int) -> bool:
+    """Return whether a training's settings are exactly this network, recipe and seed."""
+    model = {k: v for k, v in settings["model"].items() if k != "keypoints"}
     expected = json.loads(json.dumps({"name": run.model, **run.options}))
-    return (model, trained_with, training["seed"]) == (expected, recipe, seed)
+    return (model, Recipe.from_dict(settings["recipe"]), settings["seed"]) == (expected, recipe, seed)
 
 
 def _measure_test_error(name: str, out: Path, test: FaceTable, metrics: dict[str, Any]) -> None:
@@ -193,12 +196,9 @@ def _train_and_evaluate(
 def _summary_of(out: Path, run: Run, recipe: Recipe, seed: int) -> dict[str, Any] | None:
     """Return the summary of a finished training in `out`, such as one copied from another machine, or None."""
     summary, settings = read_summary(out), read_run(out)
-    if not summary or not settings:
+    if not summary or not settings or not _is_training_of(settings, run, recipe, seed):
         return None
-    model = {k: v for k, v in settings["model"].items() if k != "keypoints"}
-    same = model == json.loads(json.dumps({"name": run.model, **run.options})) and settings["seed"] == seed
-    same = same and Recipe.from_dict(settings["recipe"]) == recipe
-    return summary if same and summary["epochs"] == recipe.epochs else None
+    return summary if summary["epochs"] == recipe.epochs else None
 
 
 def _archive_finished(root: Path, study: str, run: Run, runs: Path, data: Path, path: Path) -> None:

@@ -15,7 +15,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Generator, Tensor
 
@@ -296,9 +295,8 @@ class Trainer:
     def _weights(self, training: dict[str, Any]) -> Weights:
         """The network with what prediction needs: keypoints, crop rule and mean face relative to the box."""
         table = self.train_table
-        relative = (table.points - table.boxes[:, None, :2]) / table.boxes[:, None, 2:]
-        template = np.nanmean(np.where(table.mask[..., None], relative, np.nan), axis=0)
-        return Weights(self.net, table.info.keypoints, table.info.crop_rule, template.round(4).tolist(), training)
+        template = table.template.round(4).tolist()
+        return Weights(self.net, table.info.keypoints, table.info.crop_rule, template, training)
 
     def save(self, name: str) -> None:
         """Write the complete state of the training to a file of the run."""
