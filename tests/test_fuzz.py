@@ -5,7 +5,7 @@ from random import Random
 
 import pytest
 
-from recombinator.study import fuzz, mutate
+from recombinator.study import fuzz, fuzz_kinds, mutate
 from recombinator.study.samples import make_samples
 
 
@@ -19,7 +19,7 @@ def samples(tmp_path_factory):
 def test_undamaged_samples_are_read(samples, tmp_path):
     """Otherwise a mutation of them would prove nothing."""
     with fuzz._silence():
-        for name, kind in fuzz.kinds(samples).items():
+        for name, kind in fuzz_kinds.kinds(samples).items():
             for i, sample in enumerate(sorted(set(kind.samples))):
                 undamaged = replace(kind, damage=lambda path, rng: None)
                 ended = fuzz._attempt(undamaged, samples, sample, tmp_path / f"{name}{i}", Random(0), 60)
@@ -32,7 +32,7 @@ def test_damaged_files_lead_to_sentences(samples, monkeypatch):
     assert not outcome.faults, outcome.faults[0]
     total = sum(outcome.counts.values(), start=fuzz.Counter())
     assert total.total() == 120 and total[fuzz.SENTENCE] > 40 and total[fuzz.FINE] > 10
-    assert len(outcome.counts) == len(fuzz.kinds(samples)) and all(outcome.counts.values())
+    assert len(outcome.counts) == len(fuzz_kinds.kinds(samples)) and all(outcome.counts.values())
 
 
 def test_faults_are_counted_and_kept(samples, tmp_path, monkeypatch):
@@ -46,7 +46,7 @@ def test_faults_are_counted_and_kept(samples, tmp_path, monkeypatch):
             pass
 
     readers = {"broken": broken, "nan": lambda path: {"x": [float("nan")]}, "endless": endless}
-    made = {n: fuzz.Kind(("points/rows.csv",), mutate.damage_bytes, read) for n, read in readers.items()}
+    made = {n: fuzz_kinds.Kind(("points/rows.csv",), mutate.damage_bytes, read) for n, read in readers.items()}
     monkeypatch.setattr(fuzz, "make_samples", lambda folder: fuzz.shutil.copytree(samples, folder))
     monkeypatch.setattr(fuzz, "kinds", lambda folder: made)
     outcome = fuzz.fuzz(3, seconds=0.3, keep=tmp_path)

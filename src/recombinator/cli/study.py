@@ -200,12 +200,18 @@ def list_studies(
 
 @study.command("fuzz", cls=Command)
 def fuzz(
-    number: Annotated[int, typer.Option(min=1, metavar="N", help="damaged files to read")] = 1000,
+    number: Annotated[int, typer.Option(min=1, metavar="N", help="Damaged files to read.")] = 1000,
     seed: Seed = 0,
-    only: Annotated[
-        int | None, typer.Option(min=0, metavar="N", help="repeat the damaged file with this number only")
+    kind: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KIND", show_default="all", help="Only files of this kind (repeatable)."),
     ] = None,
-    keep: Annotated[Path | None, typer.Option(metavar="FOLDER", help="folder for copies of files with faults")] = None,
+    only: Annotated[
+        int | None, typer.Option(min=0, metavar="N", help="Repeat the damaged file with this number only.")
+    ] = None,
+    keep: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Folder for copies of files with faults.")] = None,
+    json_out: JsonOut = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Read damaged files of every kind and count how that ends.
 
@@ -216,15 +222,18 @@ def fuzz(
 
     if keep:
         check_output_folder(keep)
+    check_outputs(json_out, overwrite=overwrite)
     with progress("damaged files") as advance:
-        outcome = fuzzing.fuzz(number, seed=seed, only=only, keep=keep, progress=advance)
+        outcome = fuzzing.fuzz(number, seed=seed, only=only, keep=keep, chosen=kind or (), progress=advance)
+    written = write_report(json_out, "fuzz", outcome.report(seed))
     for fault, i, detail in outcome.faults:
         print(f"{fault}, number {i}:\n{detail}")
     ends = (fuzzing.SENTENCE, fuzzing.FINE, *fuzzing.FAULTS)
     print(f"{'':18}" + "".join(f"{end:>12}" for end in ends))
-    for kind, counts in outcome.counts.items():
-        print(f"{kind:18}" + "".join(f"{counts[end]:>12}" for end in ends))
+    for name, counts in outcome.counts.items():
+        print(f"{name:18}" + "".join(f"{counts[end]:>12}" for end in ends))
     print(f"{'all':18}" + "".join(f"{sum(c[end] for c in outcome.counts.values()):>12}" for end in ends))
+    print_all(written)
     if outcome.faults:
         raise typer.Exit(1)
 

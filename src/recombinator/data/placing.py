@@ -62,13 +62,6 @@ def _is_inside(path: Path, folder: Path) -> bool:
     return Path(os.path.normpath(path.absolute())).is_relative_to(os.path.normpath(folder.absolute()))
 
 
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except (OSError, ValueError):  # too long a name, or a null byte in it
-        return False
-
-
 def locate(folder: Path, names: list[str]) -> dict[str, Path | None]:
     """Find images in a folder.
 
@@ -93,7 +86,7 @@ def locate(folder: Path, names: list[str]) -> dict[str, Path | None]:
         usable = [end for end in parts if end == name or shared[end] == 1]
         inside = (folder / end for end in usable if end and _is_inside(folder / end, folder))
         full = folder / name if _is_inside(folder / name, folder) else None
-        paths[name] = next((path for path in inside if _is_file(path)), full)
+        paths[name] = next((path for path in inside if os.path.isfile(path)), full)
     return paths
 
 

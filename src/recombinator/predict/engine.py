@@ -305,8 +305,8 @@ def load_engine(
             raise InputError(f"device {device!r}: ONNX Runtime runs on the CPU here; use the torch engine")
         engine = "torch"
     text = os.fspath(name_or_path)
-    is_onnx_file, exists = text.endswith(".onnx"), Path(text).exists()
-    if is_onnx_file and not Path(text).is_file():
+    is_onnx_file, exists = text.endswith(".onnx"), os.path.exists(text)
+    if is_onnx_file and not os.path.isfile(text):
         raise InputError(f"{text}: no such file")
     if not exists and text not in shipped_models():
         raise unknown_model(text)

@@ -17,8 +17,9 @@ from recombinator.data.crops import RULES
 from recombinator.data.images import encode_image
 from recombinator.keypoints import KeypointSet
 from recombinator.predict.result import POINT_COLUMNS, Face, point_cells
-from recombinator.utils.files import plain_cell, write_atomically, write_json, write_text
-from recombinator.utils.schema import Count, FileName, Finite, Share, decode, parse_json
+from recombinator.utils.errors import InputError
+from recombinator.utils.files import find_not_finite, plain_cell, write_atomically, write_json, write_text
+from recombinator.utils.schema import Count, Finite, Share, decode, parse_json
 
 
 def save_picture(path: Path, image: np.ndarray) -> None:
@@ -95,10 +96,14 @@ class Record(msgspec.Struct):
 
     file: str
     weights: str
-    stem: FileName
+    stem: str
     width: Count
     height: Count
     faces: list[FaceRecord]
+
+    def __post_init__(self) -> None:
+        if not self.stem or "/" in self.stem or "\0" in self.stem:  # it becomes a part of file names
+            raise ValueError("Expected a file name without its ending in `stem`")
 
 
 def read_record(line: str, where: str) -> dict[str, Any]:
@@ -109,6 +114,8 @@ def read_record(line: str, where: str) -> dict[str, Any]:
     """
     found: dict[str, Any] = parse_json(line, where, file_names=True)
     decode(Record, found, where)
+    if name := find_not_finite(found):
+        raise InputError(f"{where}: {name}: expected a finite number")
     return found
 
 

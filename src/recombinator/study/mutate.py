@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
@@ -19,7 +20,7 @@ _VALUES: tuple[Any, ...] = (
 )  # fmt: skip
 _CELLS = (
     "", "nan", "inf", "-1", "1e400", "-1e30", "1,5", '"', "'", "\0", "x" * 200_000, "=1+1", "é", "12a",
-    "99999999999999999999",
+    "99999999999999999999", "5" * 5000, "²", "../../x", "/etc/passwd", "0", "0.5", "1e-320",
 )  # fmt: skip
 
 
@@ -64,7 +65,7 @@ def damage_value(value: Any, rng: Random) -> Any:
     kind = rng.random()
     if kind < 0.1:
         nested: Any = value
-        for _ in range(rng.choice((3, 90))):
+        for _ in range(rng.choice((3, 90, 900))):
             nested = [nested]
         return nested
     if kind < 0.2:
@@ -100,8 +101,13 @@ def damage_json_lines(path: Path, rng: Random) -> None:
 
 
 def damage_lines(path: Path, rng: Random) -> None:
-    """Damage cells and columns of a text file with separated numbers, or its bytes."""
+    """Damage words, cells and columns of a text file, or its bytes."""
     text = path.read_text(encoding="utf-8")
+    if rng.random() < 0.3:
+        words = list(re.finditer(r"[\w.+-]+", text))
+        word = rng.choice(words)
+        path.write_text(text[: word.start()] + rng.choice(_CELLS) + text[word.end() :], encoding="utf-8")
+        return None
     separator = "," if "," in text else " "
     rows = [line.split(separator) for line in text.splitlines()]
     kind = rng.random()

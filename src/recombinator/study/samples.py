@@ -1,10 +1,10 @@
-"""Undamaged files of every kind, for `study fuzz`: tables, a small training, its weights, points files, images."""
+"""Undamaged files of every kind, for `study fuzz`: tables, a small training, its weights, images, videos."""
 
 from __future__ import annotations
 
 import json
+import pickle
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -13,8 +13,9 @@ from recombinator.data.readers.synthetic import draw_face, five_of, prepare_synt
 from recombinator.evaluation.tables import evaluate
 from recombinator.fit.plan import Plan
 from recombinator.keypoints import FACE_5
-from recombinator.models import create_model
+from recombinator.models import RCN, create_model
 from recombinator.predict.result import Face
+from recombinator.study.point_samples import SIDE, write_points
 from recombinator.training.recipe import Recipe, get_recipe
 from recombinator.training.run import train
 from recombinator.utils.files import copy_file, write_json, write_text
@@ -23,9 +24,11 @@ from recombinator.weights.files import Weights, load_weights, save_weights, writ
 from recombinator.weights.shipped import FOLDER
 
 GRAPH = "rcn-6-fast-mtfl"  # the smallest graph whose tensors are in a neighboring file
+GRAPHS = (f"{GRAPH}.onnx", f"{GRAPH}.safetensors", f"{GRAPH}-int8.onnx")
 MODEL = "rcn-4"
 OPTIONS = {"width": 0.1, "size": 32}
-SIDE = 160  # of the photographs
+IMAGES = tuple(f"a.{e}" for e in ("png", "jpg", "bmp", "tif", "webp", "gif", "jp2", "ppm", "tga"))
+VIDEOS = {"a.avi": "MJPG", "a.mp4": "mp4v"}  # codec by name
 
 
 def make_samples(folder: Path) -> None:
@@ -44,26 +47,67 @@ def make_samples(folder: Path) -> None:
     network, other = (folder / "weights" / f"{name}.safetensors" for name in ("image", "denoiser"))
     write_pair(folder / "weights" / "pair.json", network, other, 0.5, 1, calibration)
     write_json(folder / "weights" / "shift.json", {"shifted": "image.safetensors", "by": 1, "calibration": calibration})
-    for name in (f"{GRAPH}.onnx", f"{GRAPH}.safetensors"):
+    for name in GRAPHS:
         copy_file(FOLDER / name, folder / "graph" / name)
     report = evaluate(weights, folder / "tables" / "test.parquet")[1]
     result = {"kind": "evaluation", **report, "provenance": provenance()}
     write_json(folder / "results" / "rcn-6-mtfl.json", result)
     write_points(folder / "points", rng)
     _write_predictions(folder / "predictions", rng)
-    listing = []
-    for i in range(3):
-        image, points = draw_face(rng)
-        name = f"{i}.{('png', 'jpg', 'jpg')[i]}"
-        (folder / "list" / name).parent.mkdir(exist_ok=True)
-        (folder / "list" / name).write_bytes(encode_image(image, 90 if i else 0))
-        listing.append(" ".join([name, *(f"{v:.2f}" for v in five_of(points).T.reshape(-1)), "1 2 2 3"]))
-    (folder / "list" / "training.txt").write_text("\n".join(listing) + "\n", encoding="utf-8")
+    _write_list(folder / "list", rng)
+    _write_images(folder / "images", rng)
+    _write_videos(folder / "videos", rng)
+    _write_arrays(folder / "arrays" / "authors.pickle", weights)
 
 
 def small_recipe() -> Recipe:
     """Return the recipe of the small training."""
     return get_recipe("fast", MODEL, epochs=2, batch=16, decay=0.5)
+
+
+def _write_list(folder: Path, rng: np.random.Generator) -> None:
+    """Write photographs and MTFL's list of them."""
+    folder.mkdir()
+    listing = []
+    for name, quality in (("0.png", 0), ("1.jpg", 90), ("2.jpg", 90)):
+        image, points = draw_face(rng)
+        (folder / name).write_bytes(encode_image(image, quality))
+        listing.append(" ".join([name, *(f"{v:.2f}" for v in five_of(points).T.reshape(-1)), "1 2 2 3"]))
+    write_text(folder / "training.txt", "\n".join(listing) + "\n")
+
+
+def _write_images(folder: Path, rng: np.random.Generator) -> None:
+    """Write one small photograph in each format of IMAGES."""
+    from PIL import Image
+
+    folder.mkdir()
+    image = Image.fromarray(draw_face(rng)[0]).convert("RGB").resize((48, 64))
+    for name in IMAGES:
+        image.convert("P" if name.endswith("gif") else "RGB").save(folder / name)
+
+
+def _write_videos(folder: Path, rng: np.random.Generator) -> None:
+    """Write a short video in each format of VIDEOS."""
+    import cv2
+
+    folder.mkdir()
+    image = np.ascontiguousarray(draw_face(rng)[0][:SIDE, :SIDE])
+    for name, codec in VIDEOS.items():
+        writer = cv2.VideoWriter(str(folder / name), cv2.VideoWriter.fourcc(*codec), 25.0, image.shape[1::-1])
+        for i in range(6):
+            writer.write(np.roll(image, i, axis=1))
+        writer.release()
+
+
+def _write_arrays(path: Path, weights: Weights) -> None:
+    """Write a network's parameters as the authors' release has them: one pickled array after the other."""
+    net = weights.net
+    assert isinstance(net, RCN)
+    path.parent.mkdir()
+    with open(path, "wb") as stream:
+        for layer in (*net.trunk, *(conv for _, convs in net.branches() for conv in convs)):
+            for parameter in layer.parameters():
+                pickle.dump(parameter.detach().numpy(), stream, protocol=2)
 
 
 def _write_predictions(folder: Path, rng: np.random.Generator) -> None:
@@ -75,109 +119,3 @@ def _write_predictions(folder: Path, rng: np.random.Generator) -> None:
     write_text(folder / "points.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
     plan = Plan("image", 80, 2, 64, MODEL, "", 1, 40, 0.1, 0.1, False, 16, reasons=("one", "two"))
     write_json(folder / "plan.json", plan.to_dict())
-
-
-def write_points(folder: Path, rng: np.random.Generator) -> None:
-    """Write the points of four photographs in the formats of `recombinator.data.formats`."""
-    folder.mkdir()
-    faces = {f"{i}.png": np.round(five_of(draw_face(rng)[1]) % SIDE, 2).tolist() for i in range(4)}
-    named = {file: dict(zip(FACE_5.names, points, strict=True)) for file, points in faces.items()}
-    for file in faces:
-        (folder / file).write_bytes(encode_image(np.full((SIDE, SIDE), 99, np.uint8), 0))
-    rows = ["file,face,keypoint,x,y,confidence"]
-    rows += [f"{file},1,{n},{x},{y},0.9" for file, points in named.items() for n, (x, y) in points.items()]
-    wide = ["file," + ",".join(f"{n}_x,{n}_y" for n in FACE_5.names)]
-    wide += [f"{file}," + ",".join(f"{x},{y}" for x, y in points) for file, points in faces.items()]
-    objects = [
-        {"file": file, "keypoints": [{"name": n, "x": x, "y": y} for n, (x, y) in points.items()]}
-        for file, points in named.items()
-    ]
-    texts = {
-        "rows.csv": "\n".join(rows), "wide.csv": "\n".join(wide), "objects.json": json.dumps(objects),
-        "lines.jsonl": "\n".join(map(json.dumps, objects)), "coco.json": json.dumps(_coco(faces)),
-        "boxes.csv": "file,x,y,width,height\n0.jpg,10,10,60,60\n1.jpg,5,5,80,80",
-        "face.pts": "\n".join(f"{x:.1f} {y:.1f}" for x, y in rng.uniform(0, 99, (68, 2))),
-        "labelme.json": json.dumps(_labelme(named)), "labelstudio.json": json.dumps(_label_studio(named)),
-        "via.json": json.dumps(_via(named)), "cvat.xml": _cvat(named), "dlib.xml": _dlib(named),
-        "face.tps": _tps(faces),
-        "data.yaml": "path: .\ntrain: images\nkpt_shape: [5, 3]\nnames:\n  0: face\n",
-    }  # fmt: skip
-    for name, text in texts.items():
-        (folder / name).write_text(text + "\n", encoding="utf-8")
-    for part in ("images", "labels"):
-        (folder / part).mkdir()
-    for file, points in faces.items():
-        copy_file(folder / file, folder / "images" / file)
-        line = " ".join(["0 0.5 0.5 1 1", *(f"{x / SIDE} {y / SIDE} 2" for x, y in points)])
-        (folder / "labels" / f"{Path(file).stem}.txt").write_text(line + "\n", encoding="utf-8")
-
-
-Faces = dict[str, list[list[float]]]
-Named = dict[str, dict[str, list[float]]]
-
-
-def _coco(faces: Faces) -> dict[str, Any]:
-    flat = [[v for x, y in points for v in (x, y, 2)] for points in faces.values()]
-    return {
-        "images": [{"id": i, "file_name": file, "width": SIDE, "height": SIDE} for i, file in enumerate(faces)],
-        "annotations": [{"id": i, "image_id": i, "category_id": 1, "keypoints": k} for i, k in enumerate(flat)],
-        "categories": [{"id": 1, "name": "face", "keypoints": list(FACE_5.names)}],
-    }
-
-
-def _labelme(named: Named) -> dict[str, Any]:
-    file, points = next(iter(named.items()))
-    shapes = [{"label": n, "points": [p], "shape_type": "point", "group_id": None} for n, p in points.items()]
-    return {"shapes": shapes, "imagePath": file, "imageWidth": SIDE, "imageHeight": SIDE}
-
-
-def _label_studio(named: Named) -> list[dict[str, Any]]:
-    tasks = []
-    for i, (file, points) in enumerate(named.items()):
-        size = {"original_width": SIDE, "original_height": SIDE, "image_rotation": 0, "type": "keypointlabels"}
-        results = [
-            {**size, "value": {"x": 100 * x / SIDE, "y": 100 * y / SIDE, "width": 0.4, "keypointlabels": [n]}}
-            for n, (x, y) in points.items()
-        ]
-        image = {"image": f"/data/upload/3/0a1b2c3d-{file}"}
-        tasks.append({"id": i, "data": image, "annotations": [{"result": results}]})
-    return tasks
-
-
-def _via(named: Named) -> dict[str, Any]:
-    images = {}
-    for file, points in named.items():
-        regions = [
-            {"shape_attributes": {"name": "point", "cx": x, "cy": y}, "region_attributes": {"name": n}}
-            for n, (x, y) in points.items()
-        ]
-        images[f"{file}123"] = {"filename": file, "size": 123, "regions": regions, "file_attributes": {}}
-    return {"_via_img_metadata": images}
-
-
-def _cvat(named: Named) -> str:
-    text = "<annotations><version>1.1</version>"
-    for i, (file, points) in enumerate(named.items()):
-        marks = "".join(
-            f'<points label="{n}" occluded="0" outside="0" points="{x},{y}"/>' for n, (x, y) in points.items()
-        )
-        text += (
-            f'<image id="{i}" name="{file}" width="{SIDE}" height="{SIDE}"><skeleton label="face">{marks}</skeleton>'
-        )
-        text += "</image>"
-    return text + "</annotations>"
-
-
-def _dlib(named: Named) -> str:
-    text = "<dataset><images>"
-    for file, points in named.items():
-        parts = "".join(f'<part name="{n}" x="{x}" y="{y}"/>' for n, (x, y) in points.items())
-        text += f'<image file="{file}"><box top="1" left="2" width="9" height="9">{parts}</box></image>'
-    return text + "</images></dataset>"
-
-
-def _tps(faces: Faces) -> str:
-    return "".join(
-        "LM=5\n" + "".join(f"{x} {y}\n" for x, y in points) + f"IMAGE={file}\nID={i}\n"
-        for i, (file, points) in enumerate(faces.items())
-    )

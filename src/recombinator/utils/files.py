@@ -213,11 +213,11 @@ def write_json(path: Path, value: Any) -> None:
     try:
         text = json.dumps(value, indent=2, allow_nan=False)
     except ValueError:
-        raise InputError(f"{path}: not written: {_not_finite(value)} is not a finite number") from None
+        raise InputError(f"{path}: not written: {find_not_finite(value)} is not a finite number") from None
     write_text(path, text + "\n")
 
 
-def _not_finite(value: Any, name: str = "") -> str:
+def find_not_finite(value: Any, name: str = "") -> str:
     """Return the name of the first number in a value that is NaN or infinite, such as "rows[2].nme"; "" without one."""
     if isinstance(value, float):
         return "" if math.isfinite(value) else name
@@ -225,7 +225,7 @@ def _not_finite(value: Any, name: str = "") -> str:
         parts = ((v, f"{name}.{k}".removeprefix(".")) for k, v in value.items())
     else:
         parts = ((v, f"{name}[{i}]") for i, v in enumerate(value if isinstance(value, list | tuple) else ()))
-    return next((found for v, n in parts if (found := _not_finite(v, n))), "")
+    return next((found for v, n in parts if (found := find_not_finite(v, n))), "")
 
 
 def plain_cell(text: str) -> str:

@@ -71,6 +71,8 @@ def decode(kind: Any, value: Any, where: str) -> Any:
         raise InputError(f"{where}: {_sentence(str(error), value)}") from None
     except RecursionError:
         raise InputError(f"{where}: nested too deeply") from None
+    except UnicodeEncodeError as error:  # half of a surrogate pair where no file name is expected
+        raise InputError(f"{where}: expected UTF-8 text ({error.reason})") from None
 
 
 def _sentence(message: str, value: Any) -> str:

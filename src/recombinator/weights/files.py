@@ -88,9 +88,9 @@ def resolve(name_or_path: str | os.PathLike[str]) -> Path:
     """
     text = os.fspath(name_or_path)
     path = Path(text)
-    if path.is_file() and path.suffix != ".onnx":
+    if os.path.isfile(text) and path.suffix != ".onnx":  # False too for a name that no file can have
         return path
-    if path.is_dir():
+    if os.path.isdir(text):
         for name in ("model.safetensors", "best.safetensors"):  # of `fit`, of `train`
             if (path / name).is_file():
                 return path / name

@@ -74,8 +74,8 @@ def read(source: Source) -> list[Entry]:
         other = {k: str(v) for k, v in data.items() if isinstance(v, str | int | float)}
         base = Entry(where, _file(name), columns=other, origin=ORIGIN)
         keypoints = [r for r in results if isinstance(r, dict) and r["labels"]]
-        for i, (parent, members) in enumerate(group_by(keypoints, lambda r: r["parent"]).items(), 1):
-            entries.append(_entry(replace(base, object_id=as_text(parent) or str(i)), members))
+        for i, (parent, members) in enumerate(group_by(keypoints, lambda r: as_text(r["parent"])).items(), 1):
+            entries.append(_entry(replace(base, object_id=parent or str(i)), members))
     if several:
         logger.warning("%s: %s of the same images left out", source, plural(several, "further annotation"))
     return entries
