@@ -7,7 +7,6 @@ points in their images (`recombinator.data.placing`), inferring a keypoint set a
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 from collections import Counter
@@ -21,6 +20,7 @@ from xml.etree import ElementTree
 import numpy as np
 
 from recombinator.utils.errors import InputError
+from recombinator.utils.schema import parse_json
 
 logger = logging.getLogger(__name__)
 
@@ -131,14 +131,7 @@ class Source:
     @cached_property
     def json(self) -> Any:
         """The file's JSON value. Raises InputError if it is not JSON."""
-        try:
-            return json.loads(self.text)
-        except json.JSONDecodeError as error:
-            raise InputError(f"{self}:{error.lineno}: not JSON ({error.msg})") from None
-        except RecursionError:
-            raise InputError(f"{self}: not a points file (too deeply nested)") from None
-        except ValueError as error:  # a number of thousands of digits
-            raise InputError(f"{self}: not usable JSON ({error})") from None
+        return parse_json(self.text, str(self))
 
     @cached_property
     def xml(self) -> ElementTree.Element:
@@ -184,6 +177,11 @@ def add_point(points: dict[str, Point], name: str, point: Point, remedy: str = "
     if name in points:
         raise InputError(f"keypoint {name} occurs twice" + (f"; {remedy}" if remedy else ""))
     points[name] = point
+
+
+def is_number(text: str) -> bool:
+    """Return whether a text is a number of points or frames: decimal digits, and not thousands of them."""
+    return text.isdecimal() and len(text) < 10
 
 
 def as_text(value: Any) -> str:

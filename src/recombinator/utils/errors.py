@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,26 @@ EXTRAS = {
 }  # fmt: skip
 
 
+_CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+_LONGEST = 1500  # characters of a message
+
+
+def one_line(text: str) -> str:
+    """Return a text as one line for a terminal or a log, whatever a file put into it.
+
+    Control characters, such as line breaks and a terminal's commands, become escapes. The middle of a long text is left
+    out.
+    """
+    if len(text) > _LONGEST:
+        text = f"{text[: _LONGEST - 500]} ... {text[-500:]}"
+    return _CONTROLS.sub(lambda match: repr(match[0])[1:-1], text)
+
+
 class InputError(ValueError):
     """Input that cannot be used; the message names it and the remedy. The command line exits with status 2."""
+
+    def __str__(self) -> str:
+        return one_line(super().__str__())
 
 
 class MissingPackageError(InputError, ImportError):

@@ -44,7 +44,8 @@ def parse_json(text: str | bytes, where: str, *, file_names: bool = False) -> An
     except RecursionError:
         raise InputError(f"{where}: not usable JSON (too deeply nested)") from None
     except json.JSONDecodeError as error:
-        raise InputError(f"{where}: not JSON ({error.msg}, line {error.lineno})") from None
+        line = "" if re.search(r":\d+$", where) else f":{error.lineno}"
+        raise InputError(f"{where}{line}: not JSON ({error.msg})") from None
     except ValueError as error:
         raise InputError(f"{where}: not usable JSON ({error})") from None
     return value

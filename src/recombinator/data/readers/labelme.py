@@ -74,7 +74,10 @@ def _read_file(source: Source) -> tuple[list[Entry], int]:
     if not is_labelme(whole):
         raise InputError(f"{source}: not a file of LabelMe (no `shapes` and `imagePath`)")
     size = declared_size(whole.get("imageWidth"), whole.get("imageHeight"))
-    base = Entry(str(source), image_name(str(whole["imagePath"])), origin=ORIGIN, size=size, folder=source.path.parent)
+    name, folder = image_name(str(whole["imagePath"])), source.path.parent
+    if name.startswith("../"):  # the images are next to the folder of the labels
+        name, folder = name.removeprefix("../"), folder.absolute().parent
+    base = Entry(str(source), name, origin=ORIGIN, size=size, folder=folder)
     shapes = [s for s in whole["shapes"] if isinstance(s, dict)]
     points = [s for s in shapes if s.get("shape_type", "point") == "point"]
     entries = []
@@ -83,7 +86,7 @@ def _read_file(source: Source) -> tuple[list[Entry], int]:
         try:
             for shape in members:
                 values = shape.get("points")
-                if not isinstance(values, list) or len(values) != 1 or len(values[0]) != 2:
+                if not isinstance(values, list) or len(values) != 1 or not _is_pair(values[0]):
                     raise InputError(f"expected one x, y for {as_text(shape.get('label'))}")
                 point = Point(coordinate(values[0][0]), coordinate(values[0][1]))
                 add_point(found, as_text(shape.get("label")), point, "give each object its own group id")
@@ -91,3 +94,7 @@ def _read_file(source: Source) -> tuple[list[Entry], int]:
         except InputError as error:
             entries.append(replace(base, object_id=group or str(number), problem=str(error)))
     return entries, len(shapes) - len(points)
+
+
+def _is_pair(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2

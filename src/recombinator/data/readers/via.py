@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import logging
 from collections.abc import Iterator
 from dataclasses import replace
@@ -25,7 +24,7 @@ from recombinator.data.annotations import (
     plain_name,
 )
 from recombinator.utils.errors import InputError
-from recombinator.utils.schema import decode
+from recombinator.utils.schema import decode, parse_json
 from recombinator.utils.text import plural
 
 logger = logging.getLogger(__name__)
@@ -109,14 +108,14 @@ def _regions(source: Source) -> Iterator[tuple[str, str, dict[str, str], list[Re
     rows: dict[str, tuple[str, dict[str, str], list[Region]]] = {}
     reader = csv.DictReader(io.StringIO(source.text.lstrip("#")))
     for row in reader:
-        where, file = f"{source}:{reader.line_num}", row["filename"]
+        where, file = f"{source}:{reader.line_num}", row["filename"] or ""
         try:
             shape, region, other = (
-                json.loads(row.get(c) or "{}")
+                decode(dict[str, Any], parse_json(row.get(c) or "{}", c), c)
                 for c in ("region_shape_attributes", "region_attributes", "file_attributes")
             )
-        except (ValueError, RecursionError) as error:
-            logger.warning("%s: a region is left out, its attributes are not JSON (%s)", where, error)
+        except InputError as error:
+            logger.warning("%s: a region is left out, its attributes cannot be read (%s)", where, error)
             continue
         kept = rows.setdefault(file, (where, {k: as_text(v) for k, v in other.items()}, []))
         if shape:
