@@ -20,6 +20,7 @@ from xml.etree import ElementTree
 import numpy as np
 
 from recombinator.utils.errors import InputError
+from recombinator.utils.files import read_file
 from recombinator.utils.schema import parse_json
 
 logger = logging.getLogger(__name__)
@@ -257,10 +258,7 @@ def read_text(path: Path) -> str:
     Raises:
         InputError: the file cannot be read, or is binary.
     """
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
+    data = read_file(path)
     try:
         if data.startswith((b"\xff\xfe", b"\xfe\xff")):
             return data.decode("utf-16")

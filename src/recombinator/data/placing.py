@@ -17,6 +17,7 @@ from pathlib import Path
 from recombinator.data.annotations import Entry, Point
 from recombinator.data.images import read_image
 from recombinator.utils.errors import InputError
+from recombinator.utils.files import check_regular
 
 # EXIF orientation -> a point of the stored image, as fractions of its width and height, in the displayed one
 _DISPLAYED: dict[int, Callable[[float, float], tuple[float, float]]] = {
@@ -48,6 +49,7 @@ def read_header(path: Path) -> Header:
     """
     from PIL import Image, UnidentifiedImageError
 
+    check_regular(path)
     try:
         with Image.open(path) as image:
             orientation = image.getexif().get(0x0112, 1)

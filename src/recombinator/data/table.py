@@ -19,17 +19,18 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from recombinator.data.images import decode_image
+from recombinator.data.images import MAX_PIXELS, decode_image
 from recombinator.data.schema import check_info, read_columns
 from recombinator.keypoints import KeypointSet, decode_described
 from recombinator.utils.errors import InputError, first_line, import_optional
-from recombinator.utils.files import to_file_keys, write_atomically
+from recombinator.utils.files import check_regular, to_file_keys, write_atomically
 from recombinator.utils.schema import decode, parse_json
 
 logger = logging.getLogger(__name__)
 
 FORMAT = 3
 SPLIT_SEED = 7345  # the authors' seed, for every split
+_LARGE = 1 << 16  # bytes of an encoded crop
 ROWS_AT_ONCE = 256  # rows per row group, which are in memory together while writing
 
 
@@ -316,7 +317,8 @@ def read_info(path: str | os.PathLike[str]) -> TableInfo:
 
     if Path(path).is_dir():
         raise InputError(f"{path}: is a folder; give one of its tables, such as {Path(path) / 'test.parquet'}")
-    if not Path(path).is_file():
+    check_regular(path)
+    if not os.path.isfile(path):
         raise InputError(f"{path}: no such file; `recombinator prepare` writes tables")
     try:
         found = pq.read_schema(path).metadata or {}
@@ -359,7 +361,8 @@ def load_table(
     files: list[str] = table["file"].to_pylist()
 
     def decode(i: int) -> np.ndarray:
-        image = decode_image(raw[i], f"{path} row {i} ({files[i]})", gray=channels == 1)
+        most = MAX_PIXELS if len(raw[i]) > _LARGE else None  # the header of a small file is not worth the time
+        image = decode_image(raw[i], f"{path} row {i} ({files[i]})", gray=channels == 1, max_pixels=most)
         return image[None] if channels == 1 else image.transpose(2, 0, 1)
 
     with ThreadPoolExecutor() as pool:

@@ -15,6 +15,7 @@ from recombinator.keypoints import KeypointSet
 from recombinator.training.recipe import PARSERS
 from recombinator.transforms.shapes import ShapeModel, apply_similarity, similarity
 from recombinator.utils.errors import InputError, check_choice
+from recombinator.utils.files import read_file
 from recombinator.utils.schema import decode, parse_json
 
 SIZES = (80, 96, 128, 160)  # inputs of the coarse network, in pixels
@@ -123,9 +124,7 @@ class Plan:
             InputError: the file is damaged.
         """
         try:
-            return cls.from_dict(parse_json(path.read_bytes(), str(path)), str(path))
-        except OSError as error:
-            raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
+            return cls.from_dict(parse_json(read_file(path), str(path)), str(path))
         except InputError as error:
             raise InputError(f"{error}: not a plan of `recombinator fit`; choose another --out") from None
 

@@ -25,7 +25,7 @@ from recombinator.predict.output import FILES, FORMATS, face_chip, read_record, 
 from recombinator.predict.predictor import Predictor
 from recombinator.predict.result import Face
 from recombinator.utils.errors import InputError, check_choice
-from recombinator.utils.files import lock_folder, write_text
+from recombinator.utils.files import lock_folder, read_file, write_text
 from recombinator.utils.text import plural
 
 STDIN = "-"
@@ -344,9 +344,9 @@ def read_boxes(path: Path) -> dict[str, list[list[float]]]:
         InputError: If the file or one of its lines cannot be used.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read as text ({getattr(error, 'strerror', None) or error})") from None
+        text = read_file(path).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: cannot be read as text ({error})") from None
     rows = csv.DictReader(text.splitlines())
     columns = ("file", "x", "y", "width", "height")
     try:

@@ -19,6 +19,7 @@ import numpy as np
 from recombinator.keypoints import RADII, KeypointSet, decode_described
 from recombinator.predict.graphfile import external_tensors, graph_checksum
 from recombinator.utils.errors import InputError, check_choice, first_line, remedy, unknown
+from recombinator.utils.files import read_file
 from recombinator.utils.schema import decode, parse_json
 from recombinator.weights.schema import Channels, Position, Size, check_network
 from recombinator.weights.shipped import shipped_graphs, shipped_models, unknown_model
@@ -107,10 +108,7 @@ class OnnxEngine:
 
     def __init__(self, path: Path, threads: int = 0) -> None:
         self.path, self.threads = Path(path), threads
-        try:
-            data = self.path.read_bytes()
-        except OSError as error:
-            raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
+        data = read_file(self.path)
         external_tensors(self.path, data)  # before ONNX Runtime opens the files that it names
         self._open()
         try:

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from recombinator.training.recipe import Recipe
 from recombinator.utils.errors import InputError
-from recombinator.utils.files import check_no_link, write_json, write_text
+from recombinator.utils.files import check_no_link, read_file, write_json, write_text
 from recombinator.utils.schema import Count, decode, parse_json
 from recombinator.utils.text import plural
 from recombinator.weights.files import read_tensors
@@ -240,10 +240,7 @@ def _read(path: Path) -> Any:
     """Return the value of a JSON file; None if there is no such file."""
     if not path.is_file():
         return None
-    try:
-        return parse_json(path.read_bytes(), str(path))
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
+    return parse_json(read_file(path), str(path))
 
 
 def _lines(path: Path) -> list[str]:

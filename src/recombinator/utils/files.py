@@ -10,6 +10,7 @@ import os
 import platform
 import re
 import shutil
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -133,6 +134,33 @@ def remove_temporary_files(folder: Path) -> None:
         if match and match[2] in (None, _HOST) and not _is_alive(int(match[1])):
             with suppress(OSError):
                 path.unlink()
+
+
+def check_regular(path: str | os.PathLike[str]) -> None:
+    """Check before reading that an input is not a pipe or a device, which may never end. It may be missing.
+
+    Raises:
+        InputError: it is one.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError):
+        return
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise InputError(f"{path}: not a regular file (a pipe or a device); save its content to a file first")
+
+
+def read_file(path: str | os.PathLike[str]) -> bytes:
+    """Return the bytes of a file.
+
+    Raises:
+        InputError: it cannot be read, or is a pipe or a device.
+    """
+    check_regular(path)
+    try:
+        return Path(path).read_bytes()
+    except (OSError, ValueError) as error:  # ValueError: a null byte in the name
+        raise InputError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
 
 
 def check_output_folder(folder: Path) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from recombinator.keypoints import KeypointSet, check_same_keypoints, decode_described
 from recombinator.utils.errors import InputError, first_line
-from recombinator.utils.files import write_atomically, write_json
+from recombinator.utils.files import check_regular, read_file, write_atomically, write_json
 from recombinator.utils.schema import decode, parse_json
 from recombinator.weights.schema import (
     FORMAT,
@@ -88,6 +88,7 @@ def resolve(name_or_path: str | os.PathLike[str]) -> Path:
     """
     text = os.fspath(name_or_path)
     path = Path(text)
+    check_regular(text)
     if os.path.isfile(text) and path.suffix != ".onnx":  # False too for a name that no file can have
         return path
     if os.path.isdir(text):
@@ -323,10 +324,7 @@ def read_pair(path: Path) -> dict[str, Any]:
 
 
 def _read_json(path: Path) -> Any:
-    try:
-        return parse_json(path.read_bytes(), str(path))
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
+    return parse_json(read_file(path), str(path))
 
 
 def _read_shifted(path: Path) -> Weights | None:

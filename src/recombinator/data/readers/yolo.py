@@ -18,6 +18,7 @@ from recombinator.data.annotations import (
     visibility,
 )
 from recombinator.utils.errors import InputError, import_optional
+from recombinator.utils.files import read_file
 
 logger = logging.getLogger(__name__)
 
@@ -76,7 +77,7 @@ def read(source: Source) -> list[Entry]:
     for file in files:
         image = _image(root, file)
         split = next((p for p in file.relative_to(root).parts if p in ("train", "val", "valid", "test")), "")
-        for line, text in enumerate(file.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+        for line, text in enumerate(read_file(file).decode("utf-8", errors="replace").splitlines(), 1):
             if text.strip():
                 columns = {"split": split, "class": text.split()[0]}
                 base = Entry(f"{file}:{line}", image, str(line), folder=root, columns=columns, scheme=scheme)
