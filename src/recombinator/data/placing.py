@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -51,10 +52,13 @@ def read_header(path: Path) -> Header:
 
     check_regular(path)
     try:
-        with Image.open(path) as image:
+        with (
+            warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning),
+            Image.open(path) as image,
+        ):
             orientation = image.getexif().get(0x0112, 1)
             return Header(*image.size, orientation if orientation in _DISPLAYED else 1)
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError):
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError):
         height, width = read_image(path).shape[:2]
         return Header(width, height)
 
@@ -88,7 +92,8 @@ def locate(folder: Path, names: list[str]) -> dict[str, Path | None]:
         usable = [end for end in parts if end == name or shared[end] == 1]
         inside = (folder / end for end in usable if end and _is_inside(folder / end, folder))
         full = folder / name if _is_inside(folder / name, folder) else None
-        paths[name] = next((path for path in inside if os.path.isfile(path)), full)
+        path = next((path for path in inside if os.path.isfile(path)), full)
+        paths[name] = path and Path(os.path.normpath(path))
     return paths
 
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from recombinator.data.table import TableInfo
 
 COLUMNS = ("image", "points", "mask", "box", "to_file", "file", "file_size", "subset")
+PHYSICAL = "mm_per_pixel"  # the further column that is no attribute
 LARGEST_CROP = 16384  # pixels; OpenCV decodes no image with more than 2^30
 
 
@@ -93,6 +94,12 @@ def check_columns(table: Any, info: TableInfo, attributes: Sequence[str], where:
     check.rows("to_file", "a finite affine that enlarges", (np.abs(to_file) < far).all(axis=1) & enlarges)
     check.rows("file_size", "a positive width and height", ((sizes > 0) & (sizes < far)).all(axis=1))
     for name in attributes:
+        if name == PHYSICAL:
+            values = check.numbers(name, ())
+            check.rows(
+                name, "a positive size, or NaN", (np.isnan(values) | ((values > 0) & (values < far))).all(axis=1)
+            )
+            continue
         values = check.numbers(name, (), "integer")
         check.rows(name, "a class from 0 to 127", ((values >= 0) & (values < 128)).all(axis=1))
 

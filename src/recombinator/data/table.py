@@ -48,6 +48,7 @@ class Row:
         subset: the part of the dataset that the row belongs to, empty if there are none.
         mask: (K,) False where a point must not be used; None: all can be used.
         attributes: classes from 0 by the attribute's name.
+        mm_per_pixel: physical size of a pixel of the image file in millimeters; NaN if unknown.
     """
 
     image: bytes
@@ -59,6 +60,7 @@ class Row:
     subset: str = ""
     mask: np.ndarray | None = None
     attributes: dict[str, int] = field(default_factory=dict)
+    mm_per_pixel: float = float("nan")
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,7 @@ class TableInfo:
     gray: bool
 
 
-def _schema(info: TableInfo, attributes: tuple[str, ...]) -> Any:
+def _schema(info: TableInfo, attributes: tuple[str, ...], physical: bool) -> Any:
     import pyarrow as pa
 
     meta = to_file_keys({"format": FORMAT, **info.__dict__, "keypoints": info.keypoints.to_dict()})
@@ -98,6 +100,7 @@ def _schema(info: TableInfo, attributes: tuple[str, ...]) -> Any:
             ("subset", pa.string()),
             ("split", pa.string()),
             *((a, pa.int8()) for a in attributes),
+            *([("mm_per_pixel", pa.float64())] if physical else []),
         ],
         metadata={
             "recombinator": json.dumps(meta),
@@ -107,7 +110,9 @@ def _schema(info: TableInfo, attributes: tuple[str, ...]) -> Any:
     )
 
 
-def write_table(path: Path, info: TableInfo, rows: Iterable[Row], attributes: tuple[str, ...] = ()) -> int:
+def write_table(
+    path: Path, info: TableInfo, rows: Iterable[Row], attributes: tuple[str, ...] = (), physical: bool = False
+) -> int:
     """Write a table, with ROWS_AT_ONCE rows in memory.
 
     Args:
@@ -115,6 +120,7 @@ def write_table(path: Path, info: TableInfo, rows: Iterable[Row], attributes: tu
         info: what holds for every row.
         rows: the rows.
         attributes: names of the attributes that every row has.
+        physical: also write the rows' `mm_per_pixel`.
 
     Returns:
         The number of rows written.
@@ -122,7 +128,7 @@ def write_table(path: Path, info: TableInfo, rows: Iterable[Row], attributes: tu
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    schema, count = _schema(info, attributes), 0
+    schema, count = _schema(info, attributes, physical), 0
 
     def write(temporary: Path) -> None:
         nonlocal count
@@ -142,6 +148,8 @@ def write_table(path: Path, info: TableInfo, rows: Iterable[Row], attributes: tu
                     columns["split"].append(info.split)
                     for a in attributes:
                         columns[a].append(row.attributes[a])
+                    if physical:
+                        columns["mm_per_pixel"].append(row.mm_per_pixel)
                 writer.write_table(pa.table(columns, schema=schema))
                 count += len(group)
 
@@ -154,7 +162,7 @@ T = TypeVar("T")
 
 def write_splits(
     out: Path, jobs: Mapping[str, Sequence[T]], make: Callable[[T], Row], info: Callable[[str], TableInfo], *,
-    attributes: tuple[str, ...] = (), strict: bool = False,
+    attributes: tuple[str, ...] = (), strict: bool = False, physical: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, int]:  # fmt: skip
     """Make the rows of every split in threads, and write OUT/SPLIT.parquet.
@@ -168,6 +176,7 @@ def write_splits(
         info: returns what holds for every row of a split.
         attributes: names of the attributes that every row has.
         strict: raise the first error instead of leaving the item out.
+        physical: also write the rows' `mm_per_pixel`.
         progress: called with the numbers of items done and in all.
 
     Returns:
@@ -205,7 +214,8 @@ def write_splits(
             first = next(made, None)
             counts[split] = 0
             if first is not None:
-                counts[split] = write_table(out / f"{split}.parquet", info(split), chain([first], made), attributes)
+                path = out / f"{split}.parquet"
+                counts[split] = write_table(path, info(split), chain([first], made), attributes, physical)
     for other in sorted({"train", "valid", "test"} - {s for s in jobs if counts[s]}):
         if (out / f"{other}.parquet").exists():
             logger.warning(
@@ -258,6 +268,8 @@ class FaceTable:
         subsets: the part of the dataset that each row belongs to.
         fingerprint: 16 hexadecimal digits of the images' and points' SHA-256.
         attributes: (N,) int64 classes by name, where the dataset has them.
+        mm_per_pixel: (N,) physical size of a pixel of the image file in millimeters, NaN where it is not known; None if
+            the table does not say.
     """
 
     info: TableInfo
@@ -271,6 +283,7 @@ class FaceTable:
     subsets: list[str]
     fingerprint: str
     attributes: dict[str, np.ndarray] = field(default_factory=dict)
+    mm_per_pixel: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.files)
@@ -348,7 +361,7 @@ def load_table(
         InputError: naming the file, for a missing, foreign or empty table.
     """
     info = read_info(path)
-    table, attributes = read_columns(path, info)
+    table, further = read_columns(path, info)
     if limit and spread:
         table = table.take(np.sort(np.random.RandomState(0).permutation(len(table))[:limit]))
     elif limit:
@@ -383,5 +396,6 @@ def load_table(
         files=files,
         subsets=table["subset"].to_pylist(),
         fingerprint=fingerprint,
-        attributes={a: np.array(table[a].to_pylist(), np.int64) for a in attributes},
+        attributes={a: np.array(table[a].to_pylist(), np.int64) for a in further if a != "mm_per_pixel"},
+        mm_per_pixel=np.array(table["mm_per_pixel"].to_pylist(), float) if "mm_per_pixel" in further else None,
     )
