@@ -7,6 +7,7 @@ image as it is displayed: with its EXIF orientation applied.
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import warnings
@@ -19,6 +20,9 @@ from recombinator.data.annotations import Entry, Point
 from recombinator.data.images import read_image
 from recombinator.utils.errors import InputError
 from recombinator.utils.files import check_regular
+from recombinator.utils.text import plural
+
+logger = logging.getLogger(__name__)
 
 # EXIF orientation -> a point of the stored image, as fractions of its width and height, in the displayed one
 _DISPLAYED: dict[int, Callable[[float, float], tuple[float, float]]] = {
@@ -68,7 +72,7 @@ def _is_inside(path: Path, folder: Path) -> bool:
     return Path(os.path.normpath(path.absolute())).is_relative_to(os.path.normpath(folder.absolute()))
 
 
-def locate(folder: Path, names: list[str]) -> dict[str, Path | None]:
+def locate(folder: Path, names: list[str]) -> dict[str, Path]:
     """Find images in a folder.
 
     An image is looked for under its full name, then under ever shorter ends of it. An end that several names share
@@ -79,35 +83,23 @@ def locate(folder: Path, names: list[str]) -> dict[str, Path | None]:
         names: the images' names, with forward slashes.
 
     Returns:
-        Paths by name. An image that is not there has the path of its full name; one whose name leads out of the
-        folder, as an absolute path or by "..", has None.
+        Paths by name. An image that is not there has the path of its full name. A warning counts those that are
+        outside the folder: their names are absolute, or have "..".
     """
     ends = {name: ["/".join(name.split("/")[i:]) for i in range(name.count("/") + 1)] for name in names}
     for name, parts in ends.items():
         if match := _UPLOAD.match(parts[-1]):
             ends[name] = [*parts, parts[-1][match.end() :]]
     shared = Counter(end for parts in ends.values() for end in set(parts))
-    paths: dict[str, Path | None] = {}
+    paths = {}
     for name, parts in ends.items():
         usable = [end for end in parts if end == name or shared[end] == 1]
-        inside = (folder / end for end in usable if end and _is_inside(folder / end, folder))
-        full = folder / name if _is_inside(folder / name, folder) else None
-        path = next((path for path in inside if os.path.isfile(path)), full)
-        paths[name] = path and Path(os.path.normpath(path))
+        path = next((folder / end for end in usable if end and os.path.isfile(folder / end)), folder / name)
+        paths[name] = Path(os.path.normpath(path))
+    outside = [name for name, path in paths.items() if not _is_inside(path, folder)]
+    if outside:
+        logger.warning("%s: %s outside this folder, such as %s", folder, plural(len(outside), "image"), outside[0])
     return paths
-
-
-def image_path(entry: Entry) -> Path:
-    """Return where an entry's image is; the folder itself if it names none.
-
-    Raises:
-        InputError: its name leads out of the folder of the images, which is not read.
-    """
-    if entry.path is None and entry.file:
-        raise InputError(
-            f"image {entry.file!r:.100} is outside the folder; give --images a folder that holds all images"
-        )
-    return entry.path or Path(entry.file)
 
 
 def place_all(entries: list[Entry], folder: Path, given: bool = False) -> list[Entry]:

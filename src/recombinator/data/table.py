@@ -30,7 +30,6 @@ logger = logging.getLogger(__name__)
 
 FORMAT = 3
 SPLIT_SEED = 7345  # the authors' seed, for every split
-_LARGE = 1 << 16  # bytes of an encoded crop
 ROWS_AT_ONCE = 256  # rows per row group, which are in memory together while writing
 
 
@@ -374,7 +373,7 @@ def load_table(
     files: list[str] = table["file"].to_pylist()
 
     def decode(i: int) -> np.ndarray:
-        most = MAX_PIXELS if len(raw[i]) > _LARGE else None  # the header of a small file is not worth the time
+        most = MAX_PIXELS if len(raw[i]) > 1 << 16 else None  # a small file's header is not worth the time
         image = decode_image(raw[i], f"{path} row {i} ({files[i]})", gray=channels == 1, max_pixels=most)
         return image[None] if channels == 1 else image.transpose(2, 0, 1)
 

@@ -15,7 +15,6 @@ import numpy as np
 
 from recombinator.data.crops import RULES
 from recombinator.data.images import read_image, to_gray
-from recombinator.data.placing import image_path
 from recombinator.data.points import point_sets, read_entries
 from recombinator.data.readers.own import infer_keypoints
 from recombinator.data.resample import resized
@@ -233,7 +232,7 @@ def read_samples(source: Path, images: Path | None) -> tuple[list[Sample], Keypo
         logger.warning("%s", error)
     if not sets or {p.file for p in sets} == {""}:
         raise InputError(f"{source}: nothing in it names the images; expected a column or field `file`")
-    paths = {p.file: image_path(p.entry) for p in sets}
+    paths = {p.file: p.entry.path or Path(p.file) for p in sets}
     missing = [name for name, path in sorted(paths.items()) if not os.path.isfile(path)]
     for name in missing[:10]:
         logger.warning("%s: no such image (%s)", name, paths[name])

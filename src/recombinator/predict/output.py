@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import pairwise
@@ -104,6 +105,7 @@ class Record(msgspec.Struct):
     faces: list[FaceRecord]
 
     def __post_init__(self) -> None:
+        os.fsencode(self.stem)  # a ValueError for a name that no file can have
         if not self.stem or "/" in self.stem or "\0" in self.stem:  # it becomes a part of file names
             raise ValueError("Expected a file name without its ending in `stem`")
 

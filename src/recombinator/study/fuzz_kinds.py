@@ -97,8 +97,8 @@ def kinds(samples: Path) -> dict[str, Kind]:
     def read_predictions(path: Path) -> Any:
         lines = Lines(path.parent, resume=True, overwrite=False, weights="w")
         kept = list(records(path))
-        for write in FORMATS.values():
-            write(path, path.parent / "out", "w", FACE_5)
+        for name in ("json", "csv", "coco", "pts"):
+            FORMATS[name](path, path.parent / "out", "w", FACE_5)
         return [len(lines.done), kept]
 
     def read_any_image(path: Path) -> Any:

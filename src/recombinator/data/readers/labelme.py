@@ -74,10 +74,7 @@ def _read_file(source: Source) -> tuple[list[Entry], int]:
     if not is_labelme(whole):
         raise InputError(f"{source}: not a file of LabelMe (no `shapes` and `imagePath`)")
     size = declared_size(whole.get("imageWidth"), whole.get("imageHeight"))
-    name, folder = image_name(str(whole["imagePath"])), source.path.parent
-    if name.startswith("../"):  # the images are next to the folder of the labels
-        name, folder = name.removeprefix("../"), folder.absolute().parent
-    base = Entry(str(source), name, origin=ORIGIN, size=size, folder=folder)
+    base = Entry(str(source), image_name(str(whole["imagePath"])), origin=ORIGIN, size=size, folder=source.path.parent)
     shapes = [s for s in whole["shapes"] if isinstance(s, dict)]
     points = [s for s in shapes if s.get("shape_type", "point") == "point"]
     entries = []

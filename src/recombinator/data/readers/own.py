@@ -13,7 +13,6 @@ import numpy as np
 from recombinator.data.annotations import Entry, Scheme, coordinate
 from recombinator.data.crops import GRID, RULES
 from recombinator.data.images import read_image
-from recombinator.data.placing import image_path
 from recombinator.data.points import PointSet, infer_names, point_sets, read_entries
 from recombinator.data.rows import crop_row
 from recombinator.data.splits import shared_groups, split_images, split_of
@@ -226,7 +225,7 @@ def prepare_points(
             points = np.where(known[:, None], face.points, face.points[known].mean(axis=0))
             if keypoints.scale(points) < 1:
                 raise InputError("its normalizer is below one pixel; choose two points with --normalizer a,b")
-            image = face.entry.image() if face.entry.image else read_image(image_path(face.entry))
+            image = face.entry.image() if face.entry.image else read_image(face.entry.path or face.file)
             row = crop_row(image, points, face.file, rule, size=size, gray=gray, quality=quality, mask=known)
             return replace(row, mm_per_pixel=physical[face.where])
         except InputError as error:
