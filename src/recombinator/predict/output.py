@@ -22,7 +22,7 @@ from recombinator.keypoints import KeypointSet
 from recombinator.predict.result import POINT_COLUMNS, Face, point_cells
 from recombinator.utils.errors import InputError
 from recombinator.utils.files import find_not_finite, plain_cell, write_atomically, write_json, write_text
-from recombinator.utils.schema import Count, Finite, Share, decode, parse_json
+from recombinator.utils.schema import Finite, Share, decode, parse_json
 
 
 def save_picture(path: Path, image: np.ndarray) -> None:
@@ -100,8 +100,8 @@ class Record(msgspec.Struct):
     file: str
     weights: str
     stem: str
-    width: Count
-    height: Count
+    width: Annotated[int, Meta(ge=1, le=10**9)]
+    height: Annotated[int, Meta(ge=1, le=10**9)]
     faces: list[FaceRecord]
 
     def __post_init__(self) -> None:

@@ -48,7 +48,7 @@ class _Dtype:
         self.order = state[1] if state[1] in "<>" else "<"
 
 
-class _ArraysOnly(pickle.Unpickler):
+class _ArraysOnly(pickle._Unpickler):  # the one in C reserves gigabytes for a damaged index
     """An unpickler that refuses every name but the four that arrays are made of."""
 
     def find_class(self, module: str, name: str) -> Any:
