@@ -141,7 +141,7 @@ def test_models_json():
         (["train", "rcn-4", "--data", "{faces}", "--out", "x", "--recipe", "no"], "expected one of fast, paper"),
         (["train", "rcn-4", "--data", "{faces}", "--out", "x", "--epochs", "0"], "--epochs"),
         (["train", "rcn-4", "--data", "{faces}", "--out", "x", "--set", "fold=7"], "divide the input size"),
-        (["mirror", "denoiser-lite-300w", "--out", "x.safetensors"], "an RCN or a SumNet"),
+        (["shift", "denoiser-lite-300w", "--out", "x.safetensors"], "an RCN or a SumNet"),
         (["shift", "rcn-6-mtfl", "--out", "x.safetensors", "--by", "41"], "shift=41 must be from 0 to 20"),
         (["shift", "rcn-6-mtfl", "--out", "x.safetensors", "--by", "2"], "--by 2: must be odd"),
         (["mirror", "rcn-6-mtfl", "--out", "x.onnx"], "x.onnx: must end in .safetensors"),

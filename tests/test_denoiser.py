@@ -181,3 +181,16 @@ def test_comparison_is_paired_and_of_the_same_images(tmp_path, faces5):
         compare(names[:1], data)
     run = CliRunner().invoke(app, ["compare", *names, "--data", str(data), "--json", str(tmp_path / "c.json")])
     assert run.exit_code == 0 and "worst" in run.output and (tmp_path / "c.json").is_file()
+
+
+def test_mirror_averages_over_the_mirror_image_of_the_points():
+    plain = create_model("denoiser-lite", 4, size=16, width=16, layers=1, heads=2).eval()
+    order = [1, 0, 3, 2]
+    both = create_model("denoiser-lite", 4, size=16, width=16, layers=1, heads=2, mirror=order).eval()
+    both.load_state_dict(plain.state_dict())
+    cells = torch.randint(0, 16, (3, 4, 2), generator=torch.Generator().manual_seed(0))
+    other = cells[:, order] * torch.tensor([-1, 1]) + torch.tensor([15, 0])
+    with torch.no_grad():
+        expected = (plain(cells) + plain(other).flip(-1)[:, order]) / 2
+        assert torch.allclose(both(cells), expected, atol=1e-5)
+        assert torch.allclose(both(other), expected.flip(-1)[:, order], atol=1e-5)
