@@ -209,7 +209,7 @@ def test_refused_before_anything_is_measured(weights, faces5, tmp_path, monkeypa
     for command, options, words in (
         ("calibrate", ["--out", str(table)], "would overwrite the input"),
         ("calibrate", ["--out", str(tmp_path / "a.onnx")], "must end in .safetensors"),
-        ("calibrate", ["--out", str(tmp_path / "a.json")], "expected a JSON object"),
+        ("calibrate", ["--out", str(tmp_path / "a.json")], "w.safetensors: not usable JSON"),
         ("reliability", ["--plot", str(tmp_path / "a.abc")], "must end in .png or .pdf"),
         ("reliability", ["--json", str(tmp_path / "r.json"), "--plot", str(table)], f"{table}: would overwrite"),
     ):

@@ -278,7 +278,9 @@ def test_learning_a_networks_own_errors(faces68, tmp_path):
     assert result["epochs"] == 2 and np.isfinite(result["best_valid"])
     assert train("denoiser-lite", faces68, out, epochs=3, resume=True, **kind)["epochs"] == 3
     torch.manual_seed(0)
-    save_weights(tmp_path / "tcdcn.safetensors", Weights(create_model("tcdcn-alone", 68), FACE_68, "300w", [], {}))
+    save_weights(
+        tmp_path / "tcdcn.safetensors", Weights(create_model("tcdcn-alone", 68), FACE_68, "300w", [[0.5, 0.5]] * 68, {})
+    )
     with pytest.raises(InputError, match="expected the weights of a network with score maps"):
         train("denoiser-lite", faces68, tmp_path / "no", epochs=1, errors_of=tmp_path / "tcdcn.safetensors", **kind)
     for changes in ({"corruption": "mixed"}, {"errors_of": tmp_path / "teacher.safetensors"}):

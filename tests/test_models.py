@@ -103,7 +103,7 @@ class TestFamily:
     def test_save_and_load(self, name, tmp_path):
         net = family(name).eval()
         keypoint_set = FACE_5 if net.keypoints == 5 else FACE_68
-        template = [[0.5, 0.5]]
+        template = [[0.5, 0.5]] * net.keypoints
         save_weights(tmp_path / "w.safetensors", Weights(net, keypoint_set, "mtfl", template, {"seed": 1}))
         loaded = load_weights(tmp_path / "w.safetensors")
         assert loaded.keypoints == keypoint_set and loaded.crop_rule == "mtfl" and loaded.training == {"seed": 1}
@@ -194,7 +194,7 @@ def test_mirror_doubles_the_cost():
 def test_mirror_averages_with_the_mirror_image(tmp_path):
     net = create_model("rcn-5").eval()
     path = tmp_path / "w.safetensors"
-    save_weights(path, Weights(net, FACE_5, "mtfl", [[0.5, 0.5]], {}))
+    save_weights(path, Weights(net, FACE_5, "mtfl", [[0.5, 0.5]] * 5, {}))
     both = mirrored(path)
     x = images(2)
     reflected = net(x.flip(-1)).flip(-1)[:, FACE_5.mirrored]
@@ -206,7 +206,7 @@ def test_mirror_averages_with_the_mirror_image(tmp_path):
         mirrored(path)
     torch.testing.assert_close(load_weights(path).net(x), both.net(x))
     alone = KeypointSet("one", tuple("abcde"))
-    save_weights(path, Weights(net, alone, "mtfl", [[0.5, 0.5]], {}))
+    save_weights(path, Weights(net, alone, "mtfl", [[0.5, 0.5]] * 5, {}))
     with pytest.raises(InputError, match="no left and right"):
         mirrored(path)
     with pytest.raises(InputError, match="mirror"):
@@ -216,7 +216,7 @@ def test_mirror_averages_with_the_mirror_image(tmp_path):
 def test_shift_averages_over_five_positions(tmp_path):
     net = create_model("rcn-4", size=16).eval()
     path = tmp_path / "w.safetensors"
-    save_weights(path, Weights(net, FACE_5, "mtfl", [[0.5, 0.5]], {}))
+    save_weights(path, Weights(net, FACE_5, "mtfl", [[0.5, 0.5]] * 5, {}))
     five = shifted(path, 3)
     x = images(2, size=16)
     normalized, total = net.norm(x), 0
@@ -330,8 +330,8 @@ def test_one_branch_networks_of_both_families_are_equal():
         (lambda: create_model("rcn-4", mask=(1, 1, 1)), "must have 4 entries"),
         (lambda: create_model("rcn-4", mask=(0, 0, 0, 0)), "at least one"),
         (lambda: create_model("rcn-4", mask=(1, 2, 0, 1)), "0 or 1"),
-        (lambda: create_model("rcn-4", mask="1011"), "0 or 1"),
-        (lambda: create_model("rcn-4", width=float("nan")), "positive factor"),
+        (lambda: create_model("rcn-4", mask="1011"), "mask: expected array, got str"),
+        (lambda: create_model("rcn-4", width=float("nan")), "width: expected float > 0.0, got nan"),
         (
             lambda: create_model("rcn-4", upsampling="cubic"),
             "unknown upsampling 'cubic'; expected one of tile, bilinear",
@@ -339,7 +339,10 @@ def test_one_branch_networks_of_both_families_are_equal():
         (lambda: create_model("rcn-4", alpha="map"), "alpha"),
         (lambda: create_model("rcn-4", form="new"), "unknown form 'new'; expected one of twice, code"),
         (lambda: create_model("sumnet-4", alpha="row"), "unknown alpha 'row'; expected one of map, pixel"),
-        (lambda: create_model("rcn-4", keypoints=0), "must be 1 or more"),
+        (lambda: create_model("rcn-4", keypoints=0), "keypoints: expected int >= 1, got 0"),
+        (lambda: create_model("rcn-4", size="80"), "size: expected int, got str"),
+        (lambda: create_model("denoiser-lite", layers=10**9), "layers: expected int <= 64"),
+        (lambda: create_model("joint", image={}, denoiser={}, weight=1, iterations=0), "iterations: expected int >= 1"),
         (lambda: create_model("rcn-4")(torch.zeros(1, 1, 64, 64)), "expected images of shape"),
     ],
 )

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Annotated, Any, TypeAlias, TypeVar
 
 import numpy as np
+from msgspec import Meta
 
 from recombinator.utils.errors import InputError
 from recombinator.utils.files import from_file_keys, to_file_keys
+from recombinator.utils.schema import Name, decode
+
+Indices: TypeAlias = tuple[int, ...]
 
 # Half sides of the squares around a score map's highest cell, in cells, for which a probability is reported: within r
 # cells to each side, (2 r + 1) x (2 r + 1) cells. Calibration and reliability are measured for each.
@@ -35,15 +39,33 @@ class KeypointSet:
         lines: index sequences to draw as connected lines.
         normalizers: further normalizers as (name, group, group).
         parts: named subsets of the points that are reported separately, as (name, indices).
+
+    Raises:
+        InputError: names repeat, an index is not that of a keypoint, or a keypoint is in two mirror pairs.
     """
 
-    name: str
-    names: tuple[str, ...]
+    name: Name
+    names: Annotated[tuple[Name, ...], Meta(min_length=1, max_length=10_000)]
     mirror: tuple[tuple[int, int], ...] = ()
-    normalizer: tuple[tuple[int, ...], tuple[int, ...]] = ((), ())
-    lines: tuple[tuple[int, ...], ...] = ()
-    normalizers: tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...] = ()
-    parts: tuple[tuple[str, tuple[int, ...]], ...] = ()
+    normalizer: tuple[Indices, Indices] = ((), ())
+    lines: tuple[Indices, ...] = ()
+    normalizers: tuple[tuple[Name, Indices, Indices], ...] = ()
+    parts: tuple[tuple[Name, Indices], ...] = ()
+
+    def __post_init__(self) -> None:
+        k = len(self.names)
+        if len(set(self.names)) != k:
+            raise InputError(f"names: expected {k} different names, got {len(set(self.names))}")
+        named = [*(g for _, *groups in self.normalizers for g in groups), *(group for _, group in self.parts)]
+        groups: list[Indices] = [*self.mirror, *self.normalizer, *self.lines, *named]
+        for group in groups:
+            if not all(0 <= i < k for i in group):
+                raise InputError(f"expected indices from 0 to {k - 1}, got {list(group)}")
+        if not all(named):
+            raise InputError("expected one index or more in each normalizer and part, got none")
+        paired = [i for pair in self.mirror for i in pair]
+        if len(set(paired)) != len(paired):
+            raise InputError("mirror: expected each keypoint in one pair at most")
 
     def __len__(self) -> int:
         return len(self.names)
@@ -79,12 +101,33 @@ class KeypointSet:
 
     @classmethod
     def from_dict(cls, value: dict[str, Any]) -> KeypointSet:
-        """Return the set that `to_dict` was called on."""
+        """Return the set that `to_dict` was called on.
 
-        def frozen(x: Any) -> Any:
-            return tuple(frozen(y) for y in x) if isinstance(x, list | tuple) else x
+        Raises:
+            InputError: a field is missing or has another type or range.
+        """
+        return decode(cls, from_file_keys(value), "keypoint set")
 
-        return cls(**{k: frozen(v) for k, v in from_file_keys(value).items()})
+
+T = TypeVar("T")
+
+
+def decode_described(kind: type[T], value: Any, where: str) -> T:
+    """Decode metadata that has a keypoint set in its field `keypoints`; its keys may have a file's spelling.
+
+    Args:
+        kind: The structure (utils.schema), with a field `keypoints` of type KeypointSet.
+        value: The metadata.
+        where: The start of the message, such as the file.
+
+    Raises:
+        InputError: "WHERE: FIELD: expected X, got Y" for the first field that differs from the structure.
+    """
+    if isinstance(value, dict):
+        value = from_file_keys(value)
+        if isinstance(value.get("keypoints"), dict):
+            value["keypoints"] = from_file_keys(value["keypoints"])
+    return decode(kind, value, where)
 
 
 def _described(keypoints: KeypointSet) -> str:

@@ -73,7 +73,10 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):  # file names that are not UTF-8 are printed with escapes
             stream.reconfigure(errors="backslashreplace")
     try:
-        app()
+        try:
+            app()
+        finally:
+            sys.stdout.flush()  # here, where a closed pipe is handled
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -16,6 +16,7 @@ from recombinator.cli.options import (
     Threads,
     WeightsArgument,
     check_outputs,
+    print_all,
     set_threads,
     write_report,
 )
@@ -76,7 +77,7 @@ def evaluate(
         if occlude or plots:
             raise InputError(f"{weights}: --occlude and --plots need a network that takes images; this is a denoiser")
         report = denoising.evaluate_denoiser(loaded, data, limit=limit)
-        write_report(json_out, "denoising", report)
+        print_all(write_report(json_out, "denoising", report))
         print(
             f"{weights} on {data}: {plural(report['data']['images'], 'face')}, {report['corrupted']} points of each "
             "moved to random places; errors of these points in %"
@@ -85,10 +86,19 @@ def evaluate(
             print(f"  {name:24} paper's protocol {_interval(row, 'nme_paper')}  continuous {row['nme']:6.3f}")
         return
     result, report = evaluation.evaluate(loaded, data, limit=limit, occlude=occlude, engine=engine)
-    if json_out and per_image:  # before printing: a closed pipe (`| head`) stops the command
+    # files before anything is printed: a closed pipe (`| head`) stops the command
+    written = []
+    if json_out and per_image:
         evaluation.write_per_image(per_image, result)
-        print(f"wrote {per_image}")
-        write_report(json_out, "evaluation", report)
+        written.append(f"wrote {per_image}")
+        written += write_report(json_out, "evaluation", report)
+    if plots:
+        from recombinator.evaluation import plots as drawing
+
+        drawing.plot_cumulative(pictures[0], result, f"{weights}, {report['data']['dataset']}")
+        drawing.plot_worst(pictures[1], result)
+        written.append(f"wrote {pictures[0]} and {pictures[1]}")
+    print_all(written)
     names = report["keypoints"]
     print(f"{weights} on {data}: {plural(report['images'], 'image')}, errors in % of the {report['normaliser']}")
     for key, protocol in PROTOCOLS:
@@ -100,12 +110,6 @@ def evaluate(
     for name, rows in report.get("by", {}).items():
         classes = ", ".join(f"{r['class']}: {r['nme']:.2f} ({plural(r['images'], 'image')})" for r in rows)
         print(f"  by class of {name}, continuous: {classes}")
-    if plots:
-        from recombinator.evaluation import plots as drawing
-
-        drawing.plot_cumulative(pictures[0], result, f"{weights}, {report['data']['dataset']}")
-        drawing.plot_worst(pictures[1], result)
-        print(f"wrote {pictures[0]} and {pictures[1]}")
 
 
 def _interval(row: dict[str, Any], key: str) -> str:
@@ -123,7 +127,7 @@ def _evaluate_photos(
         report = evaluate_photographs(
             weights, data, photos, detector=detector_by_name(detector), passes=passes, limit=limit, progress=advance
         )
-    write_report(json_out, "photographs", {**report, "detector": detector})
+    print_all(write_report(json_out, "photographs", {**report, "detector": detector}))
     found, missed, others = report["found"], report["missed"], report["others"]
     photographs, faces = plural(report["photographs"], "photograph"), plural(report["faces"], "face")
     print(f"{weights} on {photographs} of {data}, {plural(passes, 'pass')}")
@@ -152,6 +156,7 @@ def compare(
 
     check_outputs(json_out, overwrite=overwrite, source=data)
     report = evaluation.compare(weights, data, limit=limit, occlude=occlude)
+    print_all(write_report(json_out, "comparison", report))
     images = plural(report["images"], "image")
     print(f"{data}{', occluded' if occlude else ''}: {images}, errors in % of the {report['normaliser']}")
     for part, text in (("all", "all images"), ("worst_tenth", f"the tenth where {weights[0]} is worst")):
@@ -163,7 +168,6 @@ def compare(
                 line += f"  {protocol} {row[f'{key}_{part}']:6.3f} ({row[f'{key}_{part}_difference']:+.3f} "
                 line += f"[{low:+.3f}, {high:+.3f}])"
             print(line)
-    write_report(json_out, "comparison", report)
 
 
 def bench(
@@ -199,5 +203,5 @@ def bench(
         return
     with progress("timing") as advance:
         report = benchmark.run(model or ["rcn-6", "sumnet-6"], rounds, advance)
+    print_all(write_report(json_out, "bench", report))
     print(benchmark.as_text(report))
-    write_report(json_out, "bench", report)

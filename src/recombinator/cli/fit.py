@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from recombinator.cli.options import JsonOut, Threads, set_threads, write_report
+from recombinator.cli.options import JsonOut, Threads, print_all, set_threads, write_report
 from recombinator.utils.console import progress, warn
 from recombinator.utils.errors import InputError
 
@@ -90,7 +90,7 @@ def fit(
     if plan:
         return
     if folds:
-        write_report(json_out, "fit-folds", report)
+        print_all(write_report(json_out, "fit-folds", report))
     for name, part in ({"all folds": report} if folds else report).items():
         if isinstance(part, dict) and "median" in part:
             shares = ", ".join(f"{100 * v:.1f} % within {r}" for r, v in part["within"].items())

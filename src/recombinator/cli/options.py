@@ -108,7 +108,8 @@ def check_outputs(*outputs: Path | None, overwrite: bool, source: Path | None = 
         source: A file that is read, and must not be replaced.
 
     Raises:
-        InputError: One is the source or a folder, exists and must not be replaced, or its folder cannot be made.
+        InputError: One is the source or a folder, exists and must not be replaced, or its folder cannot be made
+            or written to.
     """
     for path in (p for p in outputs if p):
         if path.is_dir():
@@ -128,10 +129,22 @@ def set_threads(threads: int | None) -> None:
         torch.set_num_threads(threads)
 
 
-def write_report(path: Path | None, kind: str, report: dict[str, Any]) -> None:
-    """Write a result file with its provenance, where a path is given."""
+def write_report(path: Path | None, kind: str, report: dict[str, Any]) -> list[str]:
+    """Write a result file with its provenance, where a path is given.
+
+    Returns:
+        The line that says so, to be printed once all files are written: a closed pipe stops the command at its first
+        line.
+    """
     from recombinator.utils.provenance import provenance
 
-    if path:
-        write_json(path, {"kind": kind, **report, "provenance": provenance()})
-        print(f"wrote {path}")
+    if not path:
+        return []
+    write_json(path, {"kind": kind, **report, "provenance": provenance()})
+    return [f"wrote {path}"]
+
+
+def print_all(lines: list[str]) -> None:
+    """Print each line."""
+    for line in lines:
+        print(line)

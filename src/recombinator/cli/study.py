@@ -19,13 +19,14 @@ from recombinator.cli.options import (
     Table,
     Threads,
     check_outputs,
+    print_all,
     set_threads,
     write_report,
 )
 from recombinator.study.plan import FIGURES, STUDIES
 from recombinator.utils.console import progress
 from recombinator.utils.errors import InputError
-from recombinator.utils.files import check_output_file
+from recombinator.utils.files import check_output_file, check_output_folder
 from recombinator.utils.text import plural
 
 study = typer.Typer(help="Run the paper's experiments; draw its tables and figures.", cls=Group, no_args_is_help=True)
@@ -115,11 +116,10 @@ def robustness(
     check_outputs(json_out, overwrite=overwrite, source=data)
     with progress("disturbances") as advance:
         report = disturbances.measure(weights, data, limit=limit, progress=advance)
+    written = write_report(json_out, "robustness", report)
+    print_all([*written, *map(str, disturbances.draw(report, out))])
     for row in report["rows"]:
         print(f"  {row['disturbance']:10} {row['value']:6g}  {row['weights']:28} {row['nme']:7.3f} %")
-    write_report(json_out, "robustness", report)
-    for path in disturbances.draw(report, out):
-        print(path)
 
 
 @study.command("curves", cls=Command)
@@ -157,13 +157,14 @@ def collect(
         check_output_file(plot, ".png", ".pdf")
     check_outputs(json_out, plot, overwrite=overwrite)
     rows = collecting.collect_runs(folders)
+    written = write_report(json_out, "runs", {"runs": rows})
+    if plot:
+        collecting.draw_learning_curves(rows, plot)
+        written.append(f"wrote {plot}")
+    print_all(written)
     for row in rows:
         last = row["curve"][-1]
         print(f"{row['name']}: epoch {last['epoch']}, validation {last['valid']:.2f} %, plain {last['clean']:.2f} %")
-    write_report(json_out, "runs", {"runs": rows})
-    if plot:
-        collecting.draw_learning_curves(rows, plot)
-        print(f"wrote {plot}")
 
 
 @study.command("list", cls=Command)
@@ -195,6 +196,46 @@ def list_studies(
                 text += f", about {run.cost(plan, one, data, epochs) / 60:.0f} min"
             print(text)
     print("figures: " + "; ".join(f"{name}: {title}" for name, (title, _) in FIGURES.items()))
+
+
+@study.command("fuzz", cls=Command)
+def fuzz(
+    number: Annotated[int, typer.Option(min=1, metavar="N", help="Damaged files to read.")] = 1000,
+    seed: Seed = 0,
+    kind: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KIND", show_default="all", help="Only files of this kind (repeatable)."),
+    ] = None,
+    only: Annotated[
+        int | None, typer.Option(min=0, metavar="N", help="Repeat the damaged file with this number only.")
+    ] = None,
+    keep: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Folder for copies of files with faults.")] = None,
+    json_out: JsonOut = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Read damaged files of every kind and count how that ends.
+
+    Every file must be read, or refused in one sentence. The exit status is 1 if one led to a traceback, to a result
+    that is not finite, or took too long.
+    """
+    from recombinator.study import fuzz as fuzzing
+
+    if keep:
+        check_output_folder(keep)
+    check_outputs(json_out, overwrite=overwrite)
+    with progress("damaged files") as advance:
+        outcome = fuzzing.fuzz(number, seed=seed, only=only, keep=keep, chosen=kind or (), progress=advance)
+    written = write_report(json_out, "fuzz", outcome.report(seed))
+    for fault, i, detail in outcome.faults:
+        print(f"{fault}, number {i}:\n{detail}")
+    ends = (fuzzing.SENTENCE, fuzzing.FINE, *fuzzing.FAULTS)
+    print(f"{'':18}" + "".join(f"{end:>12}" for end in ends))
+    for name, counts in outcome.counts.items():
+        print(f"{name:18}" + "".join(f"{counts[end]:>12}" for end in ends))
+    print(f"{'all':18}" + "".join(f"{sum(c[end] for c in outcome.counts.values()):>12}" for end in ends))
+    print_all(written)
+    if outcome.faults:
+        raise typer.Exit(1)
 
 
 @study.command("render", cls=Command)

@@ -17,6 +17,7 @@ from recombinator.cli.options import (
     WeightsArgument,
     WeightsOut,
     check_outputs,
+    print_all,
     write_report,
 )
 from recombinator.utils.console import progress, warn
@@ -222,6 +223,13 @@ def reliability(
     if picture:
         check_output_file(picture, ".png", ".pdf")
     report = calibration.report(weights, data, limit=limit)
+    written = write_report(json_out, "reliability", report)
+    if picture:
+        from recombinator.evaluation.plots import plot_reliability
+
+        plot_reliability(picture, report)
+        written.append(f"wrote {picture}")
+    print_all(written)
     temperature = report["calibration"].get("temperature", 1.0)
     print(f"{weights} on {data}: {plural(report['images'], 'image')}, jittered; temperature {temperature:g}")
     for part, name in (("plain", "plain"), ("covered", "occluded")):
@@ -234,12 +242,6 @@ def reliability(
             )
     if report["covered_auroc"] is not None:
         print(f"  occluded points found by low confidence: area under the ROC curve {report['covered_auroc']:.3f}")
-    write_report(json_out, "reliability", report)
-    if picture:
-        from recombinator.evaluation.plots import plot_reliability
-
-        plot_reliability(picture, report)
-        print(f"wrote {picture}")
 
 
 def denoise(

@@ -7,7 +7,6 @@ points in their images (`recombinator.data.placing`), inferring a keypoint set a
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 from collections import Counter
@@ -22,6 +21,8 @@ import numpy as np
 
 from recombinator.data.images import ENDINGS
 from recombinator.utils.errors import InputError
+from recombinator.utils.files import read_file
+from recombinator.utils.schema import parse_json
 
 logger = logging.getLogger(__name__)
 
@@ -131,12 +132,7 @@ class Source:
     @cached_property
     def json(self) -> Any:
         """The file's JSON value. Raises InputError if it is not JSON."""
-        try:
-            return json.loads(self.text)
-        except json.JSONDecodeError as error:
-            raise InputError(f"{self}:{error.lineno}: not JSON ({error.msg})") from None
-        except RecursionError:
-            raise InputError(f"{self}: not a points file (too deeply nested)") from None
+        return parse_json(self.text, str(self))
 
     @cached_property
     def xml(self) -> ElementTree.Element:
@@ -184,6 +180,11 @@ def add_point(points: dict[str, Point], name: str, point: Point, remedy: str = "
     points[name] = point
 
 
+def is_number(text: str) -> bool:
+    """Return whether a text is a number of points or frames: decimal digits, and not thousands of them."""
+    return text.isdecimal() and len(text) < 10
+
+
 def as_text(value: Any) -> str:
     """Return a value as a text, empty for None."""
     return "" if value is None else str(value).strip()
@@ -211,7 +212,10 @@ def image_of_stem(stem: Path) -> Path:
 
 def image_name(text: str) -> str:
     """Return an image's name with forward slashes: files written on Windows have backslashes."""
-    return text.strip().replace("\\", "/")
+    text = text.strip()
+    if text[:1] == "'" and text[1:2] in tuple("=+-@"):  # as `plain_cell` wrote it
+        text = text[1:]
+    return text.replace("\\", "/")
 
 
 def coordinate(value: Any, decimal_comma: bool = False) -> float:
@@ -254,10 +258,7 @@ def read_text(path: Path) -> str:
     Raises:
         InputError: the file cannot be read, or is binary.
     """
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
+    data = read_file(path)
     try:
         if data.startswith((b"\xff\xfe", b"\xfe\xff")):
             return data.decode("utf-16")

@@ -6,7 +6,6 @@ import io
 import logging
 import os
 import re
-import stat
 import sys
 from importlib import resources
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 import numpy as np
 
 from recombinator.utils.errors import InputError, import_optional
+from recombinator.utils.files import read_file
 
 
 class Readable(Protocol):
@@ -237,23 +237,6 @@ def read_image(path: str | os.PathLike[str], max_pixels: int | None = MAX_PIXELS
         InputError: If the file is missing, is not an image, or has too many pixels.
     """
     return decode_image(read_file(path), str(path), max_pixels=max_pixels)
-
-
-def read_file(path: str | os.PathLike[str]) -> bytes:
-    """Return the bytes of a file.
-
-    Raises:
-        InputError: If it cannot be read, or is a pipe or a device, which may never end.
-    """
-    try:
-        mode = os.stat(path).st_mode
-        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
-            raise InputError(f"{path}: not a regular file (a pipe or a device); save the image to a file first")
-        return Path(path).read_bytes()
-    except InputError:
-        raise
-    except (OSError, ValueError) as error:  # ValueError: a null byte in the name
-        raise InputError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
 
 
 def as_image(image: Image, max_pixels: int | None = MAX_PIXELS) -> np.ndarray:

@@ -8,7 +8,8 @@ from functools import cached_property
 
 import numpy as np
 
-from recombinator.data.images import MAX_PIXELS, Image, as_image, decode_image, decode_reduced, read_file
+from recombinator.data.images import MAX_PIXELS, Image, as_image, decode_image, decode_reduced
+from recombinator.utils.files import read_file
 
 
 class Photograph:

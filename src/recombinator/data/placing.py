@@ -7,6 +7,7 @@ image as it is displayed: with its EXIF orientation applied.
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import warnings
@@ -18,6 +19,10 @@ from pathlib import Path
 from recombinator.data.annotations import Entry, Point
 from recombinator.data.images import read_image
 from recombinator.utils.errors import InputError
+from recombinator.utils.files import check_regular
+from recombinator.utils.text import plural
+
+logger = logging.getLogger(__name__)
 
 # EXIF orientation -> a point of the stored image, as fractions of its width and height, in the displayed one
 _DISPLAYED: dict[int, Callable[[float, float], tuple[float, float]]] = {
@@ -49,6 +54,7 @@ def read_header(path: Path) -> Header:
     """
     from PIL import Image, UnidentifiedImageError
 
+    check_regular(path)
     try:
         with (
             warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning),
@@ -59,6 +65,11 @@ def read_header(path: Path) -> Header:
     except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError):
         height, width = read_image(path).shape[:2]
         return Header(width, height)
+
+
+def _is_inside(path: Path, folder: Path) -> bool:
+    """Return whether a path is below a folder once each ".." is resolved; symbolic links are not."""
+    return Path(os.path.normpath(path.absolute())).is_relative_to(os.path.normpath(folder.absolute()))
 
 
 def locate(folder: Path, names: list[str]) -> dict[str, Path]:
@@ -72,7 +83,8 @@ def locate(folder: Path, names: list[str]) -> dict[str, Path]:
         names: the images' names, with forward slashes.
 
     Returns:
-        Paths by name. An image that is not there has the path of its full name.
+        Paths by name. An image that is not there has the path of its full name. A warning counts those that are
+        outside the folder: their names are absolute, or have "..".
     """
     ends = {name: ["/".join(name.split("/")[i:]) for i in range(name.count("/") + 1)] for name in names}
     for name, parts in ends.items():
@@ -82,8 +94,11 @@ def locate(folder: Path, names: list[str]) -> dict[str, Path]:
     paths = {}
     for name, parts in ends.items():
         usable = [end for end in parts if end == name or shared[end] == 1]
-        path = next((folder / end for end in usable if end and (folder / end).is_file()), folder / name)
+        path = next((folder / end for end in usable if end and os.path.isfile(folder / end)), folder / name)
         paths[name] = Path(os.path.normpath(path))
+    outside = [name for name, path in paths.items() if not _is_inside(path, folder)]
+    if outside:
+        logger.warning("%s: %s outside this folder, such as %s", folder, plural(len(outside), "image"), outside[0])
     return paths
 
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import csv
 import difflib
 import logging
 from collections import Counter
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from recombinator.data.annotations import Entry, Source
+from recombinator.data.annotations import Entry, Source, is_number
 from recombinator.data.formats import find_format
 from recombinator.data.placing import place_all
 from recombinator.keypoints import KeypointSet
@@ -67,7 +68,10 @@ def read_entries(
     """
     placeholders = _placeholders(missing)
     source = Source(path, columns)
-    entries = find_format(source, form).read(source)
+    try:
+        entries = find_format(source, form).read(source)
+    except csv.Error as error:  # a field longer than csv.field_size_limit
+        raise InputError(f"{path}: not readable as CSV ({error})") from None
     if y_up is not None:
         entries = [replace(e, y_up=y_up) for e in entries]
     entries = _without_placeholders(path, entries, missing, placeholders)
@@ -138,7 +142,7 @@ def point_sets(entries: list[Entry], keypoints: KeypointSet, drop: Callable[[Inp
         keypoints: the set to bring them into.
         drop: called with the error of each entry that cannot be used.
     """
-    names_exist = any(not e.positional and not all(n.isdecimal() for n in e.points) for e in entries if not e.problem)
+    names_exist = any(not e.positional and not all(is_number(n) for n in e.points) for e in entries if not e.problem)
     sets = []
     for entry in entries:
         try:
@@ -159,7 +163,7 @@ def _in_order(entry: Entry, keypoints: KeypointSet) -> np.ndarray:
         raise InputError(f"{entry.where}: expected {k} keypoints ({keypoints.name}), got {len(entry.points)}")
     out, seen = np.full((k, 2), np.nan), set()
     for name, point in entry.points.items():
-        number = int(name) - 1 if name.isdecimal() and 1 <= int(name) <= k else None
+        number = int(name) - 1 if is_number(name) and 1 <= int(name) <= k else None
         at = number if entry.positional else index.get(name, number)
         if at is None:
             near = difflib.get_close_matches(name, keypoints.names, n=1)

@@ -19,10 +19,12 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from recombinator.data.images import decode_image
-from recombinator.keypoints import KeypointSet
-from recombinator.utils.errors import InputError, import_optional
-from recombinator.utils.files import from_file_keys, to_file_keys, write_atomically
+from recombinator.data.images import MAX_PIXELS, decode_image
+from recombinator.data.schema import check_info, read_columns
+from recombinator.keypoints import KeypointSet, decode_described
+from recombinator.utils.errors import InputError, first_line, import_optional
+from recombinator.utils.files import check_regular, to_file_keys, write_atomically
+from recombinator.utils.schema import decode, parse_json
 
 logger = logging.getLogger(__name__)
 
@@ -327,18 +329,19 @@ def read_info(path: str | os.PathLike[str]) -> TableInfo:
 
     if Path(path).is_dir():
         raise InputError(f"{path}: is a folder; give one of its tables, such as {Path(path) / 'test.parquet'}")
-    if not Path(path).is_file():
+    check_regular(path)
+    if not os.path.isfile(path):
         raise InputError(f"{path}: no such file; `recombinator prepare` writes tables")
     try:
         found = pq.read_schema(path).metadata or {}
-    except (pa.ArrowInvalid, OSError) as error:
-        raise InputError(f"{path}: not a Parquet file ({error})") from None
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"{path}: not a Parquet file ({first_line(error)})") from None
     if b"recombinator" not in found:
         raise InputError(f"{path}: not written by `recombinator prepare` (its metadata is missing)")
-    meta = json.loads(found[b"recombinator"])
+    meta = decode(dict[str, Any], parse_json(found[b"recombinator"], f"{path}: metadata"), f"{path}: metadata")
     if meta.pop("format", None) != FORMAT:
         raise InputError(f"{path}: written by another version of `recombinator prepare`; run it again")
-    return TableInfo(**{**from_file_keys(meta), "keypoints": KeypointSet.from_dict(meta["keypoints"])})
+    return check_info(decode_described(TableInfo, meta, f"{path}: metadata"), path)
 
 
 def load_table(
@@ -356,12 +359,8 @@ def load_table(
     Raises:
         InputError: naming the file, for a missing, foreign or empty table.
     """
-    import pyarrow.parquet as pq
-
     info = read_info(path)
-    columns = ["image", "points", "mask", "box", "to_file", "file", "file_size", "subset"]
-    further = [f.name for f in pq.read_schema(path) if f.name not in (*columns, "split")]
-    table = pq.read_table(path, columns=columns + further)
+    table, further = read_columns(path, info)
     if limit and spread:
         table = table.take(np.sort(np.random.RandomState(0).permutation(len(table))[:limit]))
     elif limit:
@@ -374,7 +373,8 @@ def load_table(
     files: list[str] = table["file"].to_pylist()
 
     def decode(i: int) -> np.ndarray:
-        image = decode_image(raw[i], f"{path} row {i} ({files[i]})", gray=channels == 1)
+        most = MAX_PIXELS if len(raw[i]) > 1 << 16 else None  # a small file's header is not worth the time
+        image = decode_image(raw[i], f"{path} row {i} ({files[i]})", gray=channels == 1, max_pixels=most)
         return image[None] if channels == 1 else image.transpose(2, 0, 1)
 
     with ThreadPoolExecutor() as pool:

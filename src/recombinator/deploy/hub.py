@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from recombinator.predict.predictor import Predictor, load
-from recombinator.utils.errors import InputError, import_optional
+from recombinator.utils.errors import InputError, first_line, import_optional
 
 GRAPH, WEIGHTS = "model.onnx", "model.safetensors"
 
@@ -35,7 +35,7 @@ def from_pretrained(repository: str, *, revision: str | None = None, engine: str
     try:
         path = hub.hf_hub_download(repository, WEIGHTS if engine == "torch" else GRAPH, revision=revision)
     except Exception as error:  # the Hub's own errors, and those of the network below it
-        raise InputError(f"{repository}: not available from the Hub ({_first_line(error)})") from None
+        raise InputError(f"{repository}: not available from the Hub ({first_line(error)})") from None
     return load(path, engine=engine)
 
 
@@ -70,12 +70,8 @@ def push_to_hub(
             hub.create_repo(repository, private=private, token=token, exist_ok=True)
             hub.upload_folder(repo_id=repository, folder_path=str(folder), token=token)
         except Exception as error:
-            raise InputError(f"{repository}: the Hub refused the upload ({_first_line(error)})") from None
+            raise InputError(f"{repository}: the Hub refused the upload ({first_line(error)})") from None
     return f"https://huggingface.co/{repository}"
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 def _card(repository: str, model: str, training: dict[str, Any]) -> str:

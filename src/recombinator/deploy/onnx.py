@@ -18,10 +18,12 @@ from recombinator.data.table import load_table
 from recombinator.keypoints import check_same_keypoints
 from recombinator.models.base import KeypointNet, check_takes_images
 from recombinator.predict.engine import GRAPH_FORMAT, OUTPUTS
+from recombinator.predict.graphfile import graph_checksum
 from recombinator.transforms.augment import Augment
 from recombinator.transforms.samples import fixed_samples
 from recombinator.utils.errors import import_optional
 from recombinator.utils.files import write_atomically
+from recombinator.utils.schema import parse_json
 from recombinator.weights.files import Weights, load_weights
 
 OPSET = 20
@@ -69,7 +71,7 @@ def export(
     Raises:
         InputError: onnx is not installed, the network has no such graph, or the table has other keypoints.
     """
-    onnx = import_optional("onnx", "export")
+    import_optional("onnx", "export")
     import_optional("onnxscript", "export")
     loaded = load_weights(weights)
     net = loaded.net.plain()
@@ -89,7 +91,15 @@ def export(
         equalize(net, crops)
         model = quantize(_traced(net, maps), crops.numpy())
         meta["int8"] = {"images": len(crops), "fingerprint": fingerprint}
-    onnx.helper.set_model_props(model, {"recombinator": json.dumps(meta)})
+    _write(path, model, meta)
+
+
+def _write(path: Path, model: Any, meta: dict[str, Any]) -> None:
+    """Write an onnx.ModelProto with its metadata, to which the checksum is added."""
+    from onnx.helper import set_model_props
+
+    meta = {**meta, "checksum": graph_checksum(path, model.SerializeToString())}
+    set_model_props(model, {"recombinator": json.dumps(meta)})
     write_atomically(path, lambda p: p.write_bytes(model.SerializeToString()))
 
 
@@ -153,7 +163,7 @@ def link_tensors(path: Path, *weights: Path) -> None:
     for file in weights:
         content = file.read_bytes()
         start = 8 + int.from_bytes(content[:8], "little")
-        for name, tensor in json.loads(content[8:start]).items():
+        for name, tensor in parse_json(content[8:start], str(file)).items():
             if name != "__metadata__":
                 first, end = tensor["data_offsets"]
                 stored[content[start + first : start + end]] = (file.name, start + first)
@@ -164,4 +174,5 @@ def link_tensors(path: Path, *weights: Path) -> None:
             external_data_helper.set_external_data(tensor, file_name, offset, len(tensor.raw_data))
             tensor.ClearField("raw_data")
             tensor.data_location = tensor.EXTERNAL
-    write_atomically(path, lambda p: p.write_bytes(model.SerializeToString()))
+    meta = {p.key: p.value for p in model.metadata_props}
+    _write(path, model, json.loads(meta["recombinator"]))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -15,7 +14,9 @@ from recombinator.fit.samples import Sample
 from recombinator.keypoints import KeypointSet
 from recombinator.training.recipe import PARSERS
 from recombinator.transforms.shapes import ShapeModel, apply_similarity, similarity
-from recombinator.utils.errors import InputError
+from recombinator.utils.errors import InputError, check_choice
+from recombinator.utils.files import read_file
+from recombinator.utils.schema import decode, parse_json
 
 SIZES = (80, 96, 128, 160)  # inputs of the coarse network, in pixels
 OBJECT_CELLS = 16  # of the coarse map that the object must span: a quarter of a cell is then 1/64 of it
@@ -109,8 +110,11 @@ class Plan:
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, value: dict[str, Any]) -> Plan:
-        return cls(**{**value, "reasons": tuple(value["reasons"])})
+    def from_dict(cls, value: dict[str, Any], where: str = "plan") -> Plan:
+        """Return the plan that `to_dict` was called on. Raises InputError, starting with `where`, for another value."""
+        plan = decode(cls, value, where)
+        check_choice(f"{where}: where", plan.where, RULE)
+        return plan
 
     @classmethod
     def read(cls, path: Path) -> Plan:
@@ -120,9 +124,9 @@ class Plan:
             InputError: the file is damaged.
         """
         try:
-            return cls.from_dict(json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError, KeyError, TypeError):
-            raise InputError(f"{path}: not a plan of `recombinator fit`; choose another --out") from None
+            return cls.from_dict(parse_json(read_file(path), str(path)), str(path))
+        except InputError as error:
+            raise InputError(f"{error}: not a plan of `recombinator fit`; choose another --out") from None
 
 
 RULE = {"image": "image", "box": "object"}  # crop rule by `Plan.where`

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -232,7 +233,7 @@ def read_samples(source: Path, images: Path | None) -> tuple[list[Sample], Keypo
     if not sets or {p.file for p in sets} == {""}:
         raise InputError(f"{source}: nothing in it names the images; expected a column or field `file`")
     paths = {p.file: p.entry.path or Path(p.file) for p in sets}
-    missing = [name for name, path in sorted(paths.items()) if not path.is_file()]
+    missing = [name for name, path in sorted(paths.items()) if not os.path.isfile(path)]
     for name in missing[:10]:
         logger.warning("%s: no such image (%s)", name, paths[name])
     least = min(2, len(keypoints))

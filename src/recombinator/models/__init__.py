@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, cast
+from typing import Annotated, Any, cast, get_args, get_origin
+
+import msgspec
+import numpy as np
+from msgspec import Meta
 
 from recombinator.models.base import KeypointNet
 from recombinator.models.cascade import Cascade
@@ -13,6 +17,7 @@ from recombinator.models.denoiser import Denoiser, MapDenoiser, PointDenoiser
 from recombinator.models.joint import Joint
 from recombinator.models.networks import RCN, Level, ScoreMapNet, SumNet
 from recombinator.models.tcdcn import TCDCN
+from recombinator.utils import schema  # not its `decode`: that is the name of a module here
 from recombinator.utils.errors import InputError, check_choice
 
 __all__ = [
@@ -97,8 +102,8 @@ def _score_maps(
 
     def make(keypoints: int, *, form: str = next(iter(forms)), width: float = 1.0, **options: Any) -> ScoreMapNet:
         check_choice("form", form, forms)
-        if not 0 < width <= 100:
-            raise InputError(f"width={width} must be a positive factor, at most 100")
+        if width > 100:
+            raise InputError(f"width={width} must be a factor of at most 100")
         return network(tuple(level.scaled(width) for level in forms[form]), keypoints, **fixed, **options)
 
     return make
@@ -118,11 +123,42 @@ MODELS: dict[str, Architecture] = {
     "denoiser-lite": Architecture(PointDenoiser, 68),
 }
 
-# types of the options of `create_model` that `train --set` accepts
-OPTIONS: dict[str, str] = {
-    "size": "int", "channels": "int", "mask": "tuple[int, ...]", "upsampling": "str", "norm": "str", "width": "float",
-    "alpha": "str", "fold": "int", "form": "str", "kernel": "int", "layers": "int", "heads": "int", "parts": "int",
+_Maps = Annotated[int, Meta(ge=1, le=4096)]
+# types and ranges of the options of `create_model`; a network may allow less
+_OPTION_TYPES: dict[str, Any] = {
+    "size": Annotated[int, Meta(ge=1, le=1024)], "channels": Annotated[int, Meta(ge=1, le=16)],
+    "mask": tuple[int, ...], "upsampling": str, "norm": str,
+    "width": Annotated[float, Meta(gt=0, le=4096)], "alpha": str, "fold": _Maps, "form": str,
+    "kernel": _Maps, "layers": Annotated[int, Meta(ge=0, le=64)], "heads": _Maps,
+    "parts": Annotated[int, Meta(ge=1, le=64)], "modes": _Maps,
+    "mirror": tuple[int, ...], "shift": Annotated[int, Meta(ge=0, le=4096)], "keep_maxima": bool,
 }  # fmt: skip
+_NOT_IN_TRAINING = ("modes", "mirror", "shift", "keep_maxima")  # set by other commands
+# types of the options that `train --set` accepts
+OPTIONS: dict[str, str] = {
+    name: str(kind) if get_origin(kind) is tuple else (get_args(kind) or (kind,))[0].__name__
+    for name, kind in _OPTION_TYPES.items()
+    if name not in _NOT_IN_TRAINING
+}
+
+
+class _Joint(msgspec.Struct):
+    """The configuration of a joint model, as its weights file has it."""
+
+    image: dict[str, Any]
+    denoiser: dict[str, Any]
+    weight: Annotated[float, Meta(ge=0, le=1e6)]
+    iterations: Annotated[int, Meta(ge=1, le=100)]
+
+
+class _Cascade(msgspec.Struct):
+    """The configuration of a cascade, as its weights file has it."""
+
+    coarse: dict[str, Any]
+    fine: dict[str, Any]
+    factor: Annotated[int, Meta(ge=1, le=100)]
+    weight: Annotated[float, Meta(ge=0, le=1e6)]
+    sharpness: Annotated[float, Meta(gt=0, le=1e6)]
 
 
 def model_names() -> list[str]:
@@ -164,16 +200,19 @@ def create_model(name: str, keypoints: int | None = None, **options: Any) -> Key
         InputError: Unknown name or option, or a size that the poolings do not allow.
     """
     if name == "joint" and "image" in options:  # the configuration of a joint model's weights file
-        parts = [dict(options[part]) for part in ("image", "denoiser")]
-        nets = [create_model(part.pop("name"), part.pop("keypoints"), **part) for part in parts]
-        return Joint(cast(ScoreMapNet, nets[0]), cast(Denoiser, nets[1]), options["weight"], options["iterations"])
+        joint = schema.decode(_Joint, options, "model joint")
+        image, denoiser = (_part(name, part) for part in (joint.image, joint.denoiser))
+        return Joint(cast(ScoreMapNet, image), cast(Denoiser, denoiser), joint.weight, joint.iterations)
     if name == "cascade" and "coarse" in options:  # that of a cascade's weights file
-        parts = [dict(options[part]) for part in ("coarse", "fine")]
-        nets = [create_model(part.pop("name"), part.pop("keypoints"), **part) for part in parts]
-        coarse, fine = (cast(ScoreMapNet, net) for net in nets)
-        return Cascade(coarse, fine, options["factor"], options["weight"], options["sharpness"])
+        cascade = schema.decode(_Cascade, options, "model cascade")
+        coarse, fine = (cast(ScoreMapNet, _part(name, part)) for part in (cascade.coarse, cascade.fine))
+        return Cascade(coarse, fine, cascade.factor, cascade.weight, cascade.sharpness)
     check_choice("model", name, MODELS)
     keypoints = MODELS[name].keypoints if keypoints is None else keypoints
+    schema.decode(Annotated[int, Meta(ge=1, le=10_000)], _plain(keypoints), f"model {name}: keypoints")
+    for option, value in options.items():
+        if option in _OPTION_TYPES and value is not None:
+            schema.decode(_OPTION_TYPES[option], _plain(value), f"model {name}: {option}")
     try:
         net = MODELS[name].make(keypoints, **options)
     except TypeError as error:
@@ -182,6 +221,19 @@ def create_model(name: str, keypoints: int | None = None, **options: Any) -> Key
         raise InputError(f"model {name}: {error}") from None
     net.config = {"name": name, "keypoints": keypoints, **options}
     return net
+
+
+def _plain(value: Any) -> Any:
+    """Return a number or an array of numpy as Python has it."""
+    return value.tolist() if isinstance(value, np.generic | np.ndarray) else value
+
+
+def _part(whole: str, config: dict[str, Any]) -> KeypointNet:
+    name, keypoints, options = config.get("name"), config.get("keypoints"), dict(config)
+    if not isinstance(name, str) or name not in MODELS or keypoints is None:
+        raise InputError(f"model {whole}: expected the name and keypoints of each of its two networks")
+    del options["name"], options["keypoints"]
+    return create_model(name, keypoints, **options)
 
 
 def catalogue(keypoints: int | None = None, size: int = 80) -> list[dict[str, Any]]:

@@ -22,11 +22,11 @@ import numpy as np
 from recombinator.data.images import ENDINGS
 from recombinator.data.writers import WRITERS
 from recombinator.predict.drawing import draw_faces
-from recombinator.predict.output import FILES, FORMATS, face_chip, save_picture
+from recombinator.predict.output import FILES, FORMATS, face_chip, read_record, save_picture
 from recombinator.predict.predictor import Predictor
 from recombinator.predict.result import Face
 from recombinator.utils.errors import InputError, check_choice, import_optional
-from recombinator.utils.files import lock_folder, write_text
+from recombinator.utils.files import lock_folder, read_file, write_text
 from recombinator.utils.text import plural
 
 STDIN = "-"
@@ -147,18 +147,17 @@ class Lines:
                 "run, or choose another --out"
             )
         if resume:
-            for text in source.read_text(encoding="utf-8").splitlines() if source.is_file() else []:
+            for text in source.read_text(encoding="utf-8", errors="replace").splitlines() if source.is_file() else []:
                 try:
-                    record = json.loads(text)
-                    before, stem = record["weights"], record["stem"]
-                    self.done.add(record["file"])
-                    self.stems.add(stem)
-                    kept.append(text + "\n")
-                except (json.JSONDecodeError, KeyError, TypeError):
+                    record = read_record(text, str(source))
+                except InputError:
                     break  # half a line, where the last run was stopped
-                if before != weights:
+                self.done.add(record["file"])
+                self.stems.add(record["stem"])
+                kept.append(text + "\n")
+                if record["weights"] != weights:
                     raise InputError(
-                        f"{source}: written with the weights {before}, not {weights}; choose another --out"
+                        f"{source}: written with the weights {record['weights']}, not {weights}; choose another --out"
                     )
         self.kept = "".join(kept)
         if kept:
@@ -348,11 +347,18 @@ def read_boxes(path: Path) -> dict[str, list[list[float]]]:
         InputError: If the file or one of its lines cannot be used.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read as text ({getattr(error, 'strerror', None) or error})") from None
+        text = read_file(path).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: cannot be read as text ({error})") from None
     rows = csv.DictReader(text.splitlines())
     columns = ("file", "x", "y", "width", "height")
+    try:
+        return _boxes_by_file(path, rows, columns)
+    except csv.Error as error:  # a field longer than csv.field_size_limit
+        raise InputError(f"{path}:{rows.line_num}: not readable as CSV ({error})") from None
+
+
+def _boxes_by_file(path: Path, rows: csv.DictReader[str], columns: tuple[str, ...]) -> dict[str, list[list[float]]]:
     if not set(columns) <= set(rows.fieldnames or ()):
         present = ", ".join(rows.fieldnames or ()) or "none"
         raise InputError(f"{path}:1: expected the columns {', '.join(columns)}, got {present}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -10,8 +11,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from recombinator.data.images import read_file, to_gray
+from recombinator.data.images import to_gray
 from recombinator.utils.errors import InputError, unknown
+from recombinator.utils.files import check_regular, read_file
 
 LONGEST = 1024  # pixels; larger photographs are scaled down for detection
 
@@ -211,7 +213,8 @@ class YuNetDetector:
     longest = LONGEST
 
     def __init__(self, path: str, min_confidence: float = 0.6) -> None:
-        if not Path(path).is_file():
+        check_regular(path)
+        if not os.path.isfile(path):
             raise InputError(f"{path}: no such file; yunet:FILE needs OpenCV's face_detection_yunet ONNX file")
         # bytes in place of the name: OpenCV crashes on names that are not UTF-8
         self.__setstate__((path, read_file(path), min_confidence))

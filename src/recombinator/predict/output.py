@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
 import numpy as np
+from msgspec import Meta
 
 from recombinator.data.images import encode_image
 from recombinator.data.readers.pts import pts_origin
 from recombinator.data.writers import WRITERS, ToolWriter
 from recombinator.keypoints import KeypointSet
 from recombinator.predict.result import POINT_COLUMNS, Face, point_cells
-from recombinator.utils.files import write_atomically, write_json, write_text
+from recombinator.utils.errors import InputError
+from recombinator.utils.files import find_not_finite, plain_cell, write_atomically, write_json, write_text
+from recombinator.utils.schema import Finite, Share, decode, parse_json
 
 
 def save_picture(path: Path, image: np.ndarray) -> None:
@@ -71,11 +76,58 @@ def face_chip(image: np.ndarray, face: Face, template: np.ndarray, size: int) ->
 # ---- file formats: each writer reads points.jsonl line by line, so memory does not grow with it -------------------
 
 
+class PointRecord(msgspec.Struct):
+    """A keypoint of a face in points.jsonl (`Face.to_dict`)."""
+
+    name: str
+    x: Finite
+    y: Finite
+    confidence: Share
+    inside: bool | None = None
+
+
+class FaceRecord(msgspec.Struct):
+    """A face in points.jsonl. `box` is x, y and side of its square."""
+
+    box: Annotated[list[Finite], Meta(min_length=3, max_length=3)]
+    confidence: Share
+    keypoints: list[PointRecord]
+
+
+class Record(msgspec.Struct):
+    """A line of points.jsonl: a photograph with its faces."""
+
+    file: str
+    weights: str
+    stem: str
+    width: Annotated[int, Meta(ge=1, le=10**9)]
+    height: Annotated[int, Meta(ge=1, le=10**9)]
+    faces: list[FaceRecord]
+
+    def __post_init__(self) -> None:
+        os.fsencode(self.stem)  # a ValueError for a name that no file can have
+        if not self.stem or "/" in self.stem or "\0" in self.stem:  # it becomes a part of file names
+            raise ValueError("Expected a file name without its ending in `stem`")
+
+
+def read_record(line: str, where: str) -> dict[str, Any]:
+    """Read a line of points.jsonl.
+
+    Raises:
+        InputError: It is incomplete or damaged.
+    """
+    found: dict[str, Any] = parse_json(line, where, file_names=True)
+    decode(Record, found, where)
+    if name := find_not_finite(found):
+        raise InputError(f"{where}: {name}: expected a finite number")
+    return found
+
+
 def records(path: Path) -> Iterator[dict[str, Any]]:
     """Yield the objects of a points.jsonl file, one per photograph."""
-    with open(path, encoding="utf-8") as stream:
-        for line in stream:
-            yield json.loads(line)
+    with open(path, encoding="utf-8", errors="replace") as stream:
+        for number, line in enumerate(stream, 1):
+            yield read_record(line, f"{path}:{number}")
 
 
 def _write_json(lines: Path, out: Path, weights: str, keypoints: KeypointSet) -> None:
@@ -103,7 +155,7 @@ def _write_csv(lines: Path, out: Path, weights: str, keypoints: KeypointSet) -> 
             writer.writerow(["file", "face", *POINT_COLUMNS])
             for record in records(lines):
                 for number, face in enumerate(record["faces"], 1):
-                    writer.writerows([record["file"], number, *point_cells(p)] for p in face["keypoints"])
+                    writer.writerows([plain_cell(record["file"]), number, *point_cells(p)] for p in face["keypoints"])
 
     write_atomically(out / "points.csv", write)
 

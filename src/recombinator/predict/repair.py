@@ -15,11 +15,11 @@ from recombinator.data.crops import GRID, RULES
 from recombinator.data.points import PointSet
 from recombinator.keypoints import KeypointSet
 from recombinator.models import Denoiser
-from recombinator.models.decode import subpixel
+from recombinator.models.decode import check_finite, subpixel
 from recombinator.transforms.samples import BLANK
 from recombinator.transforms.shapes import apply_similarity, similarity
 from recombinator.utils.errors import InputError
-from recombinator.utils.files import write_json, write_text
+from recombinator.utils.files import plain_cell, write_json, write_text
 from recombinator.weights.files import Weights
 
 
@@ -109,6 +109,7 @@ def repair(weights: Weights, points: np.ndarray, keep_below: float = 0.0) -> Rep
     scale = net.size / side
     inside = np.clip(np.floor(np.nan_to_num((points * unit - [x, y]) * scale)), 0, net.size - 1).astype(np.int64)
     scores = net(torch.from_numpy(np.where(given[:, None], inside, BLANK))[None])
+    check_finite(scores, str(weights))
     at = torch.from_numpy(inside)
     gap = scores[0].amax(dim=(1, 2)) - scores[0, torch.arange(net.keypoints), at[:, 1], at[:, 0]]
     implausible = np.where(given, gap.double().numpy(), np.inf)
@@ -159,5 +160,5 @@ def write_repairs(path: Path, rows: list[dict[str, Any]]) -> None:
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows({k: plain_cell(v) if isinstance(v, str) else v for k, v in row.items()} for row in rows)
     write_text(path, text.getvalue())

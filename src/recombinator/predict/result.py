@@ -17,7 +17,7 @@ from recombinator.data.images import Image, as_image, encode_image
 from recombinator.keypoints import KeypointSet
 from recombinator.predict.drawing import draw_faces
 from recombinator.utils.errors import InputError
-from recombinator.utils.files import check_output_file, write_json, write_text
+from recombinator.utils.files import check_output_file, plain_cell, write_json, write_text
 
 NOTEBOOK_SIDE = 1024  # pixels of the longer side of the picture that a notebook shows
 POINT_COLUMNS = ("keypoint", "x", "y", "confidence", "inside")  # of every CSV file of points
@@ -240,7 +240,7 @@ class Faces(list[Face]):
 def point_cells(row: dict[str, Any]) -> list[Any]:
     """Return the cells of POINT_COLUMNS for one keypoint of `Face.to_dict`; `inside` is 1, 0 or, if unknown, empty."""
     inside = row.get("inside")
-    return [row["name"], row["x"], row["y"], row["confidence"], "" if inside is None else int(inside)]
+    return [plain_cell(row["name"]), row["x"], row["y"], row["confidence"], "" if inside is None else int(inside)]
 
 
 def _csv_text(faces: Iterable[Face]) -> str:

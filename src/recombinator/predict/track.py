@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -14,6 +15,7 @@ import numpy as np
 from recombinator.predict.predictor import Predictor
 from recombinator.predict.result import Face
 from recombinator.utils.errors import InputError
+from recombinator.utils.files import check_regular
 
 LOST_AFTER = 3  # frames without a confident prediction
 REMEMBERED = 2.0  # seconds for which a lost face keeps its number
@@ -199,7 +201,8 @@ class Video:
         self.source, self.camera, self.missing = source, source.isdigit(), 0
         if not self.camera:
             check_opencv_name(source)
-            if not Path(source).is_file():
+            check_regular(source)
+            if not os.path.isfile(source):
                 raise InputError(f"{source}: no such file (a webcam is given by its number)")
         self._video = cv2.VideoCapture(int(source) if self.camera else source)
         if not self._video.isOpened():

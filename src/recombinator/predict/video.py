@@ -125,6 +125,8 @@ def write_track(
     except SystemExit:
         complete = report["frames"] > 0
         raise
+    except OSError as error:
+        raise InputError(f"{out}: cannot be written ({error.strerror or error}); free some space") from None
     finally:
         if writer is not None and annotated:
             writer.release()

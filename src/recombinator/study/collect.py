@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from recombinator.evaluation.plots import COLORS, new_figure
-from recombinator.training.files import read_run
+from recombinator.training.files import read_metrics, read_run
 from recombinator.training.recipe import FAST
 from recombinator.utils.errors import InputError
 from recombinator.utils.files import to_file_keys, write_atomically
@@ -30,8 +30,8 @@ def collect_runs(folders: Sequence[Path]) -> list[dict[str, Any]]:
     """
     rows = []
     for folder in folders:
-        run, metrics = read_run(folder), folder / "metrics.jsonl"
-        if not run or not metrics.is_file():
+        run, metrics = read_run(folder), read_metrics(folder)
+        if not run or not metrics:
             raise InputError(f"{folder}: not the folder of a training with a finished epoch")
         recipe, fast = run["recipe"], FAST.to_dict()
         plain = {k: v for k, v in recipe.items() if k != "augment"} | recipe["augment"]
@@ -40,9 +40,9 @@ def collect_runs(folders: Sequence[Path]) -> list[dict[str, Any]]:
         rows.append({
             "name": f"{folder.resolve().parent.name}/{folder.resolve().name}", "model": run["model"],
             "changes": to_file_keys(changes), "epochs": recipe["epochs"], "seed": run["seed"],
-            "images": run["images"], "data": run["data"], "validation_data": run["validation_data"],
-            "start": run["start"], "commits": sorted({s["commit"] or "" for s in run["sittings"]}),
-            "curve": [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()],
+            **{k: run.get(k) for k in ("images", "data", "validation_data", "start")},
+            "commits": sorted({s.get("commit") or "" for s in run.get("sittings", [])}),
+            "curve": metrics,
         })  # fmt: skip
     return rows
 

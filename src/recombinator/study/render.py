@@ -6,7 +6,6 @@ written here and nowhere else.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable
 from functools import partial
@@ -15,6 +14,7 @@ from pathlib import Path
 from recombinator.study import measurements, tables
 from recombinator.study.markdown import Results
 from recombinator.study.plan import STUDIES
+from recombinator.study.result import read_result
 from recombinator.utils.errors import InputError, unknown
 from recombinator.utils.files import write_text
 
@@ -27,10 +27,7 @@ def load_results(root: Path) -> Results:
     results = {}
     folder = root / "results"
     for path in sorted([*folder.glob("*.json"), *folder.glob("*/*.json")]):
-        try:
-            results[path.relative_to(folder).with_suffix("").as_posix()] = json.loads(path.read_text(encoding="utf-8"))
-        except json.JSONDecodeError as error:
-            raise InputError(f"{path}: not JSON ({error})") from None
+        results[path.relative_to(folder).with_suffix("").as_posix()] = read_result(path)
     return results
 
 
@@ -82,7 +79,10 @@ def render_text(text: str, results: Results, where: str) -> str:
         name = match[2]
         if name not in TABLES:
             raise InputError(f"{where}: {unknown('table', name, TABLES)}")
-        text = TABLES[name](results)
+        try:
+            text = TABLES[name](results)
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+            raise InputError(f"{where}: table {name}: a result file lacks a value or has another ({error!r})") from None
         if Path(where).parent.name == "docs":  # links start from the document
             text = text.replace("](results/", "](../results/")
         return f"{match[1]}{text}{match[3]}"

@@ -16,13 +16,15 @@ from recombinator.data.table import FaceTable, load_table, read_info
 from recombinator.evaluation.tables import evaluate, write_per_image
 from recombinator.study.archive import archive_weights
 from recombinator.study.plan import STUDIES, Run, Study, run_at
-from recombinator.training.files import read_run
+from recombinator.study.result import read_result
+from recombinator.training.files import read_metrics, read_run, read_summary
 from recombinator.training.loop import Trainer
 from recombinator.training.recipe import Recipe, get_recipe
 from recombinator.training.run import train
 from recombinator.utils.errors import InputError, check_choice
 from recombinator.utils.files import Busy, copy_file, is_locked, lock_folder, write_json, write_text
 from recombinator.utils.provenance import provenance
+from recombinator.utils.schema import decode, parse_json
 
 logger = logging.getLogger(__name__)
 
@@ -55,8 +57,8 @@ def finished(path: Path, run: Run, recipe: Recipe, seed: int) -> bool:
     if run.same:
         run = run_at(run.same)[1]
     try:
-        return _is_training_of(json.loads(path.read_text(encoding="utf-8"))["training"], run, recipe, seed)
-    except (OSError, json.JSONDecodeError, KeyError, TypeError):
+        return _is_training_of(read_result(path)["training"], run, recipe, seed)
+    except (OSError, InputError, KeyError, AttributeError):
         return False
 
 
@@ -78,7 +80,8 @@ def _measure_test_error(name: str, out: Path, test: FaceTable, metrics: dict[str
 
 def _test_errors(out: Path) -> list[dict[str, Any]]:
     path = out / "watched.jsonl"
-    return [json.loads(t) for t in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    return [decode(dict[str, Any], parse_json(t, f"{path}:{i}"), f"{path}:{i}") for i, t in enumerate(lines, 1)]
 
 
 def run_study(
@@ -132,7 +135,7 @@ def run_study(
             if not finished(source, twin, recipe, seed):
                 logger.info(f"{place}: waits for {run.same}")
                 continue
-            report = json.loads(source.read_text(encoding="utf-8"))
+            report = read_result(source)
             if source.with_suffix(".images.parquet").is_file():  # a checkout has the report alone
                 copy_file(source.with_suffix(".images.parquet"), path.with_suffix(".images.parquet"))
             write_json(path, report | {"study": name, "run": run.name, "same": run.same})
@@ -173,7 +176,7 @@ def _train_and_evaluate(
         limit=rows // run.part if run.part > 1 else None,
     )  # fmt: skip
     result, report = evaluate(out, table)
-    metrics = [json.loads(t) for t in (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    metrics = read_metrics(out)
     curve = [{k: line[k] for k in ("epoch", "seconds", "valid", "clean", "images_per_second")} for line in metrics]
     if study.watched:  # a killed process can leave an epoch without its test error; that of the last one is known
         errors = {row["epoch"]: row["nme_paper"] for row in _test_errors(out)}
@@ -192,16 +195,15 @@ def _train_and_evaluate(
 
 def _summary_of(out: Path, run: Run, recipe: Recipe, seed: int) -> dict[str, Any] | None:
     """Return the summary of a finished training in `out`, such as one copied from another machine, or None."""
-    path, settings = out / "summary.json", read_run(out)
-    if not path.is_file() or not settings or not _is_training_of(settings, run, recipe, seed):
+    summary, settings = read_summary(out), read_run(out)
+    if not summary or not settings or not _is_training_of(settings, run, recipe, seed):
         return None
-    summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return summary if summary["epochs"] == recipe.epochs else None
 
 
 def _archive_finished(root: Path, study: str, run: Run, runs: Path, data: Path, path: Path) -> None:
     """Archive the weights of a run that an earlier version finished without doing so, if its folder still exists."""
-    report = json.loads(path.read_text(encoding="utf-8"))
+    report = read_result(path)
     out = runs / (run.same or f"{study}/{run.name}")
     if "archived" in report or not (out / "best.safetensors").is_file():
         return

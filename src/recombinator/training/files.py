@@ -16,19 +16,98 @@ import logging
 import math
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
+import msgspec
+from msgspec import Meta
 from torch import Tensor
 
 from recombinator.training.recipe import Recipe
 from recombinator.utils.errors import InputError
-from recombinator.utils.files import write_json, write_text
+from recombinator.utils.files import check_no_link, read_file, write_json, write_text
+from recombinator.utils.schema import Count, decode, parse_json
 from recombinator.utils.text import plural
 from recombinator.weights.files import read_tensors
 
 logger = logging.getLogger(__name__)
 
 STATE = "recombinator-state-1"
+Epoch = Annotated[int, Meta(ge=0, le=10**6)]
+
+
+class Settings(msgspec.Struct):
+    """Settings of a run, which run.json and its states have alike.
+
+    Attributes:
+        model: Configuration of the network: its `name`, `keypoints` and options.
+        recipe: The recipe (`Recipe.to_dict`).
+        seed: Seed of the run.
+        data, validation_data: Fingerprints of the tables.
+        dataset: Name of the dataset.
+        images, validation_images: Rows of the tables.
+        start, errors_of, teacher: Weights that the run uses.
+    """
+
+    model: dict[str, Any]
+    recipe: dict[str, Any]
+    seed: Count
+    data: str = ""
+    validation_data: str = ""
+    dataset: str = ""
+    images: Count = 0
+    validation_images: Count = 0
+    start: str | None = None
+    errors_of: str | None = None
+    teacher: str | None = None
+
+
+class Session(msgspec.Struct):
+    """One session of a run: the epoch that it continued from, and where it ran."""
+
+    from_epoch: Epoch = 0
+    commit: str | None = None
+
+
+class RunFile(Settings):
+    """run.json: the settings, and one entry per session."""
+
+    sittings: list[Session] = []
+
+
+class Position(msgspec.Struct):
+    """Progress of a run (training.loop.Position)."""
+
+    epoch: Epoch
+    best: float
+    best_epoch: Epoch
+    seconds: Annotated[float, Meta(ge=0)]
+
+
+class State(Settings, kw_only=True):
+    """The metadata of last.safetensors and stable.safetensors."""
+
+    format: Literal["recombinator-state-1"]
+    position: Position
+
+
+class Epochs(msgspec.Struct):
+    """A line of metrics.jsonl. `valid` and `clean` are validation errors in percent, with and without jitter."""
+
+    epoch: Annotated[int, Meta(ge=1, le=10**6)]
+    loss: float
+    valid: float
+    clean: float
+    images_per_second: float
+    seconds: float
+
+
+class Summary(msgspec.Struct):
+    """summary.json."""
+
+    epochs: Epoch
+    best_epoch: Epoch
+    best_valid: float
+    seconds: float
 
 
 def read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -39,19 +118,45 @@ def read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """
     try:
         tensors, meta = read_tensors(path)
+        if meta.get("format") != STATE:
+            raise InputError(f"{path}: holds no training state of this version")
+        _check_settings(decode(State, meta, str(path)), path)
     except InputError as error:
         raise InputError(f"{error}; remove it: --resume then uses an earlier state, if there is one") from None
-    if meta.get("format") != STATE:
-        raise InputError(f"{path}: holds no training state of this version; remove it, or choose another --out")
     return tensors, meta
 
 
 def read_run(out: Path) -> dict[str, Any]:
-    """Read run.json; {} if there is none."""
-    try:
-        return dict(json.loads((out / "run.json").read_text(encoding="utf-8")))
-    except (OSError, json.JSONDecodeError, TypeError, ValueError):
+    """Read run.json; {} if there is none.
+
+    Raises:
+        InputError: The file is damaged.
+    """
+    found = _read(out / "run.json")
+    if found is None:
         return {}
+    try:
+        _check_settings(decode(RunFile, found, str(out / "run.json")), out / "run.json")
+    except InputError as error:
+        raise InputError(f"{error}; remove the file to continue the run without it") from None
+    return found
+
+
+def read_summary(out: Path) -> dict[str, Any] | None:
+    """Read summary.json; None if there is none. Raises InputError for a damaged one."""
+    found = _read(out / "summary.json")
+    if found is not None:
+        decode(Summary, found, str(out / "summary.json"))
+    return found
+
+
+def read_metrics(out: Path) -> list[dict[str, Any]]:
+    """Read metrics.jsonl, one object per epoch; [] if there is none. Raises InputError for a damaged one."""
+    path, rows = out / "metrics.jsonl", []
+    for number, line in enumerate(_lines(path), 1):
+        rows.append(parse_json(line, f"{path}:{number}"))
+        decode(Epochs, rows[-1], f"{path}:{number}")
+    return rows
 
 
 # settings of a run besides network and recipe, by the names that messages use
@@ -118,16 +223,39 @@ def begin_session(out: Path, settings: dict[str, Any], session: dict[str, Any], 
 
 
 def trim_metrics(out: Path, epoch: int) -> None:
-    """Remove the lines of metrics.jsonl after an epoch, and incomplete ones."""
+    """Remove the lines of metrics.jsonl after an epoch, and incomplete ones.
+
+    Raises:
+        InputError: The file is a symbolic link, through which training would write.
+    """
     path = out / "metrics.jsonl"
-    lines = path.read_text().splitlines() if path.is_file() else []
+    check_no_link(path)
+    lines = _lines(path)
     kept = [line for line in lines if _epoch_of(line) <= epoch]
     if kept != lines:
         write_text(path, "".join(line + "\n" for line in kept))
 
 
+def _read(path: Path) -> Any:
+    """Return the value of a JSON file; None if there is no such file."""
+    if not path.is_file():
+        return None
+    return parse_json(read_file(path), str(path))
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_bytes().decode("utf-8", errors="replace").splitlines() if path.is_file() else []
+
+
+def _check_settings(settings: Settings, path: Path) -> None:
+    """Check what another structure describes: the recipe, and the network's name and keypoints."""
+    Recipe.from_dict(settings.recipe, f"{path}: recipe")
+    if not isinstance(settings.model.get("name"), str):
+        raise InputError(f"{path}: model.name: expected str, got {settings.model.get('name')!r:.40}")
+
+
 def _epoch_of(line: str) -> float:
     try:
-        return json.loads(line)["epoch"]
-    except (json.JSONDecodeError, KeyError, TypeError):
+        return decode(Epochs, parse_json(line, "line"), "line").epoch
+    except InputError:
         return math.inf  # an incomplete line

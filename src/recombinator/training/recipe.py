@@ -18,6 +18,7 @@ from recombinator.training.loss import LOSSES
 from recombinator.transforms.augment import Augment, check_ranges
 from recombinator.utils.errors import InputError, check_choice, unknown
 from recombinator.utils.files import from_file_keys, to_file_keys
+from recombinator.utils.schema import decode
 
 # allowed values, both ends included
 RANGES: dict[str, tuple[float, float]] = {
@@ -104,11 +105,22 @@ class Recipe:
         return to_file_keys(asdict(self))
 
     @classmethod
-    def from_dict(cls, value: dict[str, Any]) -> Recipe:
-        """Create a recipe from `to_dict`; fields that were added since have their defaults."""
-        value = from_file_keys(value)
-        augment = dict(value["augment"])
-        return cls(**{**value, "augment": Augment(**{**augment, "occlude": tuple(augment["occlude"])})})
+    def from_dict(cls, value: dict[str, Any], where: str = "recipe") -> Recipe:
+        """Create a recipe from `to_dict`; fields that were added since have their defaults.
+
+        Args:
+            value: the recipe, as a file has it.
+            where: the start of messages, such as the file.
+
+        Raises:
+            InputError: a field is missing, unknown, or has another type or range.
+        """
+        value = from_file_keys(decode(dict[str, Any], value, where))
+        augment = value.get("augment")
+        for kind, found in ((cls, value), (Augment, augment if isinstance(augment, dict) else {})):
+            for name in sorted(found.keys() - {f.name for f in fields(kind)}):
+                raise InputError(f"{where}: {name}: unknown field; is it of a later version?")
+        return decode(cls, value, where)
 
     @property
     def stable_epochs(self) -> int:

@@ -15,11 +15,11 @@ from recombinator.data.table import load_table, read_info
 from recombinator.keypoints import check_same_keypoints
 from recombinator.models import create_model
 from recombinator.training import parallel
-from recombinator.training.files import read_run, read_state
+from recombinator.training.files import read_run, read_state, trim_metrics
 from recombinator.training.loop import Trainer
 from recombinator.training.recipe import Recipe, changed, get_recipe
-from recombinator.utils.errors import InputError, remedy, unknown
-from recombinator.utils.files import check_output_folder, lock_folder
+from recombinator.utils.errors import InputError, first_line, remedy, unknown
+from recombinator.utils.files import check_no_link, check_output_folder, lock_folder
 from recombinator.weights.files import resolve
 
 logger = logging.getLogger(__name__)
@@ -35,6 +35,19 @@ def _pick_device(device: str) -> str:
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise InputError(f"device {device!r}: this machine has no CUDA GPU that torch can use; use cpu")
     return device
+
+
+def _restore(trainer: Trainer, out: Path) -> None:
+    """Continue from the run's state. Raises InputError for a state that does not fit the network or its optimizer."""
+    try:
+        trainer.restore()
+    except InputError:
+        raise
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:  # of torch
+        raise InputError(
+            f"{out}: the tensors of its state do not fit the network or the optimizer ({first_line(error)}); remove "
+            "last.safetensors: --resume then uses an earlier state, if there is one"
+        ) from None
 
 
 def train(
@@ -89,6 +102,7 @@ def train(
         parallel.joined(device) as device,
         nullcontext() if parallel.rank() else lock_folder(target),
     ):
+        check_no_link(target / "metrics.jsonl")
         states = [p for p in (target / "last.safetensors", target / "stable.safetensors") if p.is_file()]
         if resume:
             before = read_state(states[0])[1] if states else read_run(target)
@@ -114,8 +128,10 @@ def train(
             model, faces, valid, target, chosen, seed=seed or 0, device=device, options=options,
             start=start, errors_of=errors_of, teacher=teacher,
         )  # fmt: skip
+        if not states and not parallel.rank():
+            trim_metrics(target, 0)  # a process that was killed before it saved a state can have left a line
         if resume and states:
-            trainer.restore()
+            _restore(trainer, target)
         elif resume and not parallel.rank():
             logger.warning(f"{out}: no epoch was finished; it starts from the beginning")
         if not tensorboard or parallel.rank():

@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from recombinator.utils.errors import one_line
+
 LINE_EVERY = 60.0  # seconds between plain lines
 
 
@@ -56,7 +58,7 @@ def progress(label: str) -> Iterator[Callable[[int, int], None]]:
 
 def warn(sentence: str) -> None:
     """Print a line on standard error."""
-    print(sentence, file=sys.stderr, flush=True)
+    print(one_line(sentence), file=sys.stderr, flush=True)
 
 
 class _ConsoleHandler(logging.Handler):
@@ -64,7 +66,10 @@ class _ConsoleHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         # the streams are looked up for each record: a progress bar replaces them while it is shown
-        print(self.format(record), file=sys.stderr if record.levelno >= logging.WARNING else sys.stdout, flush=True)
+        if record.levelno >= logging.WARNING:
+            warn(self.format(record))
+        else:
+            print(self.format(record), flush=True)
 
 
 @contextmanager

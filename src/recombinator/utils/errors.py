@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,35 @@ EXTRAS = {
 }  # fmt: skip
 
 
+_CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+_LONGEST = 1500  # characters of a message
+
+
+def one_line(text: str) -> str:
+    """Return a text as one line for a terminal or a log, whatever a file put into it.
+
+    Control characters, such as line breaks and a terminal's commands, become escapes. The middle of a long text is left
+    out.
+    """
+    if len(text) > _LONGEST:
+        text = f"{text[: _LONGEST - 500]} ... {text[-500:]}"
+    return _CONTROLS.sub(lambda match: repr(match[0])[1:-1], text)
+
+
 class InputError(ValueError):
     """Input that cannot be used; the message names it and the remedy. The command line exits with status 2."""
+
+    def __str__(self) -> str:
+        return one_line(super().__str__())
 
 
 class MissingPackageError(InputError, ImportError):
     """An optional package is not installed; the message gives the command that installs it."""
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's message, or its type if it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0].strip()
 
 
 SHORT = 12  # names; a message lists as many, and suggests the most similar one of a longer list
@@ -38,7 +62,7 @@ def unknown(what: str, value: object, known: Iterable[str]) -> InputError:
     names = list(known)
     near = difflib.get_close_matches(str(value), names, n=1) if len(names) > SHORT else []
     hint = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(names)}"
-    return InputError(f"unknown {what} {value!r}; {hint}")
+    return InputError(f"unknown {what} {value!r:.60}; {hint}")
 
 
 def check_choice(what: str, value: object, known: Iterable[str]) -> None:

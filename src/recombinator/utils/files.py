@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
+import math
 import os
+import platform
+import re
 import shutil
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -38,6 +43,8 @@ def from_file_keys(values: dict[str, Any]) -> dict[str, Any]:
 
 _UMASK = os.umask(0)
 os.umask(_UMASK)
+_HOST = hashlib.sha256(platform.node().encode()).hexdigest()[:8]  # process numbers of another machine say nothing here
+_TEMPORARY = re.compile(r"\..*\.(\d+)(?:-([0-9a-f]{8}))?\.(?:tmp|part)(\.\w+)?")
 _LOCKED: set[Path] = set()  # by this process
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)  # of a file system without locks
 
@@ -54,6 +61,7 @@ def lock_folder(folder: Path) -> Iterator[None]:
 
     Raises:
         Busy: another process has locked the folder.
+        InputError: its `.lock` is a symbolic link.
     """
     from filelock import FileLock, Timeout
 
@@ -63,6 +71,7 @@ def lock_folder(folder: Path) -> Iterator[None]:
         return
     fresh = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
+    check_no_link(folder / ".lock")
     lock = FileLock(folder / ".lock", timeout=0)
     try:
         lock.acquire()
@@ -74,6 +83,7 @@ def lock_folder(folder: Path) -> Iterator[None]:
         if error.errno not in _NO_LOCKS:
             raise
     _LOCKED.add(key)
+    remove_temporary_files(folder)
     try:
         yield
     finally:
@@ -95,32 +105,94 @@ def is_locked(folder: Path) -> bool:
         return True
 
 
+def check_no_link(path: Path) -> None:
+    """Check that a file of a run is not a symbolic link, through which another file would be written.
+
+    Raises:
+        InputError: it is one.
+    """
+    if path.is_symlink():
+        raise InputError(f"{path}: is a symbolic link, which is not followed; remove it, or choose another --out")
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        return True  # of another user
+    return True
+
+
+def remove_temporary_files(folder: Path) -> None:
+    """Remove the temporary files that killed processes of this machine left in a folder (`write_atomically`)."""
+    if os.name != "posix" or not folder.is_dir():  # elsewhere, os.kill ends a process
+        return
+    for path in folder.glob(".*.*"):
+        match = _TEMPORARY.fullmatch(path.name)
+        if match and match[2] in (None, _HOST) and not _is_alive(int(match[1])):
+            with suppress(OSError):
+                path.unlink()
+
+
+def check_regular(path: str | os.PathLike[str]) -> None:
+    """Check before reading that an input is not a pipe or a device, which may never end. It may be missing.
+
+    Raises:
+        InputError: it is one.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError):
+        return
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise InputError(f"{path}: not a regular file (a pipe or a device); save its content to a file first")
+
+
+def read_file(path: str | os.PathLike[str]) -> bytes:
+    """Return the bytes of a file.
+
+    Raises:
+        InputError: it cannot be read, or is a pipe or a device.
+    """
+    check_regular(path)
+    try:
+        return Path(path).read_bytes()
+    except (OSError, ValueError) as error:  # ValueError: a null byte in the name
+        raise InputError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
+
+
+def check_output_folder(folder: Path) -> None:
+    """Check before the work that files can be written to a folder, which need not exist; remove stale temporary files.
+
+    Raises:
+        InputError: its files cannot be written, or it cannot be created.
+    """
+    existing = next(p for p in (folder, *folder.parents) if p.exists())
+    if not existing.is_dir():
+        raise InputError(f"{existing}: is a file; expected a folder, so choose another name or remove the file")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise InputError(f"{existing}: cannot be written to; choose another folder, or change its permissions")
+    remove_temporary_files(folder)
+
+
 def check_output_file(path: Path, *endings: str) -> None:
-    """Check the name of an output file before the work.
+    """Check the name and the folder of an output file before the work.
 
     Args:
         path: the file to be written.
-        endings: what its name may end in, such as ".csv".
+        endings: what its name may end in, such as ".csv"; any by default.
 
     Raises:
-        InputError: it is a folder, ends in something else, or its folder cannot be made.
+        InputError: it is a folder, ends in something else, or its folder cannot be written to.
     """
     if path.is_dir():
-        raise InputError(f"{path}: is a folder; expected a file name that ends in {' or '.join(endings)}")
-    if path.suffix.lower() not in endings:
+        ends = f" that ends in {' or '.join(endings)}" if endings else ""
+        raise InputError(f"{path}: is a folder; expected a file name{ends}")
+    if endings and path.suffix.lower() not in endings:
         raise InputError(f"{path}: must end in {' or '.join(endings)}")
     check_output_folder(path.parent)
-
-
-def check_output_folder(path: Path) -> None:
-    """Check that an output folder exists, or can be made where no file has its name or that of a folder above it.
-
-    Raises:
-        InputError: a file is in the way.
-    """
-    existing = next((p for p in (path, *path.parents) if p.exists()), path)
-    if existing.exists() and not existing.is_dir():
-        raise InputError(f"{existing}: is a file; expected a folder, so choose another name or remove the file")
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -129,18 +201,25 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     Args:
         path: the file to be written; its folder is created.
         write: called with the temporary path, which has the same ending.
+
+    Raises:
+        InputError: the file cannot be written, for example to a full disk. An existing file stays as it was.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     # the ending stays last: some writers choose the format by it
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}-{_HOST}.tmp{path.suffix}")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         write(temporary)
         os.chmod(temporary, 0o666 & ~_UMASK)  # some writers make files that only their user can read
         with open(temporary, "rb+") as stream:
             os.fsync(stream.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        reason = error.strerror or str(error) or type(error).__name__
+        raise InputError(f"{path}: cannot be written ({reason}); free some space, or choose another folder") from None
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def copy_file(source: Path, target: Path) -> None:
@@ -154,5 +233,29 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a value as indented JSON atomically."""
-    write_text(path, json.dumps(value, indent=2) + "\n")
+    """Write a value as indented JSON atomically.
+
+    Raises:
+        InputError: a number is NaN or infinite, which JSON does not have, or the file cannot be written.
+    """
+    try:
+        text = json.dumps(value, indent=2, allow_nan=False)
+    except ValueError:
+        raise InputError(f"{path}: not written: {find_not_finite(value)} is not a finite number") from None
+    write_text(path, text + "\n")
+
+
+def find_not_finite(value: Any, name: str = "") -> str:
+    """Return the name of the first number in a value that is NaN or infinite, such as "rows[2].nme"; "" without one."""
+    if isinstance(value, float):
+        return "" if math.isfinite(value) else name
+    if isinstance(value, dict):
+        parts = ((v, f"{name}.{k}".removeprefix(".")) for k, v in value.items())
+    else:
+        parts = ((v, f"{name}[{i}]") for i, v in enumerate(value if isinstance(value, list | tuple) else ()))
+    return next((found for v, n in parts if (found := find_not_finite(v, n))), "")
+
+
+def plain_cell(text: str) -> str:
+    """Return a text as a CSV cell that no spreadsheet runs as a formula: with a quote before = + - @ and controls."""
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text

@@ -19,6 +19,7 @@ from recombinator.data.readers.synthetic import draw_face, five_of
 from recombinator.keypoints import FACE_5, FACE_68
 from recombinator.models import RCN, create_model
 from recombinator.utils.errors import InputError
+from recombinator.utils.files import read_file
 from recombinator.weights.files import Weights
 
 
@@ -47,7 +48,7 @@ class _Dtype:
         self.order = state[1] if state[1] in "<>" else "<"
 
 
-class _ArraysOnly(pickle.Unpickler):
+class _ArraysOnly(pickle._Unpickler):  # the one in C reserves gigabytes for a damaged index
     """An unpickler that refuses every name but the four that arrays are made of."""
 
     def find_class(self, module: str, name: str) -> Any:
@@ -71,10 +72,7 @@ def read_arrays(path: Path) -> list[np.ndarray]:
     Raises:
         InputError: The file cannot be read, or holds anything but float32 arrays.
     """
-    try:
-        stream = io.BytesIO(path.read_bytes())
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+    stream = io.BytesIO(read_file(path))
     arrays = []
     while stream.tell() < len(stream.getbuffer()):
         try:

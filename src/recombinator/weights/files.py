@@ -6,23 +6,30 @@ Nothing is ever unpickled.
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
-from recombinator.keypoints import KeypointSet, check_same_keypoints
-from recombinator.utils.errors import InputError
-from recombinator.utils.files import write_atomically, write_json
+from recombinator.keypoints import KeypointSet, check_same_keypoints, decode_described
+from recombinator.utils.errors import InputError, first_line
+from recombinator.utils.files import check_regular, read_file, write_atomically, write_json
+from recombinator.utils.schema import decode, parse_json
+from recombinator.weights.schema import (
+    FORMAT,
+    Pair,
+    Shifted,
+    WeightsMetadata,
+    check_calibration,
+)
 from recombinator.weights.shipped import is_graph, shipped_weights, unknown_model
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from recombinator.models import Denoiser, KeypointNet, ScoreMapNet
-
-FORMAT = "recombinator-1"
 
 
 @dataclass
@@ -50,32 +57,15 @@ class Weights:
     name: str = ""
 
     def __post_init__(self) -> None:
-        self.temperature  # noqa: B018  raises for a damaged calibration
+        check_calibration(self.calibration, len(self.keypoints))
 
     def __str__(self) -> str:
         return self.name or f"{self.net.config.get('name', type(self.net).__name__)} in memory"
 
     @property
     def temperature(self) -> float:
-        """The calibrated temperature; 1 without calibration.
-
-        Raises:
-            InputError: The calibration is damaged.
-        """
-        if not self.calibration:
-            return 1.0
-        remedy = "`recombinator calibrate` makes a new one"
-        try:
-            temperature = float(self.calibration["temperature"])
-            thresholds = [float(v) for v in self.calibration["covered_below"]]
-        except (KeyError, TypeError, ValueError) as error:
-            raise InputError(f"damaged calibration ({error!r}); {remedy}") from None
-        if not 0 < temperature < float("inf") or len(thresholds) != len(self.keypoints):
-            raise InputError(
-                f"damaged calibration (temperature {temperature}, {len(thresholds)} thresholds for "
-                f"{len(self.keypoints)} keypoints); {remedy}"
-            )
-        return temperature
+        """The calibrated temperature; 1 without calibration."""
+        return float(self.calibration.get("temperature", 1.0))
 
     def calibrated(self, calibration: dict[str, Any]) -> Weights:
         """Return a copy with this calibration; the network is copied too, so this one keeps its temperature."""
@@ -98,9 +88,10 @@ def resolve(name_or_path: str | os.PathLike[str]) -> Path:
     """
     text = os.fspath(name_or_path)
     path = Path(text)
-    if path.is_file() and path.suffix != ".onnx":
+    check_regular(text)
+    if os.path.isfile(text) and path.suffix != ".onnx":  # False too for a name that no file can have
         return path
-    if path.is_dir():
+    if os.path.isdir(text):
         for name in ("model.safetensors", "best.safetensors"):  # of `fit`, of `train`
             if (path / name).is_file():
                 return path / name
@@ -113,18 +104,41 @@ def resolve(name_or_path: str | os.PathLike[str]) -> Path:
     raise unknown_model(text)
 
 
+def checksum(tensors: dict[str, Tensor]) -> str:
+    """Return the SHA-256 of tensors on the CPU: of their names, types, shapes and values, in the order of the names."""
+    import torch
+
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
 def write_tensors(path: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
     """Write tensors and JSON metadata into one safetensors file, atomically.
 
     Args:
         path: File to write.
         tensors: Tensors by name; they are stored contiguous, from the CPU.
-        meta: Metadata that JSON can hold.
+        meta: Metadata that JSON can hold. The checksum of the tensors is added.
+
+    Raises:
+        InputError: The file cannot be written.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     plain = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
-    write_atomically(path, lambda p: save_file(plain, p, metadata={"recombinator": json.dumps(meta)}))
+    text = json.dumps({**meta, "checksum": checksum(plain)})
+
+    def write(temporary: Path) -> None:
+        try:
+            save_file(plain, temporary, metadata={"recombinator": text})
+        except SafetensorError as error:  # its own name for a full disk
+            raise OSError(0, str(error)) from None
+
+    write_atomically(path, write)
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -143,12 +157,17 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
     try:
         with safe_open(path, "pt") as stream:
-            meta = (stream.metadata() or {}).get("recombinator")
-            if meta is None:
+            text = (stream.metadata() or {}).get("recombinator")
+            if text is None:
                 raise InputError(f"{path}: not written by recombinator (its metadata is missing)")
-            return {k: stream.get_tensor(k) for k in stream.keys()}, json.loads(meta)  # noqa: SIM118
+            meta = decode(dict[str, Any], parse_json(text, f"{path}: metadata"), f"{path}: metadata")
+            tensors = {k: stream.get_tensor(k) for k in stream.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        raise InputError(f"{path}: not a readable safetensors file ({error})") from None
+        raise InputError(f"{path}: not a readable safetensors file ({first_line(error)})") from None
+    expected = meta.pop("checksum", None)  # earlier versions wrote none
+    if expected is not None and expected != checksum(tensors):
+        raise InputError(f"{path}: damaged: its tensors do not have the checksum in its metadata; copy the file again")
+    return tensors, meta
 
 
 def save_weights(path: Path, weights: Weights, half: bool = False) -> None:
@@ -181,32 +200,62 @@ def load_weights(name_or_path: WeightsLike) -> Weights:
     Raises:
         InputError: There is no such file, or it does not hold weights.
     """
-    from recombinator.models import create_model
-
     if isinstance(name_or_path, Weights):
         return name_or_path
     path = resolve(name_or_path)
     if path.suffix == ".json":  # made of weights that have files of their own
-        made = _read_shifted(path) or join(**read_pair(path))
+        try:
+            made = _read_shifted(path) or join(**read_pair(path))
+        except RecursionError:
+            raise InputError(f"{path}: refers to itself") from None
         made.net.temperature = made.temperature
         return replace(made, name=os.fspath(name_or_path))
     tensors, meta = read_tensors(path)
     if "position" in meta:
         raise InputError(f"{path}: a training checkpoint, not weights; use best.safetensors in the same folder")
-    if meta.get("format") != FORMAT:
-        raise InputError(f"{path}: expected format {FORMAT!r}, got {meta.get('format')!r}")
-    config = dict(meta["model"])
-    net = create_model(config.pop("name"), config.pop("keypoints"), **config)
-    try:
-        net.load_state_dict(tensors)
-    except RuntimeError as error:
-        raise InputError(f"{path}: the tensors do not fit the model that the file names ({error})") from None
+    about = decode_described(WeightsMetadata, meta, str(path))
     loaded = Weights(
-        net.eval(), KeypointSet.from_dict(meta["keypoints"]), meta["crop_rule"], meta["template"], meta["training"],
-        meta.get("calibration", {}), os.fspath(name_or_path),
+        _make_network(about, tensors, path), about.keypoints, about.crop_rule, about.template, about.training,
+        about.calibration, os.fspath(name_or_path),
     )  # fmt: skip
     loaded.net.temperature = loaded.temperature
     return loaded
+
+
+def _make_network(about: WeightsMetadata, tensors: dict[str, Tensor], path: Path) -> KeypointNet:
+    """Make the network that the metadata names, with the tensors of the file, in evaluation mode.
+
+    Raises:
+        InputError: There is no such network, or the tensors differ from its own in name, shape or type, or are not
+            finite.
+    """
+    import torch
+
+    from recombinator.models import create_model
+
+    config = dict(about.model)
+    name, keypoints = config.pop("name"), config.pop("keypoints")
+    try:
+        with torch.device("meta"):  # without memory: the file may name a network that is larger than its tensors
+            expected = create_model(name, keypoints, **config).state_dict()
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+    problem = "the tensors do not fit the model that the file names"
+    for key in expected.keys() ^ tensors.keys():
+        raise InputError(f"{path}: {problem}: {key} is {'missing' if key in expected else 'not a part of it'}")
+    for key, tensor in tensors.items():
+        own = expected[key]
+        if own.shape != tensor.shape or own.is_floating_point() != tensor.is_floating_point():
+            raise InputError(
+                f"{path}: {problem}: {key}: expected {tuple(own.shape)} {own.dtype}, "
+                f"got {tuple(tensor.shape)} {tensor.dtype}"
+            )
+    net = create_model(name, keypoints, **config)
+    net.load_state_dict(tensors)
+    for key, tensor in net.named_parameters():  # a buffer may be infinite: the best loss before the first epoch
+        if not bool(torch.isfinite(tensor).all()):
+            raise InputError(f"{path}: {key}: expected finite numbers, got NaN or infinity")
+    return net.eval()
 
 
 def score_map_weights(weights: WeightsLike) -> Weights:
@@ -267,35 +316,26 @@ def read_pair(path: Path) -> dict[str, Any]:
     Raises:
         InputError: The file cannot be read, or a field is missing.
     """
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        parts: dict[str, Any] = {"weight": float(values["weight"]), "iterations": int(values["iterations"])}
-        parts["calibration"] = dict(values.get("calibration", {}))
-        return parts | {part: path.parent / values[part] for part in ("image", "denoiser")}
-    except (OSError, json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
-        raise InputError(
-            f"{path}: expected a JSON object with image, denoiser, weight and iterations ({error!r})"
-        ) from None
+    pair = decode(Pair, _read_json(path), str(path))
+    return {
+        "weight": pair.weight, "iterations": pair.iterations, "calibration": pair.calibration,
+        "image": path.parent / pair.image, "denoiser": path.parent / pair.denoiser,
+    }  # fmt: skip
+
+
+def _read_json(path: Path) -> Any:
+    return parse_json(read_file(path), str(path))
 
 
 def _read_shifted(path: Path) -> Weights | None:
-    """Return the network that a JSON file derives by shifting another's input, or None if the file derives none.
-
-    Its fields: shifted (a weights file, relative to this one), by (pixels), calibration.
-    """
+    """Return the network that a JSON file derives by shifting another's input, or None if the file derives none."""
     from recombinator.weights.derive import shifted
 
-    try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-        if "shifted" not in fields:
-            return None
-    except (OSError, ValueError, TypeError):
+    fields = _read_json(path)
+    if not isinstance(fields, dict) or "shifted" not in fields:
         return None  # `read_pair` says what is wrong
-    try:
-        made = shifted(path.parent / fields["shifted"], fields["by"])
-        return made.calibrated(dict(fields["calibration"]))
-    except (KeyError, TypeError) as error:
-        raise InputError(f"{path}: expected a JSON object with shifted, by and calibration ({error!r})") from None
+    source = decode(Shifted, fields, str(path))
+    return shifted(path.parent / source.shifted, source.by).calibrated(source.calibration)
 
 
 def write_pair(

@@ -30,7 +30,7 @@ def shipped_models() -> list[str]:
 def is_graph(name_or_path: str | os.PathLike[str]) -> bool:
     """Return whether this is an .onnx file, or the name of a model that ships as a graph only."""
     text = os.fspath(name_or_path)
-    only = not Path(text).exists() and text in shipped_graphs() and text not in shipped_weights()
+    only = not os.path.exists(text) and text in shipped_graphs() and text not in shipped_weights()
     return text.endswith(".onnx") or only
 
 

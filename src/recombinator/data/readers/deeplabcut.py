@@ -12,7 +12,7 @@ import logging
 from dataclasses import replace
 from pathlib import Path
 
-from recombinator.data.annotations import Entry, Point, Source, coordinate, image_name
+from recombinator.data.annotations import Entry, Point, Source, coordinate, image_name, is_number
 from recombinator.utils.errors import InputError
 from recombinator.utils.text import plural
 
@@ -78,6 +78,8 @@ def _read_file(source: Source) -> list[Entry]:
     if not {"scorer", "bodyparts", "coords"} <= set(headers):
         raise InputError(f"{path}:1: expected DeepLabCut's header rows scorer, bodyparts and coords")
     coords = headers["coords"]
+    if any(len(cells) < len(coords) for cells in headers.values()):
+        raise InputError(f"{path}:1: expected {len(coords)} fields in each header row, as in the row coords")
     first = next((i for i, c in enumerate(coords) if c == "x"), len(coords))  # the columns before it are the index
     columns: dict[str, dict[str, dict[str, int]]] = {}
     for i in range(first, len(coords)):
@@ -87,7 +89,7 @@ def _read_file(source: Source) -> list[Entry]:
     entries, empty = [], 0
     for line, cells in rows:
         where, file = f"{path}:{line}", image_name("/".join(c for c in cells[:first] if c))
-        file = f"frame {file}" if file.isdecimal() else file  # of a video that DeepLabCut analyzed
+        file = f"frame {file}" if is_number(file) else file  # of a video that DeepLabCut analyzed
         video = file.split("/")[-2] if "/" in file else ""
         for animal, parts in columns.items():
             other = {"video": video, "individual": animal}

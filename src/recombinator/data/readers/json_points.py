@@ -22,6 +22,7 @@ from recombinator.data.annotations import (
     visibility,
 )
 from recombinator.utils.errors import InputError
+from recombinator.utils.schema import parse_json
 from recombinator.utils.text import plural
 
 logger = logging.getLogger(__name__)
@@ -66,9 +67,9 @@ def read_json_lines(source: Source) -> list[Entry]:
             continue
         where = f"{source}:{line}"
         try:
-            entries += _objects(where, json.loads(text), number)
-        except json.JSONDecodeError as error:
-            entries.append(Entry(where, problem=f"not JSON ({error.msg})"))
+            entries += _objects(where, parse_json(text, where), number)
+        except InputError as error:
+            entries.append(Entry(where, problem=str(error).removeprefix(f"{where}: ")))
     return entries
 
 

@@ -78,16 +78,20 @@ def _read_file(source: Source) -> tuple[list[Entry], int]:
     shapes = [s for s in whole["shapes"] if isinstance(s, dict)]
     points = [s for s in shapes if s.get("shape_type", "point") == "point"]
     entries = []
-    for number, (group, members) in enumerate(group_by(points, lambda s: s.get("group_id")).items(), 1):
+    for number, (group, members) in enumerate(group_by(points, lambda s: as_text(s.get("group_id"))).items(), 1):
         found: dict[str, Point] = {}
         try:
             for shape in members:
                 values = shape.get("points")
-                if not isinstance(values, list) or len(values) != 1 or len(values[0]) != 2:
+                if not isinstance(values, list) or len(values) != 1 or not _is_pair(values[0]):
                     raise InputError(f"expected one x, y for {as_text(shape.get('label'))}")
                 point = Point(coordinate(values[0][0]), coordinate(values[0][1]))
                 add_point(found, as_text(shape.get("label")), point, "give each object its own group id")
-            entries.append(replace(base, object_id=as_text(group) or str(number), points=found))
+            entries.append(replace(base, object_id=group or str(number), points=found))
         except InputError as error:
-            entries.append(replace(base, object_id=as_text(group) or str(number), problem=str(error)))
+            entries.append(replace(base, object_id=group or str(number), problem=str(error)))
     return entries, len(shapes) - len(points)
+
+
+def _is_pair(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2

@@ -81,9 +81,9 @@ def read(source: Source) -> list[Entry]:
         name = next((v for v in data.values() if _is_image(v)), "")
         other = {k: str(v) for k, v in data.items() if isinstance(v, str | int | float)}
         base = Entry(where, _file(name), columns=other, origin=ORIGIN)
-        keypoints = [r for r in results if isinstance(r, dict) and r["labels"]]
-        for i, (parent, members) in enumerate(group_by(keypoints, lambda r: r["parent"]).items(), 1):
-            entries.append(_entry(replace(base, object_id=as_text(parent) or str(i)), members))
+        keypoints = [r for r in results if isinstance(r["labels"], list) and r["labels"]]
+        for i, (parent, members) in enumerate(group_by(keypoints, lambda r: as_text(r["parent"])).items(), 1):
+            entries.append(_entry(replace(base, object_id=parent or str(i)), members))
     if several:
         logger.warning("%s: %s of the same images left out", source, plural(several, "further annotation"))
     return entries
@@ -93,11 +93,11 @@ def _parts(task: dict[str, Any], predictions: bool) -> tuple[dict[str, Any], lis
     """Return a task's data, its keypoints in one form, and how many further annotations it has."""
     annotations = task.get("predictions") if predictions else task.get("annotations", task.get("completions"))
     if isinstance(task.get("data"), dict) and isinstance(annotations, list):
-        usable = [a for a in annotations if isinstance(a, dict) and not a.get("was_cancelled") and a.get("result")]
-        chosen = next((a for a in usable if a.get("ground_truth")), usable[0] if usable else {"result": []})
+        usable = [a for a in annotations if isinstance(a, dict) and not a.get("was_cancelled") and _results(a)]
+        chosen = next((a for a in usable if a.get("ground_truth")), usable[0] if usable else {})
         results = [
             {**r, **r["value"], "labels": r["value"].get("keypointlabels"), "parent": r.get("parentID")}
-            for r in chosen["result"]
+            for r in _results(chosen)
             if isinstance(r, dict) and isinstance(r.get("value"), dict)
         ]
         return task["data"], results, max(0, len(usable) - 1)
@@ -109,14 +109,22 @@ def _parts(task: dict[str, Any], predictions: bool) -> tuple[dict[str, Any], lis
     return task, results, 0
 
 
+def _results(annotation: dict[str, Any]) -> list[Any]:
+    results = annotation.get("result")
+    return results if isinstance(results, list) else []
+
+
 def _is_image(value: Any) -> bool:
     return isinstance(value, str) and PurePosixPath(_file(value)).suffix.lower() in ENDINGS
 
 
 def _file(url: str) -> str:
     """Return the file's name in a task's URL: an upload, a local file (?d=PATH), or an address in a store."""
-    parts = urlsplit(image_name(url))
-    local = parse_qs(parts.query).get("d")
+    try:
+        parts = urlsplit(image_name(url))
+        local = parse_qs(parts.query).get("d")
+    except ValueError:  # no URL
+        return ""
     path = local[0] if local else unquote(parts.path)
     return image_name(path).removeprefix("/data/").lstrip("/")
 

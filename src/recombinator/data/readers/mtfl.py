@@ -17,6 +17,7 @@ from recombinator.data.rows import crop_row
 from recombinator.data.table import SPLIT_SEED, Row, TableInfo, write_splits
 from recombinator.keypoints import FACE_5
 from recombinator.utils.errors import InputError
+from recombinator.utils.files import read_file
 
 ATTRIBUTES = ("gender", "smile", "glasses", "pose")
 
@@ -89,7 +90,7 @@ def split_indices(n: int) -> tuple[np.ndarray, np.ndarray]:
 
 def _lines(path: Path) -> list[tuple[str, int, str]]:
     """Return the list's name, the line number and the text of every line that is not blank."""
-    text = path.read_text(encoding="utf-8-sig", errors="replace")
+    text = read_file(path).decode("utf-8-sig", errors="replace")
     return [(path.name, i, t) for i, t in enumerate(text.splitlines(), 1) if t.strip()]
 
 

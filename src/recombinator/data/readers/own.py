@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -202,7 +203,7 @@ def prepare_points(
     add_all(found, None)
     parts = split_images(named, groups, str(source))
     located = [face.entry for faces in photographs.values() for face in faces if not face.entry.image]
-    if located and not any((entry.path or Path(entry.file)).is_file() for entry in located):
+    if located and not any(os.path.isfile(entry.path or entry.file) for entry in located):
         raise InputError(
             f"{source}: none of its {plural(len(photographs), 'image')} was found, such as "
             f"{located[0].path or located[0].file}; give their folder with --images"

@@ -12,6 +12,7 @@ from recombinator.data.annotations import Entry, Numbering, Point, Source, image
 from recombinator.data.crops import FILE_ORIGIN, RULES
 from recombinator.keypoints import FACE_68
 from recombinator.utils.errors import InputError
+from recombinator.utils.files import read_file
 
 
 def pts_origin(keypoints: int) -> float:
@@ -26,7 +27,7 @@ def pts_origin(keypoints: int) -> float:
 def _read_numbers(path: Path) -> np.ndarray:
     """Return the file's (K, 2) numbers as they are. Raises InputError naming file and line."""
     points = []
-    for number, text in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+    for number, text in enumerate(read_file(path).decode("utf-8", errors="replace").splitlines(), 1):
         if not text.strip() or text.strip() in "{}" or re.match(r"\s*(version|n_points)\s*:", text):
             continue
         try:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import logging
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
+
+import msgspec
 
 from recombinator.data.annotations import (
     FIELDS,
@@ -23,6 +24,7 @@ from recombinator.data.annotations import (
     plain_name,
 )
 from recombinator.utils.errors import InputError
+from recombinator.utils.schema import decode, parse_json
 from recombinator.utils.text import plural
 
 logger = logging.getLogger(__name__)
@@ -32,6 +34,17 @@ logger = logging.getLogger(__name__)
 ORIGIN = 0.0
 _NAMES = (*FIELDS["keypoint"], "name", "label", "type", "part")  # region attributes that name a keypoint
 _CSV = {"filename", "region_shape_attributes", "region_attributes"}
+
+
+class _Region(msgspec.Struct):
+    shape_attributes: dict[str, Any] | None = None
+    region_attributes: dict[str, Any] | None = None
+
+
+class _Image(msgspec.Struct):
+    regions: list[_Region] | dict[str, _Region] | None
+    filename: str = ""
+    file_attributes: dict[str, Any] | None = None
 
 
 def _images(value: Any) -> dict[str, Any] | None:
@@ -46,7 +59,10 @@ def matches(source: Source) -> bool:
     """Return whether the source is VIA's."""
     if source.suffix == ".json":
         return _images(source.json) is not None
-    return source.suffix == ".csv" and set(next(csv.reader([source.first_line.lstrip("#")]))) >= _CSV
+    try:
+        return source.suffix == ".csv" and set(next(csv.reader([source.first_line.lstrip("#")]))) >= _CSV
+    except csv.Error:
+        return False
 
 
 def read(source: Source) -> list[Entry]:
@@ -83,24 +99,23 @@ def _regions(source: Source) -> Iterator[tuple[str, str, dict[str, str], list[Re
         images = _images(source.json)
         if images is None:
             raise InputError(f"{source}: not a project or export of VIA")
-        for image in images.values():
-            regions = image["regions"]
-            listed = list(regions.values()) if isinstance(regions, dict) else regions
-            other = {str(k): as_text(v) for k, v in (image.get("file_attributes") or {}).items()}
-            pairs = [(r.get("shape_attributes") or {}, r.get("region_attributes") or {}) for r in listed]
-            yield f"{source}: {image.get('filename')}", str(image.get("filename", "")), other, pairs
+        for image in decode(dict[str, _Image], images, str(source)).values():
+            listed = list(image.regions.values()) if isinstance(image.regions, dict) else image.regions or []
+            other = {k: as_text(v) for k, v in (image.file_attributes or {}).items()}
+            pairs = [(r.shape_attributes or {}, r.region_attributes or {}) for r in listed]
+            yield f"{source}: {image.filename}", image.filename, other, pairs
         return
     rows: dict[str, tuple[str, dict[str, str], list[Region]]] = {}
     reader = csv.DictReader(io.StringIO(source.text.lstrip("#")))
     for row in reader:
-        where, file = f"{source}:{reader.line_num}", row["filename"]
+        where, file = f"{source}:{reader.line_num}", row["filename"] or ""
         try:
             shape, region, other = (
-                json.loads(row.get(c) or "{}")
+                decode(dict[str, Any], parse_json(row.get(c) or "{}", c), c)
                 for c in ("region_shape_attributes", "region_attributes", "file_attributes")
             )
-        except json.JSONDecodeError as error:
-            logger.warning("%s: a region is left out, its attributes are not JSON (%s)", where, error.msg)
+        except InputError as error:
+            logger.warning("%s: a region is left out, its attributes cannot be read (%s)", where, error)
             continue
         kept = rows.setdefault(file, (where, {k: as_text(v) for k, v in other.items()}, []))
         if shape:

@@ -18,6 +18,7 @@ from recombinator.data.annotations import (
     declared_size,
     group_by,
     image_name,
+    is_number,
 )
 from recombinator.utils.errors import InputError
 from recombinator.utils.text import plural
@@ -57,7 +58,7 @@ def read_dlib(source: Source) -> list[Entry]:
     """
     images = source.xml.findall("images/image")
     names = {p.get("name", "") for p in source.xml.iter("part")}
-    numbers = bool(names) and all(n.isdecimal() for n in names)
+    numbers = bool(names) and all(is_number(n) for n in names)
     number, entries, empty = Numbering(), [], 0
     for i, image in enumerate(images, 1):
         size = declared_size(image.get("width"), image.get("height"))
@@ -110,7 +111,7 @@ def _cvat_images(source: Source) -> Iterator[tuple[Entry, list[Element]]]:
     size = None if original is None else declared_size(original.findtext("width"), original.findtext("height"))
     for track in source.xml.findall("track"):
         for frame, shapes in group_by(list(track), lambda s: s.get("frame")).items():
-            name = f"frame_{int(frame):06d}.PNG" if str(frame).isdecimal() else ""
+            name = f"frame_{int(frame):06d}.PNG" if is_number(str(frame)) else ""
             usable = [s for s in shapes if s.tag in ("skeleton", "points") and s.get("outside") != "1"]
             for shape in usable:
                 shape.attrib.setdefault("label", track.get("label", ""))

@@ -18,11 +18,13 @@ from recombinator.data.annotations import (
     visibility,
 )
 from recombinator.utils.errors import InputError, import_optional
+from recombinator.utils.files import read_file
 
 logger = logging.getLogger(__name__)
 
 # Coordinates are fractions of the image's width and height (docs.ultralytics.com/datasets/pose): 0 is the edge.
 ORIGIN = 0.0
+_MOST = 10_000  # keypoints
 _BOX = 5  # class, and the box's center and size
 
 
@@ -61,12 +63,12 @@ def read(source: Source) -> list[Entry]:
     yaml = import_optional("yaml", f"reading {path.name}")
     try:
         settings = yaml.safe_load(Source(path).text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError, ValueError) as error:  # ValueError: such as a date that does not exist
         raise InputError(f"{path}: not YAML ({' '.join(str(error).split())})") from None
     shape = settings.get("kpt_shape") if isinstance(settings, dict) else None
-    if not isinstance(shape, list) or len(shape) != 2 or shape[1] not in (2, 3):
-        raise InputError(f"{path}: kpt_shape must be [keypoints, 2 or 3], got {shape!r}")
-    names, scheme = _names_and_scheme(path, settings, int(shape[0]))
+    if not isinstance(shape, list) or len(shape) != 2 or not _is_count(shape[0]) or shape[1] not in (2, 3):
+        raise InputError(f"{path}: kpt_shape must be [keypoints, 2 or 3], got {shape!s:.100}")
+    names, scheme = _names_and_scheme(path, settings, shape[0])
     root = path.parent
     files = sorted(f for f in root.rglob("*.txt") if "labels" in f.relative_to(root).parts)
     if not files:
@@ -75,7 +77,7 @@ def read(source: Source) -> list[Entry]:
     for file in files:
         image = _image(root, file)
         split = next((p for p in file.relative_to(root).parts if p in ("train", "val", "valid", "test")), "")
-        for line, text in enumerate(file.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+        for line, text in enumerate(read_file(file).decode("utf-8", errors="replace").splitlines(), 1):
             if text.strip():
                 columns = {"split": split, "class": text.split()[0]}
                 base = Entry(f"{file}:{line}", image, str(line), folder=root, columns=columns, scheme=scheme)
@@ -83,17 +85,30 @@ def read(source: Source) -> list[Entry]:
     return entries
 
 
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 1 <= value <= _MOST
+
+
+def _are_scalars(values: list[Any]) -> bool:
+    """Return whether the values of a list are texts or numbers: text of nested ones could be of any length."""
+    return all(isinstance(v, str | int) for v in values)
+
+
 def _names_and_scheme(path: Path, settings: dict[str, Any], count: int) -> tuple[tuple[str, ...], Scheme]:
     given = settings.get("kpt_names")
     if isinstance(given, dict):  # by class
         given = next(iter(given.values()), None)
-    names = tuple(str(n) for n in given) if isinstance(given, list) else tuple(str(i + 1) for i in range(count))
+    names = (
+        tuple(str(n) for n in given)
+        if isinstance(given, list) and _are_scalars(given)
+        else tuple(str(i + 1) for i in range(count))
+    )
     if len(names) != count or len(set(names)) != count:
         raise InputError(f"{path}: kpt_names must be {count} different names, got {len(names)}")
     flip = settings.get("flip_idx")
     if flip is None:
         return names, Scheme()
-    if not isinstance(flip, list) or sorted(map(str, flip)) != sorted(map(str, range(count))):
+    if not isinstance(flip, list) or not _are_scalars(flip) or sorted(map(str, flip)) != sorted(map(str, range(count))):
         raise InputError(f"{path}: flip_idx must hold the numbers 0 to {count - 1}, each once")
     if any(flip[j] != i for i, j in enumerate(flip)):
         raise InputError(f"{path}: flip_idx must swap pairs")
