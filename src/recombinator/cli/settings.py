@@ -20,6 +20,7 @@ RECIPE_SETTINGS = {
     "balance": "attribute of the table whose rare classes are drawn more often",
     "revive": "reinitialize dead channels before each epoch until the rate falls",
     "precision": "auto, bfloat16 or float32",
+    "memory": "GB of decoded crops to keep in memory; larger tables stay on disk",
     "patience": "stop after N epochs without improvement; 0: never",
     "distil": "share of the loss learned from --teacher",
     "corrupt": "denoiser: corrupted points per face",

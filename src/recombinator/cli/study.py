@@ -118,6 +118,42 @@ def robustness(
         print(path)
 
 
+@study.command("memory", cls=Command)
+def memory(
+    crops: Annotated[int, typer.Option(min=1000, metavar="N", help="crops of the table that is written")] = 1_000_000,
+    data: Annotated[
+        Path | None, typer.Option(metavar="TABLE", show_default="drawn faces", help="table whose rows are repeated")
+    ] = None,
+    folder: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="existing folder with room for 9 kB per crop, freed afterwards"),
+    ] = None,
+    model: Annotated[str, typer.Option(metavar="MODEL", help="network to train")] = "rcn-6",
+    steps: Annotated[int, typer.Option(min=1, metavar="N", help="training steps that are timed")] = 300,
+    rounds: Annotated[int, typer.Option(min=1, metavar="N", help="trainings from disk and in memory, in turn")] = 3,
+    threads: Threads = None,
+    json_out: JsonOut = None,
+) -> None:
+    """Measure memory and speed of a training from disk.
+
+    Writes jittered crops, and trains from disk and in memory in turn.
+    """
+    from recombinator.study.memory import PLACES, measure
+
+    with progress("crops") as advance:
+        report = measure(
+            crops, source=data, folder=folder, model=model, steps=steps, rounds=rounds, threads=threads,
+            progress=advance,
+        )  # fmt: skip
+    for place in PLACES:
+        row = report[place]
+        print(
+            f"{place}: {row['crops']:,} crops, peak {row['peak_bytes'] / 1e9:.2f} GB, "
+            f"{row['images_per_second']:.0f} images/s [{row['low']:.0f}, {row['high']:.0f}]"
+        )
+    write_report(json_out, "memory", report)
+
+
 @study.command("curves", cls=Command)
 def curves(
     out: FigureOut,

@@ -6,9 +6,9 @@ rule are in the file's metadata.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from recombinator.data.images import decode_image
+from recombinator.data.stream import StreamedImages, TableReader, read_rows, table_files
 from recombinator.keypoints import KeypointSet
 from recombinator.utils.errors import InputError, import_optional
 from recombinator.utils.files import from_file_keys, to_file_keys, write_atomically
@@ -227,11 +227,11 @@ def batched(items: Iterable[Any], n: int) -> Iterator[list[Any]]:
 
 @dataclass
 class FaceTable:
-    """A table in memory.
+    """A table in memory; the crops of a large one stay on disk.
 
     Attributes:
         info: what holds for every row.
-        images: (N, C, S, S) uint8 crops.
+        images: (N, C, S, S) uint8 crops, an array or StreamedImages.
         points: (N, K, 2) float32 x, y in crop pixels.
         mask: (N, K) bool, False where a point must not be used.
         boxes: (N, 3) float32 stage-2 squares (x, y, side) in crop pixels.
@@ -244,7 +244,7 @@ class FaceTable:
     """
 
     info: TableInfo
-    images: np.ndarray
+    images: Any
     points: np.ndarray
     mask: np.ndarray
     boxes: np.ndarray
@@ -275,26 +275,42 @@ class FaceTable:
         Returns:
             (N, K, 4) bool: left, top, right, bottom.
         """
-        margin = np.array([10, 10, 3, 3]) / self.to_file[:, 0, :1]
-        gap = np.concatenate([self.points - self.limits[:, None, :2], self.limits[:, None, 2:] - self.points], axis=2)
-        corner, side = self.boxes[:, :2], self.boxes[:, 2:]
-        beyond = np.concatenate([corner < self.limits[:, :2], corner + side > self.limits[:, 2:]], axis=1)
-        return (gap <= margin[:, None]) & beyond[:, None]
+        result = np.empty((*self.points.shape[:2], 4), bool)
+        for start in range(0, len(self), 10_000):  # the distances take 8 times the memory of the points
+            part = slice(start, start + 10_000)
+            points, box, limits = self.points[part], self.boxes[part], self.limits[part]
+            margin = np.array([10, 10, 3, 3]) / self.to_file[part, 0, :1]
+            gap = np.concatenate([points - limits[:, None, :2], limits[:, None, 2:] - points], axis=2)
+            corner, side = box[:, :2], box[:, 2:]
+            beyond = np.concatenate([corner < limits[:, :2], corner + side > limits[:, 2:]], axis=1)
+            result[part] = (gap <= margin[:, None]) & beyond[:, None]
+        return result
 
 
 def read_info(path: str | os.PathLike[str]) -> TableInfo:
     """Read what holds for every row of a table.
 
+    Args:
+        path: as in `load_table`.
+
     Raises:
-        InputError: the file is missing, or not a table of this format.
+        InputError: a file is missing, not a table of this format, or does not go with the others.
     """
+    first, *others = files = table_files(path)
+    info = _read_info(first)
+    for file in others:
+        if _read_info(file) != info:
+            raise InputError(
+                f"{file}: the {len(files)} files of one table must agree in dataset, split, keypoints, crop rule, size "
+                f"and color; it differs from {first}"
+            )
+    return info
+
+
+def _read_info(path: Path) -> TableInfo:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    if Path(path).is_dir():
-        raise InputError(f"{path}: is a folder; give one of its tables, such as {Path(path) / 'test.parquet'}")
-    if not Path(path).is_file():
-        raise InputError(f"{path}: no such file; `recombinator prepare` writes tables")
     try:
         found = pq.read_schema(path).metadata or {}
     except (pa.ArrowInvalid, OSError) as error:
@@ -307,17 +323,23 @@ def read_info(path: str | os.PathLike[str]) -> TableInfo:
     return TableInfo(**{**from_file_keys(meta), "keypoints": KeypointSet.from_dict(meta["keypoints"])})
 
 
+_COLUMNS = ("image", "points", "mask", "box", "to_file", "file", "file_size", "subset")
+
+
 def load_table(
-    path: str | os.PathLike[str], channels: int = 1, limit: int | None = None, spread: bool = False
-) -> FaceTable:
-    """Read and decode a table.
+    path: str | os.PathLike[str], channels: int = 1, limit: int | None = None, spread: bool = False,
+    memory: float = math.inf,
+) -> FaceTable:  # fmt: skip
+    """Read a table, and decode its crops unless they are too large for the memory.
 
     Args:
-        path: the .parquet file.
+        path: NAME.parquet, to which the files of a folder NAME next to it belong too, or a folder of such files.
         channels: 1 (gray) or 3 (RGB).
         limit: read that many rows only, the first ones.
         spread: draw the `limit` rows over the whole table instead. The draw is the same at every call, and a smaller
             number is a part of a larger.
+        memory: gigabytes of decoded crops up to which the table is decoded; `images` of a larger one are
+            StreamedImages.
 
     Raises:
         InputError: naming the file, for a missing, foreign or empty table.
@@ -325,42 +347,38 @@ def load_table(
     import pyarrow.parquet as pq
 
     info = read_info(path)
-    columns = ["image", "points", "mask", "box", "to_file", "file", "file_size", "subset"]
-    attributes = [f.name for f in pq.read_schema(path) if f.name not in (*columns, "split")]
-    table = pq.read_table(path, columns=columns + attributes)
+    reader = TableReader(table_files(path))
+    attributes = [f.name for f in pq.read_schema(reader.files[0]) if f.name not in (*_COLUMNS, "split")]
+    rows = np.arange(len(reader))
     if limit and spread:
-        table = table.take(np.sort(np.random.RandomState(0).permutation(len(table))[:limit]))
+        rows = np.sort(np.random.RandomState(0).permutation(len(rows))[:limit])
     elif limit:
-        table = table.slice(0, limit)
-    if not len(table):
+        rows = rows[:limit]
+    if not len(rows):
         raise InputError(f"{path}: the table has no rows")
     if channels == 3 and info.gray:
         raise InputError(f"{path}: holds gray crops, expected RGB; prepare the table again, in color")
-    raw = table["image"].combine_chunks().field("bytes").to_pylist()
-    files: list[str] = table["file"].to_pylist()
-
-    def decode(i: int) -> np.ndarray:
-        image = decode_image(raw[i], f"{path} row {i} ({files[i]})", gray=channels == 1)
-        return image[None] if channels == 1 else image.transpose(2, 0, 1)
-
-    with ThreadPoolExecutor() as pool:
-        images = np.stack(list(pool.map(decode, range(len(raw)))))
-    points = np.array(table["points"].to_pylist(), np.float32)
-    to_file = np.array(table["to_file"].to_pylist()).reshape(-1, 2, 3)
+    n, k, shape = len(rows), len(info.keypoints), (channels, info.size, info.size)
+    streamed = n * math.prod(shape) > memory * 1e9
+    images: Any = StreamedImages(reader, rows, channels, info.size) if streamed else np.empty((n, *shape), np.uint8)
+    values: dict[str, np.ndarray] = {
+        "points": np.empty((n, k, 2), np.float32), "mask": np.empty((n, k), bool), "box": np.empty((n, 3), np.float32),
+        "to_file": np.empty((n, 2, 3)), "file_size": np.empty((n, 2)),
+        **{a: np.empty(n, np.int64) for a in attributes},
+    }  # fmt: skip
+    texts, fingerprint = read_rows(reader, rows, values, ("file", "subset"), None if streamed else images)
+    to_file = values["to_file"]
     scale, corner = to_file[:, 0, :1], to_file[:, :, 2]
-    sizes = np.array(table["file_size"].to_pylist(), np.float64)
-    # of what a network learns from: the file's layout does not change it
-    fingerprint = hashlib.sha256(b"".join([*raw, points.tobytes()])).hexdigest()[:16]
     return FaceTable(
         info=info,
         images=images,
-        points=points,
-        mask=np.array(table["mask"].to_pylist(), bool),
-        boxes=np.array(table["box"].to_pylist(), np.float32),
+        points=values["points"],
+        mask=values["mask"],
+        boxes=values["box"],
         to_file=to_file,
-        limits=np.concatenate([-corner / scale, (sizes - corner) / scale], axis=1),
-        files=files,
-        subsets=table["subset"].to_pylist(),
-        fingerprint=fingerprint,
-        attributes={a: np.array(table[a].to_pylist(), np.int64) for a in attributes},
+        limits=np.concatenate([-corner / scale, (values["file_size"] - corner) / scale], axis=1),
+        files=texts["file"],
+        subsets=texts["subset"],
+        fingerprint=fingerprint[:16],
+        attributes={a: values[a] for a in attributes},
     )

@@ -259,3 +259,17 @@ def offset_table(results: Results) -> str:
                          f"{r['nme_without_offset']:.2f}"])  # fmt: skip
     header = ["images", "network", "median x, %", "median y, %", "error, continuous", "the offset removed"]
     return markdown(header, rows)
+
+
+def memory_table(results: Results) -> str:
+    """Compare a training from disk with one in memory: peak memory and images per second."""
+    rows = []
+    for name, r in results.items():
+        if r.get("kind") == "memory":
+            for place in ("on disk", "in memory"):
+                row = r[place]
+                rate = f"{row['images_per_second']:.0f} [{row['low']:.0f}, {row['high']:.0f}]"
+                rows.append([link(name, f"{r['model']}, crops {place}"), f"{row['crops']:,}",
+                             f"{row['peak_bytes'] / 1e9:.2f} GB", rate, f"{row['open_seconds']:.0f} s"])  # fmt: skip
+    header = ["training", "crops", "peak memory", "images per second", "opening the table"]
+    return markdown(header, rows)

@@ -25,6 +25,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "epochs": (1, 10**6), "batch": (1, 10**6), "learning_rate": (0, math.inf), "weight_decay": (0, 1000),
     "warmup_steps": (0, 10**9), "decay": (0, 1), "sigma": (0, 1000), "patience": (0, 10**6), "distil": (0, 1),
     "corrupt": (0, 10**6), "auxiliary": (0, 1000), "ema": (0, 0.999999),
+    "memory": (0, math.inf),
 }  # fmt: skip
 
 
@@ -58,6 +59,8 @@ class Recipe:
         precision: auto (bfloat16 where it is fast), bfloat16 or float32.
         ema: decay per step of the exponential moving average of the weights that is validated and kept; 0 keeps the
             weights themselves.
+        memory: gigabytes of decoded crops that are kept in memory; those of a larger table stay on disk, and are mixed
+            by blocks in place of all at once.
         patience: epochs without a lower validation error after which training stops; 0 never stops early.
         distil: with a teacher: weight of the teacher's score maps in the loss, from 0 to 1.
         corrupt: denoiser: number of corrupted keypoints per face.
@@ -85,6 +88,7 @@ class Recipe:
     revive: bool = False
     precision: str = "auto"
     ema: float = 0.0
+    memory: float = 2.0
     patience: int = 0
     distil: float = 0.5
     corrupt: int = 35

@@ -49,7 +49,8 @@ def train(
 
     Args:
         model: one of `model_names()`.
-        data: folder with train.parquet and valid.parquet; the second one chooses the epoch.
+        data: folder with train.parquet and valid.parquet; the second one chooses the epoch. Files of the folders train
+            and valid in it are parts of these tables.
         out: folder of the run, which is created.
         recipe: "fast" (the default), "paper", or a Recipe.
         seed: of the initial weights, the order of the images and the augmentation; 0 by default.
@@ -99,8 +100,8 @@ def train(
         named = recipe if isinstance(recipe, Recipe) else get_recipe(recipe or "fast", model)
         chosen = changed(named, **changes)
         channels = (options or {}).get("channels", 1)
-        faces = load_table(folder / "train.parquet", channels, limit, spread=True)
-        valid = load_table(folder / "valid.parquet", channels)
+        faces = load_table(folder / "train.parquet", channels, limit, spread=True, memory=chosen.memory)
+        valid = load_table(folder / "valid.parquet", channels, memory=chosen.memory)
         if faces.info.keypoints != valid.info.keypoints:
             raise InputError(f"{data}: train.parquet and valid.parquet have different keypoints")
         trainer = Trainer(
