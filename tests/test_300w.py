@@ -5,7 +5,7 @@ import pytest
 from conftest import ROOT
 
 from recombinator.data.images import encode_image
-from recombinator.data.points import read_pts
+from recombinator.data.readers.pts import read_pts
 from recombinator.data.readers.synthetic import draw_face
 from recombinator.data.readers.w300 import prepare_300w, split_files
 from recombinator.data.table import load_table

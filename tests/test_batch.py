@@ -130,7 +130,7 @@ def test_boxes_from_a_file_and_detectors_by_name(album, tmp_path):
     table = tmp_path / "boxes.csv"
     table.write_text(f"file,x,y,width,height\n{album / 'a.jpg'},150,110,220,220\n{album / 'a.jpg'},140,100,240,240\n")
     run = command(album / "a.jpg", tmp_path / "out", "--boxes", table)
-    assert run.exit_code == 0 and "2 faces in 1 photographs" in run.output
+    assert run.exit_code == 0 and "2 faces in 1 photograph:" in run.output
     table.write_text("file,x,y,width,height\na.jpg,1,2,30,40\n")
     with pytest.raises(InputError, match="must name them as this command does, such as .*/a.jpg"):
         command(album, tmp_path / "x", "--boxes", table)
@@ -146,13 +146,13 @@ def test_boxes_from_a_file_and_detectors_by_name(album, tmp_path):
     crop = cv2.imread(str(HOPPER))[100:330, 150:380, ::-1].copy()
     face = load("rcn-6-mtfl", detector_by_name("none")).predict(crop)[0]
     assert np.linalg.norm(face.points - load("rcn-6-mtfl").predict(HOPPER)[0].points + [150, 100], axis=1).mean() < 4
-    bad = (("dlib", "not known"), ("yunet:nowhere", "no such file"), (f"yunet:{HOPPER}", "cannot read it"))
+    bad = (("dlib", "unknown detector"), ("yunet:nowhere", "no such file"), (f"yunet:{HOPPER}", "cannot read it"))
     for name, message in bad:
         with pytest.raises(InputError, match=message):
             detector_by_name(name)
     with pytest.raises(InputError, match="between 0 and 1"):
         load("rcn-6-mtfl").predict(HOPPER, min_confidence=float("nan"))
-    with pytest.raises(InputError, match="format 'xml' is not known"):
+    with pytest.raises(InputError, match="unknown format 'xml'; expected one of json, csv, coco, pts"):
         command(album, tmp_path / "x", "--format", "xml")
 
 

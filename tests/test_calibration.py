@@ -207,7 +207,7 @@ def test_refused_before_anything_is_measured(weights, faces5, tmp_path, monkeypa
     table.write_bytes((faces5 / "valid.parquet").read_bytes())
     before = table.read_bytes()
     for command, options, words in (
-        ("calibrate", ["--out", str(table)], "would overwrite the table"),
+        ("calibrate", ["--out", str(table)], "would overwrite the input"),
         ("calibrate", ["--out", str(tmp_path / "a.onnx")], "must end in .safetensors"),
         ("calibrate", ["--out", str(tmp_path / "a.json")], "expected a JSON object"),
         ("reliability", ["--plot", str(tmp_path / "a.abc")], "must end in .png or .pdf"),

@@ -63,7 +63,7 @@ def test_all_commands_are_listed_in_sections():
     daily, research = shown.split("Daily use:\n")[1].split("\n\nResearch:\n")
     listed = [re.findall(r"^  (\S+)", part, re.M) for part in (daily, research)]
     assert listed == [
-        ["demo", "predict", "track", "train", "evaluate", "export", "models", "prepare"],
+        ["demo", "predict", "track", "fit", "train", "evaluate", "export", "models", "prepare"],
         ["compare", "calibrate", "reliability", "join", "average", "mirror", "shift", "convert", "denoise", "bench",
          "study"],
     ]  # fmt: skip
@@ -157,7 +157,7 @@ def test_models_json():
             ["evaluate", "rcn-6-mtfl", "--data", "{faces}/test.parquet", "--json", "{faces}/test.parquet"],
             "would",
         ),
-        (["convert", "nowhere", "--out", "x"], "nowhere: cannot be read"),
+        (["convert", "nowhere", "--out", "x.safetensors"], "nowhere: cannot be read"),
         (["prepare", "mtfl", "nowhere", "x"], "no such folder"),
         (["prepare", "synthetic", "x", "--points", "7"], "expected 5 or 68 keypoints, got 7"),
         (["predict", "nowhere.jpg", "--out", "x"], "nowhere.jpg: cannot be read"),

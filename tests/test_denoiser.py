@@ -10,7 +10,7 @@ from recombinator.models import Joint, create_model
 from recombinator.models.decode import maximum
 from recombinator.models.denoiser import MapDenoiser
 from recombinator.models.spectral import SpectralConv
-from recombinator.training.loop import copy_matching
+from recombinator.training.start import copy_matching
 from recombinator.transforms.samples import BLANK
 from recombinator.utils.errors import InputError
 from recombinator.weights.files import Weights, join, load_weights, save_weights

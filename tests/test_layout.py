@@ -11,7 +11,7 @@ SOURCE = Path(recombinator.__file__).parent
 # each package may import those before it
 ORDER = (
     "utils", "keypoints", "data", "transforms", "models", "weights", "predict", "evaluation", "deploy", "training",
-    "study", "cli",
+    "fit", "study", "cli",
 )  # fmt: skip
 
 

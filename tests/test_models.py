@@ -334,11 +334,11 @@ def test_one_branch_networks_of_both_families_are_equal():
         (lambda: create_model("rcn-4", width=float("nan")), "positive factor"),
         (
             lambda: create_model("rcn-4", upsampling="cubic"),
-            "unknown upsampling='cubic'; expected one of tile, bilinear",
+            "unknown upsampling 'cubic'; expected one of tile, bilinear",
         ),
         (lambda: create_model("rcn-4", alpha="map"), "alpha"),
-        (lambda: create_model("rcn-4", form="new"), "unknown form='new'; expected one of twice, code"),
-        (lambda: create_model("sumnet-4", alpha="row"), "unknown alpha='row'; expected one of map, pixel"),
+        (lambda: create_model("rcn-4", form="new"), "unknown form 'new'; expected one of twice, code"),
+        (lambda: create_model("sumnet-4", alpha="row"), "unknown alpha 'row'; expected one of map, pixel"),
         (lambda: create_model("rcn-4", keypoints=0), "must be 1 or more"),
         (lambda: create_model("rcn-4")(torch.zeros(1, 1, 64, 64)), "expected images of shape"),
     ],
@@ -372,14 +372,12 @@ def test_weights_are_averaged_tensor_by_tensor(tmp_path):
     ("rcn-6", (1, 0, 0, 0, 0, 0), 40), ("sumnet-6", (0, 1, 0, 0, 0, 0), 16),
 ])  # fmt: skip
 def test_a_tile_of_equal_scores_is_decoded_to_its_center(name, mask, tile):
-    from recombinator.models.decode import answers
-
     torch.manual_seed(0)
     net = create_model(name, mask=mask, width=0.3).eval()
     x = torch.rand(4, 1, 80, 80) * 255
     assert net.tile == tile
     with torch.no_grad():
-        scores, decoded = net(x), answers(net, x)
+        scores, decoded = net(x), net.decode(net(x))
     side = 80 // tile
     coarse = scores[..., ::tile, ::tile]
     torch.testing.assert_close(scores, coarse.repeat_interleave(tile, 2).repeat_interleave(tile, 3))

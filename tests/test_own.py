@@ -371,7 +371,7 @@ def test_shared_placeholders_and_too_few_images(cases, tmp_path, caplog):
     assert CliRunner().invoke(app, [*command, "--missing", "none"], catch_exceptions=False).exit_code == 0
     assert all(load_table(tmp_path / "t" / f"{s}.parquet").mask.all() for s in ("train", "valid", "test"))
     assert not [r for r in caplog.records if r.levelno >= logging.WARNING]
-    assert CliRunner().invoke(app, command, catch_exceptions=False).exit_code == 0
+    assert CliRunner().invoke(app, [*command, "--overwrite"], catch_exceptions=False).exit_code == 0
     assert "4 points at exactly 0,0 are taken as missing" in caplog.text
     with pytest.raises(InputError, match="expected 3 or more images for three splits, got 1"):
         prepare_points(folder / "images_dict.json", tmp_path / "few", images=folder / "img")

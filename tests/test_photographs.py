@@ -36,12 +36,13 @@ def hopper():
 )
 def test_boxes_are_mapped_back_from_a_rotated_photograph(look, hopper):
     """The detector sees a photograph upright that is rotated the other way; the box is on the rotated face."""
-    (upright,) = HaarDetector().detect(hopper)
+    (detection,) = HaarDetector().detect(hopper)
+    upright = np.array(detection.box)
     center = upright[:2] + upright[2:] / 2
     height, width = hopper.shape[:2]
     turn = cv2.getRotationMatrix2D((width / 2, height / 2), -look.degrees, 1.0)
     image, expected = cv2.warpAffine(hopper, turn, (width, height)), turn[:, :2] @ center + turn[:, 2]
-    boxes = HaarDetector()._run(image, look)
+    boxes = np.array([d.box for d in HaarDetector()._run(image, look)])
     distances = np.linalg.norm(boxes[:, :2] + boxes[:, 2:] / 2 - expected, axis=1)
     assert len(boxes) and distances.min() < 0.15 * upright[2]
 

@@ -1,6 +1,7 @@
 """From photograph to points, on the photograph that ships with the package."""
 
 import csv
+import io
 import json
 import subprocess
 import sys
@@ -117,9 +118,10 @@ def test_no_face_is_an_empty_list(predictor):
         (np.zeros(4, np.uint8), "must be"),
         ("nowhere.jpg", "cannot be read"),
         (HOPPER.parent, "cannot be read"),
-        (HOPPER.read_bytes(), "got bytes; decode it first"),
+        (HOPPER.read_bytes()[:1000], "not an image that can be decoded"),
+        (io.StringIO("text"), "open the image in binary mode"),
         (None, "cv2.imread returns None"),
-        (3.5, "a path, an array, a Pillow image or a torch tensor, got float"),
+        (3.5, "a path, bytes, a binary file, an array, a Pillow image or a torch tensor, got float"),
         (torch.zeros(3, 8, 8) + 7, "values from 0 to 1, got 7 to 7"),
         (torch.full((8, 8), torch.nan), "values from 0 to 1"),
         (torch.zeros(8, 8, dtype=torch.int64), "must be uint8"),
@@ -323,7 +325,7 @@ def test_the_legend_keeps_clear_of_faces(predictor, hopper):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"device": "tpu"}, "unknown device 'tpu'; use cpu, cuda or cuda:N"),
+        ({"device": "tpu"}, "unknown device 'tpu'; expected one of cpu, cuda, cuda:N"),
         ({"device": "cuda", "engine": "onnx"}, "ONNX Runtime runs on the CPU here; use the torch engine"),
         ({"device": "cuda"}, "torch finds no CUDA GPU on this machine; use device 'cpu'"),
     ],

@@ -112,7 +112,7 @@ def test_training_from_disk(faces5, shards, tmp_path):
         train("rcn-4", shards, tmp_path / "cut", epochs=4, **dict(kind, on_epoch=stop_after(2)))
     train("rcn-4", shards, tmp_path / "cut", resume=True)
     assert same(weights_of(tmp_path / "whole"), weights_of(tmp_path / "cut"))
-    with pytest.raises(InputError, match="another recipe .*memory"):
+    with pytest.raises(InputError, match="cannot be resumed with other settings: memory was 0.0 and is now 1.0"):
         train("rcn-4", shards, tmp_path / "cut", resume=True, memory=1.0)
 
 

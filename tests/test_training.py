@@ -19,12 +19,13 @@ from recombinator.keypoints import KeypointSet
 from recombinator.models import create_model
 from recombinator.models.layers import Conv, initial_bound
 from recombinator.training.average import MovingAverage
-from recombinator.training.loop import Trainer, copy_matching
+from recombinator.training.loop import Trainer
 from recombinator.training.loss import distillation_loss, softmax_loss
 from recombinator.training.order import balanced_order
 from recombinator.training.recipe import FAST, PAPER, Recipe, get_recipe, make_optimizer, parse_settings, setting_types
 from recombinator.training.revive import dead_channels, revive
 from recombinator.training.run import train
+from recombinator.training.start import copy_matching
 from recombinator.transforms.augment import Augment
 from recombinator.transforms.samples import corrupted
 from recombinator.utils.errors import InputError
@@ -69,13 +70,13 @@ def test_distillation_from_a_larger_network(faces5, tmp_path):
     assert again["epochs"] == 3
     for wrong, words in (
         ({"options": {"size": 48}}, "size=40; expected keypoints=5, channels=1, size=48"),
-        ({"distil": 2.0}, "between 0 and 1"),
+        ({"distil": 2.0}, "distil=2.0: expected a number from 0 to 1"),
     ):
         with pytest.raises(InputError, match=words):
             train("rcn-4", faces5, tmp_path / "no", epochs=1, **dict(kind, **wrong))
-    with pytest.raises(InputError, match="errors_of is for a denoiser"):
+    with pytest.raises(InputError, match="errors_of .*large: is for a denoiser"):
         train("rcn-4", faces5, tmp_path / "no", epochs=1, **SMALL, errors_of=tmp_path / "large")
-    with pytest.raises(InputError, match="a teacher needs a network with score maps"):
+    with pytest.raises(InputError, match="teacher .*large: is for networks with score maps"):
         train("tcdcn-alone", faces5, tmp_path / "no", epochs=1, **dict(kind, options={}))
 
 
@@ -363,9 +364,9 @@ def test_start_from_other_weights(faces5, tmp_path):
     ("changes", "words"),
     [
         ({"recipe": "slow"}, "unknown recipe 'slow'; expected one of fast, paper"),
-        ({"loss": "hinge"}, "loss='hinge'"),
+        ({"loss": "hinge"}, "unknown loss 'hinge'"),
         ({"device": "cuda"}, "no CUDA"),
-        ({"device": "gpu"}, "use auto, cpu or cuda"),
+        ({"device": "gpu"}, "expected one of auto, cpu, cuda"),
         ({"resume": True}, "nothing to resume"),
         ({"start": "nowhere"}, "neither a weights file"),
     ],
@@ -381,13 +382,40 @@ def test_a_run_is_not_overwritten_or_mixed(faces5, tmp_path):
     train("rcn-4", faces5, tmp_path / "run", epochs=2, **SMALL)
     with pytest.raises(InputError, match="already holds a run"):
         train("rcn-4", faces5, tmp_path / "run", epochs=2, **SMALL)
-    for changes, words in (
-        ({"seed": 3}, "seed 0, not 3"), ({"batch": 7}, "another recipe .*batch"), ({"degrees": 7}, "augment"),
+    for model, changes, words in (  # other mistakes come first
+        ("rcn4", {}, "unknown model 'rcn4'"), ("rcn-4", {"options": {"mask": (1, 2)}}, "mask"),
+        ("rcn-4", {"batch": 0}, "batch=0"), ("rcn-4", {"device": "gpu"}, "unknown device"),
     ):  # fmt: skip
         with pytest.raises(InputError, match=words):
+            train(model, faces5, tmp_path / "run", **{**SMALL, "epochs": 2, **changes})
+    for changes, words in (
+        ({"seed": 3}, r"settings: seed was 0 and is now 3\. Leave"),
+        ({"batch": 7, "degrees": 7}, r"settings: batch was 32 and is now 7; degrees was \d+ and is now 7\. Leave"),
+        ({"occlude": (1, 2)}, r"occlude was \d+,\d+ and is now 1,2"),
+        ({"options": {**SMALL["options"], "norm": "global"}}, "norm was the default and is now global"),
+    ):
+        with pytest.raises(InputError, match=words):
             train("rcn-4", faces5, tmp_path / "run", **{**SMALL, "epochs": 2, "resume": True, **changes})
-    with pytest.raises(InputError, match="model"):
+    with pytest.raises(InputError, match="model was rcn-4 and is now rcn-5"):
         train("rcn-5", faces5, tmp_path / "run", epochs=2, resume=True, **SMALL)
+
+
+def test_training_leaves_the_callers_random_numbers_alone(faces5, tmp_path):
+    """The network starts from the seed's weights, and neither start nor epoch draws from torch's global generator."""
+    table, recipe = load_table(faces5 / "train.parquet"), get_recipe("fast", "rcn-4", epochs=2)
+    torch.manual_seed(5)
+    expected = create_model("rcn-4", 5, **SMALL["options"])
+    expected.initialize(table.points, table.mask)
+    ends = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        before = torch.get_rng_state()
+        trainer = Trainer("rcn-4", table, table, tmp_path / str(seed), recipe, seed=5, options=SMALL["options"])
+        assert same(trainer.net.state_dict(), expected.state_dict())
+        trainer.fit()
+        assert torch.equal(torch.get_rng_state(), before)
+        ends.append(trainer.net.state_dict())
+    assert same(*ends)
 
 
 def test_resume_warns_of_discarded_epochs_and_keeps_the_old_best(faces5, tmp_path, caplog):

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from recombinator.deploy.onnx import export
     from recombinator.evaluation.calibration import calibrate
     from recombinator.evaluation.tables import Evaluation, compare, evaluate
+    from recombinator.fit.run import fit
     from recombinator.keypoints import KeypointSet
     from recombinator.models import create_model, model_names
     from recombinator.predict.predictor import Predictor, load
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "load": "predict.predictor", "Predictor": "predict.predictor", "Face": "predict.result",
     "shipped_models": "weights.shipped", "from_pretrained": "deploy.hub", "push_to_hub": "deploy.hub",
-    "train": "training.run", "Recipe": "training.recipe", "Augment": "transforms.augment",
+    "fit": "fit.run", "train": "training.run", "Recipe": "training.recipe", "Augment": "transforms.augment",
     "evaluate": "evaluation.tables", "Evaluation": "evaluation.tables", "compare": "evaluation.tables",
     "calibrate": "evaluation.calibration", "export": "deploy.onnx",
     "create_model": "models", "model_names": "models",
@@ -53,7 +54,7 @@ _HOMES = {
 
 __all__ = [
     "Augment", "Evaluation", "Face", "InputError", "KeypointSet", "Predictor", "Recipe", "Weights", "__version__",
-    "calibrate", "compare", "create_model", "evaluate", "export", "from_pretrained", "load", "load_weights",
+    "calibrate", "compare", "create_model", "evaluate", "export", "fit", "from_pretrained", "load", "load_weights",
     "model_names", "prepare_300w", "prepare_afw", "prepare_mtfl", "prepare_points", "prepare_synthetic", "push_to_hub",
     "save_weights", "shipped_models", "train",
 ]  # fmt: skip

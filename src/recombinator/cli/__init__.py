@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import os
+import signal
 import sys
 from typing import Annotated, Any
 
 import typer
 
 from recombinator.cli import evaluation, models, photographs, training, weights
+from recombinator.cli.fit import fit
 from recombinator.cli.options import DAILY, RESEARCH, Command, Group
 from recombinator.cli.prepare import prepare
 from recombinator.cli.study import study
@@ -22,7 +25,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )  # fmt: skip
 _DAILY: tuple[Any, ...] = (
-    photographs.demo, photographs.predict, photographs.track, training.train, evaluation.evaluate, weights.export,
+    photographs.demo, photographs.predict, photographs.track, fit, training.train, evaluation.evaluate, weights.export,
     models.models,
 )  # fmt: skip
 _RESEARCH: tuple[Any, ...] = (
@@ -53,8 +56,22 @@ def _prepare_process(
     context.with_resource(log_to_console())
 
 
+def _end(number: int, frame: object) -> None:
+    sys.exit(128 + number)
+
+
 def main() -> None:
-    """Entry point: an InputError is one sentence and exit status 2."""
+    """Entry point: an InputError is one sentence and exit status 2.
+
+    SIGTERM and SIGHUP end the process by an exception, so that temporary files are removed.
+    """
+    for name in ("SIGTERM", "SIGHUP"):  # Windows has no SIGHUP; `nohup` has it ignored
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, _end)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # file names that are not UTF-8 are printed with escapes
+            stream.reconfigure(errors="backslashreplace")
     try:
         app()
     except InputError as error:

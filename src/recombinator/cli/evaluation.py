@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -11,16 +11,20 @@ from recombinator.cli.options import (
     JsonOut,
     Limit,
     Occlude,
+    Overwrite,
     Table,
     Threads,
     WeightsArgument,
-    check_not_overwriting,
+    check_outputs,
     set_threads,
     write_report,
 )
 from recombinator.utils.console import progress
 from recombinator.utils.errors import InputError
 from recombinator.utils.files import check_output_folder
+from recombinator.utils.text import plural
+
+PROTOCOLS = (("nme_paper", "paper's protocol"), ("nme", "continuous"))  # docs/protocol.md
 
 
 def evaluate(
@@ -28,27 +32,29 @@ def evaluate(
     data: Table,
     json_out: Annotated[
         Path | None,
-        typer.Option("--json", metavar="FILE", help="also write the report to this file, with a .images.parquet"),
+        typer.Option("--json", metavar="FILE", help="Also write the report to FILE.json, and FILE.images.parquet."),
     ] = None,
     plots: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="also draw the error curve and the worst faces")
+        Path | None, typer.Option(metavar="FOLDER", help="Also draw the error curve and the worst faces.")
     ] = None,
     limit: Limit = None,
     occlude: Occlude = False,
     photos: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="evaluate on the photographs that the table was made from")
+        Path | None, typer.Option(metavar="FOLDER", help="Evaluate on the photographs that the table was made from.")
     ] = None,
-    detector: Annotated[str, typer.Option(metavar="[haar|yunet:FILE]", help="with --photos: face detector")] = "haar",
+    detector: Annotated[str, typer.Option(metavar="[haar|yunet:FILE]", help="With --photos: face detector.")] = "haar",
     passes: Annotated[
-        int, typer.Option(min=1, metavar="N", help="with --photos: passes, each crops from the points before it")
+        int, typer.Option(min=1, metavar="N", help="With --photos: passes; each crops around the last one's points.")
     ] = 2,
     engine: Annotated[
-        str, typer.Option(metavar="[torch|onnx]", help="what runs the network; .onnx files always use onnx")
+        str, typer.Option(metavar="[torch|onnx]", help="Engine of the network; .onnx files always use onnx.")
     ] = "torch",
+    overwrite: Overwrite = False,
 ) -> None:
     """Measure errors on a table, or on photographs.
 
-    Reports the paper's protocol and the continuous one. With --photos, face detection is included.
+    Prints the mean error in the paper's protocol and in the continuous one (docs/protocol.md), each with its 95 %
+    interval. With --photos, face detection is included.
     """
     from recombinator.evaluation import denoising
     from recombinator.evaluation import tables as evaluation
@@ -56,7 +62,8 @@ def evaluate(
     from recombinator.weights.shipped import is_graph
 
     per_image = json_out and json_out.with_name(f"{json_out.stem}.images.parquet")
-    check_not_overwriting(data, json_out, per_image)
+    pictures = [plots / name for name in ("cumulative.png", "worst.png")] if plots else []
+    check_outputs(json_out, per_image, *pictures, overwrite=overwrite, source=data)
     if plots:
         check_output_folder(plots)
     if photos:
@@ -67,13 +74,15 @@ def evaluate(
     loaded = weights if is_graph(weights) or engine == "onnx" else load_weights(weights)
     if not isinstance(loaded, str) and not loaded.net.takes_images:
         if occlude or plots:
-            raise InputError("--occlude and --plots are for networks that take images; this is a denoiser")
+            raise InputError(f"{weights}: --occlude and --plots need a network that takes images; this is a denoiser")
         report = denoising.evaluate_denoiser(loaded, data, limit=limit)
         write_report(json_out, "denoising", report)
-        print(f"{weights} on {data}: {report['data']['images']} faces, {report['protocol']}")
+        print(
+            f"{weights} on {data}: {plural(report['data']['images'], 'face')}, {report['corrupted']} points of each "
+            "moved to random places; errors of these points in %"
+        )
         for name, row in report["rows"].items():
-            low, high = row["nme_paper_ci95"]
-            print(f"  {name:24} nme_paper {row['nme_paper']:6.3f}  [{low:.3f}, {high:.3f}]  nme {row['nme']:6.3f}")
+            print(f"  {name:24} paper's protocol {_interval(row, 'nme_paper')}  continuous {row['nme']:6.3f}")
         return
     result, report = evaluation.evaluate(loaded, data, limit=limit, occlude=occlude, engine=engine)
     if json_out and per_image:  # before printing: a closed pipe (`| head`) stops the command
@@ -81,24 +90,27 @@ def evaluate(
         print(f"wrote {per_image}")
         write_report(json_out, "evaluation", report)
     names = report["keypoints"]
-    print(f"{weights} on {data}: {report['images']} images, errors in % of the {report['normaliser']}")
-    for protocol, key in (("paper", "nme_paper"), ("continuous", "nme")):
-        low, high = report[f"{key}_ci95"]
-        print(f"  {key:10} {report[key]:6.3f}  [{low:.3f}, {high:.3f}]  {protocol}: {report['protocols'][protocol]}")
-    print(
-        f"  failures over 10 %: {100 * report['failure_rate_10']:.2f} % of images; AUC to 10 %: {report['auc_10']:.4f}"
-    )
+    print(f"{weights} on {data}: {plural(report['images'], 'image')}, errors in % of the {report['normaliser']}")
+    for key, protocol in PROTOCOLS:
+        print(f"  {protocol:17} {_interval(report, key)}")
+    print(f"  above 10 %: {100 * report['failure_rate_10']:.2f} % of the images; AUC to 10 %: {report['auc_10']:.4f}")
     if len(names) <= 10:
-        print("  nme of " + ", ".join(f"{n} {e:.2f}" for n, e in zip(names, report["per_keypoint"], strict=True)))
+        errors = zip(names, report["per_keypoint"], strict=True)
+        print("  by keypoint, continuous: " + ", ".join(f"{name} {error:.2f}" for name, error in errors))
     for name, rows in report.get("by", {}).items():
-        classes = ", ".join(f"{r['class']}: {r['nme']:.2f} ({r['images']})" for r in rows)
-        print(f"  nme (images) by {name}, classes from 0: {classes}")
+        classes = ", ".join(f"{r['class']}: {r['nme']:.2f} ({plural(r['images'], 'image')})" for r in rows)
+        print(f"  by class of {name}, continuous: {classes}")
     if plots:
-        from recombinator.evaluation import plots as pictures
+        from recombinator.evaluation import plots as drawing
 
-        pictures.plot_cumulative(plots / "cumulative.png", result, f"{weights}, {report['data']['dataset']}")
-        pictures.plot_worst(plots / "worst.png", result)
-        print(f"wrote {plots / 'cumulative.png'} and {plots / 'worst.png'}")
+        drawing.plot_cumulative(pictures[0], result, f"{weights}, {report['data']['dataset']}")
+        drawing.plot_worst(pictures[1], result)
+        print(f"wrote {pictures[0]} and {pictures[1]}")
+
+
+def _interval(row: dict[str, Any], key: str) -> str:
+    low, high = row[f"{key}_ci95"]
+    return f"{row[key]:6.3f}  [{low:.3f}, {high:.3f}]"
 
 
 def _evaluate_photos(
@@ -112,39 +124,43 @@ def _evaluate_photos(
             weights, data, photos, detector=detector_by_name(detector), passes=passes, limit=limit, progress=advance
         )
     write_report(json_out, "photographs", {**report, "detector": detector})
-    print(f"{weights} on {report['photographs']} photographs of {data}, {passes} passes; {report['protocol']}")
     found, missed, others = report["found"], report["missed"], report["others"]
-    print(f"  {found} of {report['faces']} faces found, {missed} missed, {others} other detections")
+    photographs, faces = plural(report["photographs"], "photograph"), plural(report["faces"], "face")
+    print(f"{weights} on {photographs} of {data}, {plural(passes, 'pass')}")
+    print(f"  {found} of {faces} found, {missed} missed, {plural(others, 'other detection')}")
     if found:
-        (low, high), ideal = report["nme_ci95"], report["nme_true_crop"]
-        print(f"  error {report['nme']:.3f} %  [{low:.3f}, {high:.3f}]; crop from true points {ideal:.3f} %")
+        print(f"  error of the faces found, continuous, in %: {_interval(report, 'nme')}")
+        print(f"  the same faces, with the crop from the true points: {report['nme_true_crop']:.3f}")
 
 
 def compare(
     weights: Annotated[
-        list[str], typer.Argument(metavar="WEIGHTS...", help="two or more; the first one is the reference")
+        list[str], typer.Argument(metavar="WEIGHTS", help="Two or more networks; the first one is the reference.")
     ],
     data: Table,
     json_out: JsonOut = None,
     limit: Limit = None,
     occlude: Occlude = False,
+    overwrite: Overwrite = False,
 ) -> None:
     """Compare networks on the same images, with intervals.
 
-    The intervals are 95 % ones of the differences, over all images and over the tenth where the first network is worst.
+    Prints each network's error and its difference from the first one's with a 95 % interval, over all images and over
+    the tenth where the first network is worst.
     """
     from recombinator.evaluation import tables as evaluation
 
-    check_not_overwriting(data, json_out)
+    check_outputs(json_out, overwrite=overwrite, source=data)
     report = evaluation.compare(weights, data, limit=limit, occlude=occlude)
-    print(f"{data}{', occluded' if occlude else ''}: {report['images']} images, % of the {report['normaliser']}")
+    images = plural(report["images"], "image")
+    print(f"{data}{', occluded' if occlude else ''}: {images}, errors in % of the {report['normaliser']}")
     for part, text in (("all", "all images"), ("worst_tenth", f"the tenth where {weights[0]} is worst")):
         print(text)
         for row in report["rows"]:
             line = f"  {row['weights']:32}"
-            for key in ("nme_paper", "nme"):
+            for key, protocol in PROTOCOLS:
                 low, high = row[f"{key}_{part}_difference_ci95"]
-                line += f"  {key} {row[f'{key}_{part}']:6.3f} ({row[f'{key}_{part}_difference']:+.3f} "
+                line += f"  {protocol} {row[f'{key}_{part}']:6.3f} ({row[f'{key}_{part}_difference']:+.3f} "
                 line += f"[{low:+.3f}, {high:+.3f}])"
             print(line)
     write_report(json_out, "comparison", report)
@@ -153,11 +169,14 @@ def compare(
 def bench(
     model: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", show_default="rcn-6, sumnet-6", help="architecture or shipped name (repeatable)"),
+        typer.Option(metavar="NAME", show_default="rcn-6, sumnet-6", help="Architecture or shipped name (repeatable)."),
     ] = None,
     json_out: JsonOut = None,
-    rounds: Annotated[int, typer.Option(min=1, metavar="N", help="interleaved repetitions; medians are printed")] = 7,
+    rounds: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Interleaved repetitions, of which medians are printed.")
+    ] = 7,
     threads: Threads = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Measure training and prediction speed on this machine.
 
@@ -165,6 +184,7 @@ def bench(
     """
     from recombinator.study import bench as benchmark
 
+    check_outputs(json_out, overwrite=overwrite)
     set_threads(threads)
     with progress("timing") as advance:
         report = benchmark.run(model or ["rcn-6", "sumnet-6"], rounds, advance)

@@ -11,11 +11,11 @@ from recombinator.utils.errors import explain_missing
 
 
 def models(
-    as_json: Annotated[bool, typer.Option("--json", help="print a JSON list in place of the table")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list in place of the table.")] = False,
     keypoints: Annotated[
-        int | None, typer.Option(min=1, metavar="K", show_default="5 or 68, by network", help="number of keypoints")
+        int | None, typer.Option(min=1, metavar="K", show_default="5 or 68, by network", help="Number of keypoints.")
     ] = None,
-    size: Annotated[int, typer.Option(metavar="PIXELS", help="side of the input image")] = 80,
+    size: Annotated[int, typer.Option(metavar="PIXELS", help="Side of the input image.")] = 80,
 ) -> None:
     """List the networks, with parameters and multiply-adds.
 

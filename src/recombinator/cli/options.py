@@ -1,7 +1,8 @@
-"""What the commands share: options, help in sections, earlier option names, reports."""
+"""What the commands share: options, the form of the help, earlier option names, output files."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,36 +10,71 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from recombinator.utils.errors import InputError
-from recombinator.utils.files import write_json
+from recombinator.utils.files import check_output_folder, write_json
 
 DEFAULT_WEIGHTS = "rcn-6-mtfl"
 DAILY, RESEARCH = "Daily use", "Research"  # sections of the help
 
-Data = Annotated[Path, typer.Option("--data", metavar="FOLDER", help="folder that `prepare` wrote")]
+Data = Annotated[Path, typer.Option("--data", metavar="FOLDER", help="Folder that `prepare` wrote.")]
 Table = Annotated[
-    Path, typer.Option("--data", metavar="TABLE", help="table that `prepare` wrote, such as out/mtfl/test.parquet")
+    Path, typer.Option("--data", metavar="TABLE", help="Table that `prepare` wrote, such as out/mtfl/test.parquet.")
 ]
-Root = Annotated[Path, typer.Option(metavar="FOLDER", help="repository folder, with results/ and docs/")]
-JsonOut = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="also write the report to this file")]
-Limit = Annotated[int | None, typer.Option(min=1, metavar="N", help="use only the first N images")]
-Sample = Annotated[int | None, typer.Option(min=1, metavar="N", help="use only N images, drawn from the whole table")]
-Occlude = Annotated[bool, typer.Option("--occlude", help="put one black rectangle on each image, seeded")]
-Threads = Annotated[int | None, typer.Option(min=1, metavar="N", show_default="all cores", help="CPU threads of torch")]
-Seed = Annotated[int, typer.Option(min=0, metavar="N", help="seed of all random numbers")]
-NetworkArgument = Annotated[str, typer.Argument(metavar="WEIGHTS", help="RCN or SumNet: name, file or run folder")]
-WeightsArgument = Annotated[str, typer.Argument(metavar="WEIGHTS", help="shipped name, weights file or run folder")]
-WeightsOut = Annotated[Path, typer.Option(metavar="FILE", help="weights file to write, .safetensors")]
+Root = Annotated[Path, typer.Option(metavar="FOLDER", help="Repository folder, with results/ and docs/.")]
+JsonOut = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Also write the report to this file.")]
+Limit = Annotated[int | None, typer.Option(min=1, metavar="N", show_default="all", help="Use only the first N images.")]
+Sample = Annotated[
+    int | None,
+    typer.Option(min=1, metavar="N", show_default="all", help="Use only N images, drawn from the whole table."),
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace output files that exist.")]
+Occlude = Annotated[bool, typer.Option("--occlude", help="Put one black rectangle on each image, by a fixed seed.")]
+Threads = Annotated[
+    int | None, typer.Option(min=1, metavar="N", show_default="all cores", help="CPU threads of PyTorch.")
+]
+Seed = Annotated[int, typer.Option(min=0, metavar="N", help="Seed of all random numbers.")]
+NetworkArgument = Annotated[
+    str, typer.Argument(metavar="WEIGHTS", help="RCN or SumNet: shipped name, weights file or run folder.")
+]
+WeightsArgument = Annotated[
+    str, typer.Argument(metavar="WEIGHTS", help="Shipped name, weights file or run folder of a network.")
+]
+WeightsOut = Annotated[Path, typer.Option(metavar="FILE", help="Weights file to write, .safetensors.")]
 
 # earlier name -> today's, for commands that have today's
 RENAMED = {"--plot": "--plots", "--points": "--keypoints"}
 
 
 class Command(TyperCommand):
-    """A command that also accepts the earlier names of its options."""
+    """A command whose help has one form, and which also accepts the earlier names of its options."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         known = {name for parameter in self.params for name in (*parameter.opts, *parameter.secondary_opts)}
         return super().parse_args(ctx, [_current_name(argument, known) for argument in args])
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        return [piece.replace("{", "").replace("}", "") for piece in super().collect_usage_pieces(ctx)]
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Write one line per argument and option: its name, what it is, and its default or whether it is required."""
+        records: dict[str, list[tuple[str, str]]] = {"Arguments": [], "Options": []}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            if record:
+                section = "Arguments" if parameter.param_type_name == "argument" else "Options"
+                records[section].append(_in_one_form(*record))
+        for title, rows in records.items():
+            if rows:
+                with formatter.section(title):
+                    formatter.write_dl(rows)
+
+
+def _in_one_form(name: str, text: str) -> tuple[str, str]:
+    """Return an entry of the help without Python's types, ranges, and parentheses around a default."""
+    name = re.sub(r" <.*>$", "", name)  # the type of an argument
+    body, bracket, extra = text.partition("  [")
+    facts = [f for f in extra.removesuffix("]").split("; ") if f and not re.search(r"x[<>]=", f)]
+    facts = [re.sub(r"^default: \((.*)\)$", r"default: \1", f) for f in facts]
+    return name, f"{body}  [{'; '.join(facts)}]" if bracket and facts else body
 
 
 def _current_name(argument: str, known: set[str]) -> str:
@@ -63,13 +99,25 @@ class Group(TyperGroup):
                 formatter.write_dl(rows)
 
 
-def check_not_overwriting(data: Path, *outputs: Path | None) -> None:
-    """Raise InputError for an output that is the table itself, or a folder."""
-    for path in outputs:
-        if path and path.is_dir():
-            raise InputError(f"{path}: is a folder; give a file's name")
-        if path and path.resolve() == data.resolve():
-            raise InputError(f"{path}: would overwrite the table {data}; choose another name")
+def check_outputs(*outputs: Path | None, overwrite: bool, source: Path | None = None) -> None:
+    """Check output files before the work.
+
+    Args:
+        *outputs: The files to be written; None for one that is not.
+        overwrite: Whether they may replace existing files.
+        source: A file that is read, and must not be replaced.
+
+    Raises:
+        InputError: One is the source or a folder, exists and must not be replaced, or its folder cannot be made.
+    """
+    for path in (p for p in outputs if p):
+        if path.is_dir():
+            raise InputError(f"{path}: is a folder; expected a file name")
+        check_output_folder(path.parent)
+        if source and path.resolve() == source.resolve():
+            raise InputError(f"{path}: would overwrite the input; choose another name")
+        if path.exists() and not overwrite:
+            raise InputError(f"{path}: exists already; choose another name, or give --overwrite to replace it")
 
 
 def set_threads(threads: int | None) -> None:

@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from recombinator.cli.options import DEFAULT_WEIGHTS
+from recombinator.cli.options import DEFAULT_WEIGHTS, Overwrite, check_outputs
 from recombinator.utils.console import progress, warn
 from recombinator.utils.errors import InputError
-from recombinator.utils.files import check_output_folder, write_json
+from recombinator.utils.files import check_output_file, check_output_folder, write_json
+from recombinator.utils.text import plural
 
 DEMO_WEIGHTS = (DEFAULT_WEIGHTS, "joint-68-300w")
 STDOUT = Path("-")
 
-Model = Annotated[str, typer.Option("--weights", help="a shipped name, an .onnx or weights file, or a run's folder")]
-Engine = Annotated[str | None, typer.Option(help="onnx or torch; default: onnx if there is a graph, else torch")]
-Threads = Annotated[int, typer.Option(min=0, help="CPU threads of the engine; 0: the engine's choice")]
-Device = Annotated[str, typer.Option(help="cpu, or cuda for the torch engine")]
+Model = Annotated[
+    str,
+    typer.Option("--weights", metavar="WEIGHTS", help="Shipped name, .onnx file, weights file or run folder."),
+]
+Engine = Annotated[
+    str | None,
+    typer.Option(metavar="[onnx|torch]", show_default="onnx where there is a graph", help="Engine of the network."),
+]
+Threads = Annotated[int, typer.Option(min=0, metavar="N", help="CPU threads of the engine; 0: the engine's choice.")]
+Device = Annotated[str, typer.Option(metavar="[cpu|cuda]", help="Device of the network; cuda needs the torch engine.")]
 
 
 def _parse_boxes(texts: list[str] | None) -> list[list[float]] | None:
@@ -35,6 +43,22 @@ def _parse_boxes(texts: list[str] | None) -> list[list[float]] | None:
     return boxes or None
 
 
+def _workers(photographs: int, weights: str, engine: str | None, threads: int, device: str) -> int:
+    """Return how many photographs to work on at once. Only ONNX Runtime serves several of them with a thread each."""
+    import cv2
+
+    from recombinator.weights.shipped import shipped_graphs
+
+    has_graph = weights.endswith(".onnx") or (weights in shipped_graphs() and not Path(weights).exists())
+    if device != "cpu" or engine == "torch" or not has_graph:
+        return 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    workers = min(threads or cores, photographs)
+    if workers > 1:
+        cv2.setNumThreads(1)
+    return workers
+
+
 def _check_options_for_stdout(**given: object) -> None:
     """Raise InputError for an option that needs a folder if the points go to standard output."""
     for name, value in given.items():
@@ -43,27 +67,60 @@ def _check_options_for_stdout(**given: object) -> None:
 
 
 def predict(
-    photos: Annotated[list[str], typer.Argument(help="files, folders, patterns such as '*.jpg', or - for stdin")],
+    photos: Annotated[
+        list[str], typer.Argument(metavar="PHOTO", help="Files, folders, patterns such as '*.jpg', or - for stdin.")
+    ],
     out: Annotated[
-        Path, typer.Option(help="folder for points and pictures; - writes points to stdout as JSON lines")
+        Path,
+        typer.Option(metavar="FOLDER", help="Folder for points and pictures; - writes points to stdout as JSON lines."),
     ] = Path("keypoints"),
     weights: Model = DEFAULT_WEIGHTS,
     engine: Engine = None,
     threads: Threads = 0,
     device: Device = "cpu",
-    formats: Annotated[list[str] | None, typer.Option("--format", help="json, csv, coco, pts (repeatable)")] = None,
-    detector: Annotated[str, typer.Option(help="haar, none (each photograph is a face), yunet:MODEL.onnx")] = "haar",
-    box: Annotated[list[str] | None, typer.Option(help="a face as x,y,width,height, in place of detection")] = None,
-    boxes: Annotated[Path | None, typer.Option(help="CSV of faces: file, x, y, width, height")] = None,
-    passes: Annotated[int, typer.Option(min=1, help="passes; each one crops around the points of the last")] = 2,
-    min_confidence: Annotated[
-        float | None, typer.Option(min=0, max=1, help="drop detections below it; 0 keeps all; default: the weights'")
+    formats: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--format",
+            metavar="[json|csv|coco|pts]",
+            show_default="json and csv",
+            help="Format of the points, next to points.jsonl (repeatable).",
+        ),
     ] = None,
-    pictures: Annotated[bool, typer.Option("--pictures/--no-pictures", help="write annotated PNGs")] = True,
-    numbers: Annotated[bool, typer.Option("--numbers", help="number the points in the pictures")] = False,
-    chips: Annotated[int, typer.Option(min=0, max=4096, help="also write aligned faces of this size in pixels")] = 0,
-    resume: Annotated[bool, typer.Option("--resume", help="skip photographs that an earlier run finished")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace the results of an earlier run")] = False,
+    detector: Annotated[
+        str,
+        typer.Option(metavar="[haar|none|yunet:FILE]", help="Face detector; none: each photograph is one face."),
+    ] = "haar",
+    box: Annotated[
+        list[str] | None,
+        typer.Option(metavar="X,Y,WIDTH,HEIGHT", help="A face in pixels, in place of detection (repeatable)."),
+    ] = None,
+    boxes: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="CSV file of faces: file, x, y, width, height.")
+    ] = None,
+    passes: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Passes; each one crops around the points of the last.")
+    ] = 2,
+    min_confidence: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            max=1,
+            metavar="P",
+            show_default="stored with the weights",
+            help="Drop detections whose mean confidence is below P, from 0 to 1; 0 keeps all.",
+        ),
+    ] = None,
+    pictures: Annotated[bool, typer.Option("--pictures/--no-pictures", help="Write annotated PNG files.")] = True,
+    numbers: Annotated[bool, typer.Option("--numbers", help="Number the points in the pictures.")] = False,
+    chips: Annotated[
+        int, typer.Option(min=0, max=4096, metavar="PIXELS", help="Also write aligned faces of this size; 0: none.")
+    ] = 0,
+    resume: Annotated[bool, typer.Option("--resume", help="Skip photographs that an earlier run finished.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the results of an earlier run.")] = False,
+    max_pixels: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Refuse photographs with more pixels, before decoding.")
+    ] = 200_000_000,
 ) -> None:
     """Predict the keypoints of every face, in pixels of the photograph.
 
@@ -94,23 +151,28 @@ def predict(
         if len(unmatched) == len(by_file or {}):
             raise InputError(message)
         warn(message)
-    loaded = predictor.load(weights, detector_by_name(detector), engine=engine, threads=threads, device=device)
+    workers = _workers(len(names), weights, engine, threads, device)
+    loaded = predictor.load(
+        weights, detector_by_name(detector), engine=engine, threads=1 if workers > 1 else threads, device=device,
+        max_pixels=max_pixels,
+    )  # fmt: skip
     with progress("photographs") as step:
         outcome = batch.predict_all(
             loaded, names, folder, formats=formats or ("json", "csv"), boxes=by_file, passes=passes,
             min_confidence=min_confidence, pictures=pictures, numbers=numbers, chips=chips, resume=resume,
-            overwrite=overwrite, weights=weights, progress=step,
+            overwrite=overwrite, weights=weights, workers=workers, progress=step,
         )  # fmt: skip
     if folder and len(names) == 1 and outcome.last:
         print(as_table(outcome.last))
     for name in outcome.empty[:20]:
         warn(f"{name}: no face found; --min-confidence 0 keeps doubtful ones, --box x,y,w,h gives one")
     if len(outcome.empty) > 20:
-        warn(f"no face found in {len(outcome.empty) - 20} more")
+        warn(f"no face found in {plural(len(outcome.empty) - 20, 'more photograph')}")
     before = f", {outcome.skipped} done before" if outcome.skipped else ""
     if outcome.photographs or outcome.skipped:
         where = f": {folder / 'points.jsonl'}" if folder else ""
-        summary = f"{outcome.faces} faces in {outcome.photographs} photographs{before}{where}"
+        counts = f"{plural(outcome.faces, 'face')} in {plural(outcome.photographs, 'photograph')}"
+        summary = f"{counts}{before}{where}"
         print(summary, file=sys.stdout if folder else sys.stderr)
     for sentence in outcome.failed:
         warn(f"error: {sentence}")
@@ -119,45 +181,77 @@ def predict(
 
 
 def track(
-    video: Annotated[str, typer.Argument(help="a video file, or the number of a webcam")],
-    out: Annotated[Path, typer.Option(help="points: .jsonl (one line per frame) or .csv (one row per keypoint)")],
-    video_out: Annotated[Path | None, typer.Option(help="also write the video with points drawn, .mp4")] = None,
+    video: Annotated[str, typer.Argument(metavar="VIDEO", help="Video file, or the number of a webcam.")],
+    out: Annotated[
+        Path,
+        typer.Option(
+            metavar="FILE", help="Points to write: .jsonl (one line per frame) or .csv (one row per keypoint)."
+        ),
+    ],
+    video_out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Also write the video with the points drawn, .mp4.")
+    ] = None,
     old_video_out: Annotated[Path | None, typer.Option("--video", hidden=True)] = None,
     weights: Model = DEFAULT_WEIGHTS,
     engine: Engine = None,
     threads: Threads = 0,
     device: Device = "cpu",
-    detector: Annotated[str, typer.Option(help="haar or yunet:MODEL.onnx")] = "haar",
-    detect_every: Annotated[int, typer.Option(min=1, help="frames between searches for new faces")] = 15,
-    smooth: Annotated[bool, typer.Option("--smooth/--raw", help="One-Euro filter")] = True,
-    show: Annotated[bool, typer.Option("--show", help="show the video while it is tracked; q ends it")] = False,
-    limit: Annotated[int | None, typer.Option(min=1, help="number of frames to track; default: all")] = None,
+    detector: Annotated[str, typer.Option(metavar="[haar|yunet:FILE]", help="Face detector.")] = "haar",
+    detect_every: Annotated[int, typer.Option(min=1, metavar="N", help="Frames between searches for new faces.")] = 15,
+    smooth: Annotated[bool, typer.Option("--smooth/--raw", help="Smooth the points with a One-Euro filter.")] = True,
+    show: Annotated[bool, typer.Option("--show", help="Show the video while it is tracked; q ends it.")] = False,
+    limit: Annotated[
+        int | None, typer.Option(min=1, metavar="N", show_default="all", help="Track only the first N frames.")
+    ] = None,
+    overwrite: Overwrite = False,
 ) -> None:
-    """Track the keypoints of every face through a video. Each face keeps its number."""
+    """Track the keypoints of every face through a video.
+
+    Each face keeps its number. The exit status is 1 if a frame is damaged or the video ends early; the other frames
+    are tracked all the same.
+    """
     from recombinator.predict import predictor
     from recombinator.predict.detect import detector_by_name
     from recombinator.predict.track import Tracker
     from recombinator.predict.video import write_track
 
     if detector == "none":
-        raise InputError("--detector none takes each frame for one face; track needs haar or yunet:MODEL.onnx")
+        raise InputError("--detector none takes each frame for one face; track needs haar or yunet:FILE")
+    video_out = video_out or old_video_out
+    check_output_file(out, ".jsonl", ".csv")
+    if video_out:
+        check_output_file(video_out, ".mp4")
+    check_outputs(out, video_out, overwrite=overwrite, source=Path(video))
     loaded = predictor.load(weights, detector_by_name(detector), engine=engine, threads=threads, device=device)
     tracker = Tracker(loaded, detect_every, smooth)
     with progress("frames") as step:
-        report = write_track(
-            tracker, video, out, annotated=video_out or old_video_out, show=show, limit=limit, progress=step
-        )
+        report = write_track(tracker, video, out, annotated=video_out, show=show, limit=limit, progress=step)
     print(
-        f"{report['frames']} frames, {report['faces']} faces with {report['numbers']} numbers, the detector ran "
-        f"{report['detections']} times, {report['seconds'] / max(report['frames'], 1) * 1000:.1f} ms per frame; points "
-        f"move by {100 * report['motion']:.3f} % of the face's box per frame "
-        f"({100 * report['motion_raw']:.3f} % without smoothing): {out}"
+        f"{out}: {plural(report['frames'], 'frame')}, {plural(report['numbers'], 'face')} in them, "
+        f"{report['seconds'] / max(report['frames'], 1) * 1000:.1f} ms per frame, detector run "
+        f"{plural(report['detections'], 'time')}"
     )
+    print(
+        f"jitter: points move by {100 * report['motion']:.3f} % of the face's box per frame, without smoothing "
+        f"{100 * report['motion_raw']:.3f} %"
+    )
+    damaged, missing = report["damaged"], report["missing"]
+    if damaged:
+        named = ", ".join(map(str, damaged[:20])) + (" and more" if len(damaged) > 20 else "")
+        warn(f"error: {video}: {plural(len(damaged), 'damaged frame')} left out (counted from 0): {named}")
+    if missing:
+        read = report["frames"] + len(damaged)
+        warn(f"error: {video}: ends after {read} of {read + missing} frames; the file is incomplete")
+    if damaged or missing:
+        raise typer.Exit(1)
 
 
 def demo(
-    photo: Annotated[Path | None, typer.Option(help="a photograph; default: a portrait of Grace Hopper")] = None,
-    out: Annotated[Path, typer.Option(help="folder to write to")] = Path("out/demo"),
+    photo: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", show_default="a portrait of Grace Hopper", help="Photograph with a face."),
+    ] = None,
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder to write to.")] = Path("out/demo"),
 ) -> None:
     """Predict 5 and 68 keypoints on a photograph with the shipped weights."""
     from recombinator.data.images import SAMPLE_PHOTOGRAPH, read_image
@@ -165,6 +259,7 @@ def demo(
     from recombinator.predict.drawing import draw_faces
     from recombinator.predict.output import as_table, save_picture
 
+    check_output_folder(out)
     photo = photo or SAMPLE_PHOTOGRAPH
     image = read_image(photo)
     print(f"{photo}: {image.shape[1]}x{image.shape[0]} pixels")
@@ -173,7 +268,7 @@ def demo(
         if not faces:
             raise InputError(f"{photo}: {weights} found no face; try a photograph with a larger, frontal face")
         number = len(faces[0].points)
-        print(f"\n{weights}: {len(faces)} face{'s' * (len(faces) > 1)}, {number} keypoints each")
+        print(f"\n{weights}: {plural(len(faces), 'face')}, {number} keypoints each")
         print(as_table(faces) if number <= 10 else f"mean confidence {faces[0].confidence.mean():.3f}")
         stem = f"{photo.stem}.{number}-keypoints"
         picture, points = out / f"{stem}.png", out / f"{stem}.json"

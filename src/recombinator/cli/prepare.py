@@ -2,57 +2,74 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from recombinator.cli.options import Command, Group, Seed
+from recombinator.cli.options import Command, Group, Overwrite, Seed, check_outputs
 from recombinator.utils.console import progress
 from recombinator.utils.errors import InputError
+from recombinator.utils.files import check_output_folder
+from recombinator.utils.text import plural
 
 prepare = typer.Typer(help="Turn a dataset into Parquet tables of crops and points.", cls=Group, no_args_is_help=True)
 
+
+class YAxis(StrEnum):
+    """Where y points to."""
+
+    down = "down"
+    up = "up"
+
+
 Folder = Annotated[
-    Path | None, typer.Argument(metavar="OUT", show_default=False, help="folder for the tables; the same as --out")
+    Path | None, typer.Argument(metavar="OUT", show_default=False, help="Folder for the tables; the same as --out.")
 ]
-Out = Annotated[Path | None, typer.Option("--out", metavar="FOLDER", help="folder for train, valid and test.parquet")]
-Size = Annotated[int, typer.Option(min=16, max=1024, metavar="PIXELS", help="side of the stored crops")]
-Gray = Annotated[bool, typer.Option("--gray/--color", help="store gray or RGB crops")]
-Quality = Annotated[int, typer.Option(min=0, max=100, metavar="N", help="JPEG quality; 0 stores PNG, without loss")]
-Strict = Annotated[bool, typer.Option("--strict", help="stop at the first face that cannot be used")]
+Out = Annotated[Path | None, typer.Option("--out", metavar="FOLDER", help="Folder for train, valid and test.parquet.")]
+Size = Annotated[int, typer.Option(min=16, max=1024, metavar="PIXELS", help="Side of the stored crops.")]
+Gray = Annotated[bool, typer.Option("--gray/--color", help="Store gray or RGB crops.")]
+Quality = Annotated[int, typer.Option(min=0, max=100, metavar="N", help="JPEG quality; 0 stores PNG, without loss.")]
+Strict = Annotated[bool, typer.Option("--strict", help="Stop at the first face that cannot be used.")]
 
 
-def _one_folder(positional: Path | None, option: Path | None) -> Path:
+def _one_folder(positional: Path | None, option: Path | None, overwrite: bool) -> Path:
+    """Return the folder for the tables, given in one of two ways; it must hold none, or they may be replaced."""
     folder = option or positional
     if folder is None:
-        raise InputError("no folder for the tables: give --out FOLDER")
+        raise InputError("no folder for the tables; give --out FOLDER")
     if option and positional:
         raise InputError(f"two folders for the tables, {positional} and --out {option}: give one")
+    check_output_folder(folder)
+    check_outputs(*(folder / f"{split}.parquet" for split in ("train", "valid", "test")), overwrite=overwrite)
     return folder
 
 
 def _print_counts(counts: dict[str, int], out: Path) -> None:
-    parts = [f"{out / split}.parquet: {n} faces" for split, n in counts.items() if split != "dropped" and n]
+    parts = [f"{out / split}.parquet: {plural(n, 'face')}" for split, n in counts.items() if split != "dropped" and n]
     print("\n".join(parts))
     if "dropped" in counts:
-        print(f"dropped: {counts['dropped']} faces")
+        print(f"dropped: {plural(counts['dropped'], 'face')}")
 
 
 def _add_reader(name: str, module: str, text: str) -> None:
     """Add a command for a dataset that is read from a folder; they differ in data only."""
 
     def command(
-        source: Annotated[Path, typer.Argument(metavar="SOURCE", help="folder of the dataset, in its original layout")],
+        source: Annotated[
+            Path, typer.Argument(metavar="SOURCE", help="Folder of the dataset, in its original layout.")
+        ],
         folder: Folder = None,
         out: Out = None,
         size: Size = 160,
         gray: Gray = False,
         quality: Quality = 95,
         strict: Strict = False,
+        overwrite: Overwrite = False,
     ) -> None:
-        out = _one_folder(folder, out)
+        out = _one_folder(folder, out, overwrite)
         read = getattr(import_module(f"recombinator.data.readers.{module}"), f"prepare_{name}")
         with progress("preparing") as advance:
             counts = read(source, out, size=size, gray=gray, quality=quality, strict=strict, progress=advance)
@@ -62,50 +79,80 @@ def _add_reader(name: str, module: str, text: str) -> None:
 
 
 for _name, _module, _text in (
-    ("mtfl", "mtfl", "Read MTFL and its AFLW test set: five points.\n\ntraining.txt (10,000 faces) and testing.txt."),
-    ("afw", "afw", "Read AFW: five points, a test table only.\n\nPhotographs and anno.mat (MATLAB 7.3)."),
-    ("300w", "w300", "Read 300-W: 68 points.\n\nImages with .pts files; folders testset and ibug are the test table."),
-):
+    (
+        "mtfl", "mtfl",
+        "Read MTFL and its AFLW test set: five points.\n\nSOURCE holds training.txt (10,000 faces), testing.txt "
+        "(AFLW) and the images that they name.",
+    ),
+    (
+        "afw", "afw",
+        "Read AFW: five points, a test table only.\n\nSOURCE holds the photographs and anno.mat (MATLAB 7.3).",
+    ),
+    (
+        "300w", "w300",
+        "Read 300-W: 68 points.\n\nSOURCE holds folders of images with .pts files. Those in folders called testset and "
+        "ibug become the test table.",
+    ),
+):  # fmt: skip
     _add_reader(_name, _module, _text)
 
 
 @prepare.command("points", cls=Command)
 def prepare_own(
-    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="points: .csv, .json or .jsonl with image names")],
+    source: Annotated[
+        Path, typer.Argument(metavar="SOURCE", help="Points: a file or folder of any labeling tool; see below.")
+    ],
     folder: Folder = None,
     out: Out = None,
     images: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", show_default="that of SOURCE", help="folder of the images")
+        Path | None, typer.Option(metavar="FOLDER", show_default="the folder of SOURCE", help="Folder of the images.")
     ] = None,
     normalizer: Annotated[
         str | None,
         typer.Option(
-            metavar="A,B", show_default="the points' box", help="two keypoints whose distance normalizes errors"
+            metavar="A,B",
+            show_default="the points' bounding box",
+            help="Two keypoints whose distance normalizes errors.",
         ),
     ] = None,
     missing: Annotated[
         str,
         typer.Option(
-            metavar="X,Y", help="coordinates of a missing point: auto (0,0 or -1,-1 if repeated), X,Y, or none"
+            metavar="[auto|none|X,Y]",
+            help="Coordinates that mean a missing point; auto: 0,0 and -1,-1 where several points have them.",
         ),
     ] = "auto",
+    points_format: Annotated[
+        str | None, typer.Option(metavar="NAME", show_default="from the content", help="Format of SOURCE.")
+    ] = None,
+    y_axis: Annotated[
+        YAxis | None,
+        typer.Option(
+            metavar="[down|up]",
+            show_default="from the format",
+            help="Where y points to; up: it counts from the image's bottom.",
+        ),
+    ] = None,
     size: Size = 160,
     gray: Gray = False,
     quality: Quality = 95,
     strict: Strict = False,
+    overwrite: Overwrite = False,
 ) -> None:
     """Read your own keypoints, of faces or of anything.
 
-    CSV: columns file, keypoint, x, y (one row per point; also face, where an image has several), or file, x1, y1, x2,
-    y2 and so on (one row per face). JSON: what `predict` writes, objects with file and points, or COCO keypoints.
+    CSV or TSV: columns file, keypoint, x, y (one row per point; also face, where an image has several objects), or
+    file, x1, y1, x2, y2 and so on (one row per object). JSON: what `predict` writes, objects with file and points, or
+    COCO keypoints.
     """
     from recombinator.data.readers.own import prepare_points
 
-    out = _one_folder(folder, out)
+    out = _one_folder(folder, out, overwrite)
     with progress("preparing") as advance:
         counts = prepare_points(
             source, out, images=images, normalizer=normalizer, size=size, gray=gray, quality=quality, strict=strict,
-            missing=missing, progress=advance,
+            missing=missing, points_format=points_format, y_up=None if y_axis is None else y_axis is YAxis.up,
+            progress=advance,
         )  # fmt: skip
     _print_counts(counts, out)
 
@@ -114,17 +161,18 @@ def prepare_own(
 def prepare_synthetic(
     folder: Folder = None,
     out: Out = None,
-    faces: Annotated[int, typer.Option(metavar="N", help="faces; a tenth each for validation and test")] = 1000,
-    keypoints: Annotated[int, typer.Option(metavar="[5|68]", help="keypoints per face")] = 5,
+    faces: Annotated[int, typer.Option(metavar="N", help="Faces, a tenth each for validation and test.")] = 1000,
+    keypoints: Annotated[int, typer.Option(metavar="[5|68]", help="Keypoints per face.")] = 5,
     seed: Seed = 0,
     size: Size = 160,
     gray: Gray = True,
     quality: Quality = 95,
+    overwrite: Overwrite = False,
 ) -> None:
     """Draw faces with known points; no download needed."""
     from recombinator.data.readers import synthetic
 
-    out = _one_folder(folder, out)
+    out = _one_folder(folder, out, overwrite)
     with progress("drawing") as advance:
         counts = synthetic.prepare_synthetic(
             out, faces=faces, keypoints=keypoints, seed=seed, size=size, gray=gray, quality=quality, progress=advance

@@ -21,6 +21,7 @@ RECIPE_SETTINGS = {
     "revive": "reinitialize dead channels before each epoch until the rate falls",
     "precision": "auto, bfloat16 or float32",
     "memory": "GB of decoded crops to keep in memory; larger tables stay on disk",
+    "ema": "decay per step of the moving average of the weights that is kept; 0: none",
     "patience": "stop after N epochs without improvement; 0: never",
     "distil": "share of the loss learned from --teacher",
     "corrupt": "denoiser: corrupted points per face",

@@ -12,12 +12,13 @@ from recombinator.cli.options import (
     Data,
     Group,
     JsonOut,
+    Overwrite,
     Root,
     Sample,
     Seed,
     Table,
     Threads,
-    check_not_overwriting,
+    check_outputs,
     set_threads,
     write_report,
 )
@@ -25,13 +26,14 @@ from recombinator.study.plan import FIGURES, STUDIES
 from recombinator.utils.console import progress
 from recombinator.utils.errors import InputError
 from recombinator.utils.files import check_output_file
+from recombinator.utils.text import plural
 
 study = typer.Typer(help="Run the paper's experiments; draw its tables and figures.", cls=Group, no_args_is_help=True)
-Runs = Annotated[Path, typer.Option(metavar="FOLDER", help="folder of the studies' trainings")]
+Runs = Annotated[Path, typer.Option(metavar="FOLDER", help="Folder of the studies' trainings.")]
 Epochs = Annotated[
-    int | None, typer.Option(min=1, metavar="N", show_default="the study's", help="epochs of each run, in results too")
+    int | None, typer.Option(min=1, metavar="N", show_default="the study's", help="Epochs of each run, in results too.")
 ]
-FigureOut = Annotated[Path, typer.Option(metavar="FOLDER", help="folder for the PNG and the PDF")]
+FigureOut = Annotated[Path, typer.Option(metavar="FOLDER", help="Folder for the PNG and the PDF.")]
 
 
 def _add_study(name: str, title: str) -> None:
@@ -44,7 +46,7 @@ def _add_study(name: str, title: str) -> None:
         epochs: Epochs = None,
         seed: Seed = 0,
         only: Annotated[
-            str, typer.Option(metavar="TEXT", show_default="all", help="only runs whose name contains TEXT")
+            str, typer.Option(metavar="TEXT", show_default="all", help="Train only runs whose name contains TEXT.")
         ] = "",
         threads: Threads = None,
     ) -> None:
@@ -55,9 +57,9 @@ def _add_study(name: str, title: str) -> None:
         set_threads(threads)
         with progress(name) as advance:
             done = run.run_study(name, data, root, runs, epochs=epochs, seed=seed, only=only, progress=advance)
-        print(f"{done} runs trained now; `recombinator study render` writes the table")
+        print(f"{plural(done, 'run')} trained now; `recombinator study render` writes the table")
 
-    study.command(name, cls=Command, help=title, short_help=title)(command)
+    study.command(name, cls=Command, help=f"{title}.", short_help=f"{title}.")(command)
 
 
 for _name, _plan in STUDIES.items():
@@ -70,18 +72,18 @@ def _add_figure(name: str, title: str, needs_data: bool) -> None:
     def command(
         out: FigureOut,
         data: Annotated[
-            Path | None, typer.Option(metavar="TABLE", help="test table, for figures that show images or errors")
+            Path | None, typer.Option(metavar="TABLE", help="Test table, for figures that show images or errors.")
         ] = None,
         weights: Annotated[
             list[str] | None,
-            typer.Option(metavar="WEIGHTS", show_default="the study's runs", help="networks to draw (repeatable)"),
+            typer.Option(metavar="WEIGHTS", show_default="the study's runs", help="Networks to draw (repeatable)."),
         ] = None,
         runs: Runs = Path("runs/study"),
     ) -> None:
         from recombinator.study import figures
 
         if needs_data and data is None:
-            raise InputError(f"{name} needs --data, a test table that `recombinator prepare` wrote")
+            raise InputError(f"study {name}: give a test table that `recombinator prepare` wrote, with --data")
         for path in figures.draw(name, out, data, runs, weights):
             print(path)
 
@@ -95,12 +97,14 @@ for _name, (_title, _weights) in FIGURES.items():
 @study.command("robustness", cls=Command)
 def robustness(
     weights: Annotated[
-        list[str], typer.Argument(metavar="WEIGHTS...", help="networks to compare: names, files or run folders")
+        list[str],
+        typer.Argument(metavar="WEIGHTS", help="Networks to compare: shipped names, weights files or run folders."),
     ],
     data: Table,
     out: FigureOut,
     json_out: JsonOut = None,
     limit: Sample = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Measure and draw errors under disturbances.
 
@@ -108,7 +112,7 @@ def robustness(
     """
     from recombinator.evaluation import robustness as disturbances
 
-    check_not_overwriting(data, json_out)
+    check_outputs(json_out, overwrite=overwrite, source=data)
     with progress("disturbances") as advance:
         report = disturbances.measure(weights, data, limit=limit, progress=advance)
     for row in report["rows"]:
@@ -172,9 +176,12 @@ def curves(
 
 @study.command("collect", cls=Command)
 def collect(
-    folders: Annotated[list[Path], typer.Argument(metavar="RUN...", help="run folders")],
+    folders: Annotated[list[Path], typer.Argument(metavar="RUN", help="Run folders.")],
     json_out: JsonOut = None,
-    plot: Annotated[Path | None, typer.Option(metavar="FILE", help="learning curves, .png or .pdf")] = None,
+    plot: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Also draw the learning curves, .png or .pdf.")
+    ] = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Collect settings and learning curves of trainings.
 
@@ -184,6 +191,7 @@ def collect(
 
     if plot:
         check_output_file(plot, ".png", ".pdf")
+    check_outputs(json_out, plot, overwrite=overwrite)
     rows = collecting.collect_runs(folders)
     for row in rows:
         last = row["curve"][-1]
@@ -197,7 +205,7 @@ def collect(
 @study.command("list", cls=Command)
 def list_studies(
     data: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="tables, to measure the time the rest takes here")
+        Path | None, typer.Option(metavar="FOLDER", help="Tables, to estimate the time of the remaining runs here.")
     ] = None,
     root: Root = Path("."),
     runs: Runs = Path("runs/study"),
@@ -228,7 +236,7 @@ def list_studies(
 @study.command("render", cls=Command)
 def render(
     root: Root = Path("."),
-    check: Annotated[bool, typer.Option("--check", help="change nothing; exit status 1 if a table is stale")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Change nothing; exit status 1 if a table is stale.")] = False,
 ) -> None:
     """Write the tables in README and docs from results/."""
     from recombinator.study.render import render_documents

@@ -49,60 +49,74 @@ def _list_settings(value: bool) -> None:
 
 
 def train(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="name from `recombinator models`")],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Architecture: a name from `recombinator models`.")],
     data: Data,
-    out: Annotated[Path, typer.Option(metavar="FOLDER", help="folder of the run, which is created")],
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder of the run, which is created.")],
     epochs: Annotated[
-        int | None, typer.Option(min=1, metavar="N", show_default="fast: 60, paper: 300", help="training epochs")
+        int | None,
+        typer.Option(min=1, metavar="N", show_default="fast: 60, paper: 300", help="Passes over the training images."),
     ] = None,
     seed: Annotated[
         int | None,
-        typer.Option(min=0, max=2**31 - 1, metavar="N", show_default="0", help="seed of all random numbers"),
+        typer.Option(min=0, max=2**31 - 1, metavar="N", show_default="0", help="Seed of all random numbers."),
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="continue the run in --out, with its settings; --epochs may grow")
+        bool, typer.Option("--resume", help="Continue the run in --out, with its settings; --epochs may grow.")
     ] = False,
     recipe: Annotated[
-        str | None, typer.Option(metavar="[fast|paper]", show_default="fast", help="paper: the authors' settings")
+        str | None,
+        typer.Option(metavar="[fast|paper]", show_default="fast", help="Settings to start from; paper: the authors'."),
     ] = None,
     flip: Annotated[
-        bool | None, typer.Option("--flip/--no-flip", show_default="no-flip", help="mirror half of the images")
+        bool | None, typer.Option("--flip/--no-flip", show_default="no-flip", help="Mirror half of the images.")
     ] = None,
     occlusion: Annotated[
         bool | None,
-        typer.Option("--occlusion/--no-occlusion", show_default="occlusion", help="one black rectangle on each image"),
+        typer.Option(
+            "--occlusion/--no-occlusion", show_default="occlusion", help="Put one black rectangle on each image."
+        ),
     ] = None,
     rotation: Annotated[
         int | None,
-        typer.Option(min=0, max=180, metavar="DEGREES", show_default="40", help="random rotation, +- DEGREES"),
+        typer.Option(
+            min=0,
+            max=180,
+            metavar="DEGREES",
+            show_default="40",
+            help="Rotate each image by up to DEGREES to either side.",
+        ),
     ] = None,
     start: Annotated[
-        str | None, typer.Option(metavar="WEIGHTS", help="weights to start from, where shapes agree")
+        str | None, typer.Option(metavar="WEIGHTS", help="Start from these weights, where names and shapes agree.")
     ] = None,
     teacher: Annotated[
-        str | None, typer.Option(metavar="WEIGHTS", help="trained network whose score maps are learned too")
+        str | None, typer.Option(metavar="WEIGHTS", help="Also learn the score maps of this trained network.")
     ] = None,
     errors_of: Annotated[
-        str | None, typer.Option(metavar="WEIGHTS", help="for a denoiser: network whose errors it learns to repair")
+        str | None, typer.Option(metavar="WEIGHTS", help="For a denoiser: network whose errors it learns to repair.")
     ] = None,
     limit: Sample = None,
     settings: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="NAME=VALUE", help="any other setting of recipe or network (repeatable)"),
+        typer.Option("--set", metavar="NAME=VALUE", help="Any other setting of recipe or network (repeatable)."),
     ] = None,
     list_settings: Annotated[
         bool,
         typer.Option(
-            "--list-settings", callback=_list_settings, is_eager=True, help="Print the names for --set and exit."
+            "--list-settings", callback=_list_settings, is_eager=True, help="List the settings for --set and exit."
         ),
     ] = False,
-    device: Annotated[str, typer.Option(metavar="[auto|cpu|cuda]", help="where to train")] = "auto",
+    device: Annotated[str, typer.Option(metavar="[auto|cpu|cuda]", help="Device to train on.")] = "auto",
     threads: Threads = None,
-    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="also write OUT/tensorboard")] = False,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Also write the metrics to OUT/tensorboard.")
+    ] = False,
 ) -> None:
     """Train a network; the epoch with the lowest error is kept.
 
-    The error is that on the validation table. After any stop, the same command with --resume continues.
+    Each epoch prints the mean loss; "valid", the error on jittered validation images, which decides which epoch is
+    kept; and "plain", the error on the same images as they are. Errors are in % of the normalizing distance. After any
+    stop, the same command with --resume continues.
     """
     from recombinator.training import run
     from recombinator.training.recipe import parse_settings

@@ -12,15 +12,17 @@ from recombinator.cli.options import (
     JsonOut,
     Limit,
     NetworkArgument,
+    Overwrite,
     Table,
     WeightsArgument,
     WeightsOut,
-    check_not_overwriting,
+    check_outputs,
     write_report,
 )
 from recombinator.utils.console import progress, warn
 from recombinator.utils.errors import InputError
 from recombinator.utils.files import check_output_file
+from recombinator.utils.text import plural
 
 if TYPE_CHECKING:  # it brings torch
     from recombinator.weights.files import Weights
@@ -30,12 +32,13 @@ KEEP_BELOW = 4.6  # 1/100 of the probability of the best position
 
 def export(
     weights: WeightsArgument,
-    onnx: Annotated[Path, typer.Option(metavar="FILE", help="file to write, .onnx")],
-    maps: Annotated[bool, typer.Option("--maps", help="score maps as a further output")] = False,
+    onnx: Annotated[Path, typer.Option(metavar="FILE", help="File to write, .onnx.")],
+    maps: Annotated[bool, typer.Option("--maps", help="Add the score maps as an output.")] = False,
     int8: Annotated[
         Path | None,
-        typer.Option(metavar="TABLE", help="quantize to 8 bits, with ranges from 256 images of this training table"),
+        typer.Option(metavar="TABLE", help="Quantize to 8 bits, with ranges from 256 images of this training table."),
     ] = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Export one ONNX graph, pre- and post-processing included.
 
@@ -44,18 +47,20 @@ def export(
     from recombinator.deploy.onnx import export as write
 
     check_output_file(onnx, ".onnx")
+    check_outputs(onnx, overwrite=overwrite)
     write(weights, onnx, maps=maps, int8=int8)
     print(f"wrote {onnx}: {onnx.stat().st_size / 1e6:.2f} MB")
 
 
 def convert(
-    parameters: Annotated[Path, typer.Argument(metavar="FILE", help="the authors' shared_conv_params_*.pickle")],
+    parameters: Annotated[Path, typer.Argument(metavar="FILE", help="The authors' shared_conv_params_*.pickle.")],
     out: WeightsOut,
-    model: Annotated[str, typer.Option(metavar="NAME", help="architecture of the file")] = "rcn-68",
+    model: Annotated[str, typer.Option(metavar="NAME", help="Architecture of the file.")] = "rcn-68",
     released: Annotated[
         bool,
-        typer.Option("--released/--no-released", help="learned upsampling and max-kept trunk, as in the release"),
+        typer.Option("--released/--no-released", help="Learned upsampling and max-kept trunk, as in the release."),
     ] = True,
+    overwrite: Overwrite = False,
 ) -> None:
     """Convert the authors' released parameters.
 
@@ -64,6 +69,8 @@ def convert(
     from recombinator.weights import convert as converter
     from recombinator.weights.files import save_weights
 
+    check_output_file(out, ".safetensors")
+    check_outputs(out, overwrite=overwrite, source=parameters)
     options: dict[str, Any] = {"upsampling": "learned", "keep_maxima": True} if released else {}
     save_weights(out, converter.convert(parameters, model, **options))
     print(f"wrote {out}")
@@ -72,16 +79,17 @@ def convert(
 def join(
     image: NetworkArgument,
     denoiser: Annotated[
-        str, typer.Argument(metavar="DENOISER", help="weights of a denoiser: name, file or run folder")
+        str, typer.Argument(metavar="DENOISER", help="Denoiser: shipped name, weights file or run folder.")
     ],
     out: Annotated[
-        Path, typer.Option(metavar="FILE", help="weights file to write, .safetensors, or .json that names the two")
+        Path, typer.Option(metavar="FILE", help="Weights file to write, .safetensors, or .json that names the two.")
     ],
-    weight: Annotated[float, typer.Option(min=0, metavar="FACTOR", help="factor on the denoiser's scores")] = 1.0,
-    iterations: Annotated[int, typer.Option(min=1, metavar="N", help="passes through the denoiser")] = 1,
+    weight: Annotated[float, typer.Option(min=0, metavar="FACTOR", help="Factor on the denoiser's scores.")] = 1.0,
+    iterations: Annotated[int, typer.Option(min=1, metavar="N", help="Passes through the denoiser.")] = 1,
     choose: Annotated[
-        Path | None, typer.Option(metavar="TABLE", help="validation table that chooses --weight and --iterations")
+        Path | None, typer.Option(metavar="TABLE", help="Validation table that chooses --weight and --iterations.")
     ] = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Join an RCN and a denoiser into one model.
 
@@ -91,11 +99,13 @@ def join(
     from recombinator.weights import files as weights_files
 
     check_output_file(out, ".safetensors", ".json")
+    check_outputs(out, overwrite=overwrite)
     if choose:
         tried = choose_joint(weights_files.join(image, denoiser), choose)
         for row in tried:
-            print(f"weight {row['weight']:4g}, {row['iterations']} iterations: plain {row['plain']:.3f} %, "
-                  f"occluded {row['occluded']:.3f} %")  # fmt: skip
+            iterations = int(row["iterations"])
+            errors = f"plain {row['plain']:.3f} %, occluded {row['occluded']:.3f} %"
+            print(f"weight {row['weight']:4g}, {plural(iterations, 'iteration')}: {errors}")
         best = min(tried, key=lambda row: row["plain"] + row["occluded"])
         weight, iterations = best["weight"], int(best["iterations"])
     joined = weights_files.join(image, denoiser, weight, iterations)  # raises where they do not fit
@@ -103,23 +113,25 @@ def join(
         weights_files.write_pair(out, weights_files.resolve(image), weights_files.resolve(denoiser), weight, iterations)
     else:
         weights_files.save_weights(out, joined)
-    print(f"wrote {out}: weight {weight:g}, {iterations} iteration{'s' * (iterations > 1)}")
+    print(f"wrote {out}: weight {weight:g}, {plural(iterations, 'iteration')}")
 
 
-def _write_derived(out: Path, make: Callable[[], Weights]) -> None:
+def _write_derived(out: Path, make: Callable[[], Weights], overwrite: bool) -> None:
     """Write weights made of others, which are not calibrated. The file's name is checked first."""
     from recombinator.weights.files import save_weights
 
     check_output_file(out, ".safetensors")
+    check_outputs(out, overwrite=overwrite)
     save_weights(out, make())
-    print(f"wrote {out}; next: recombinator calibrate {out} --data VALID.parquet --out {out}")
+    print(f"wrote {out}; next: recombinator calibrate {out} --data VALID.parquet --out {out} --overwrite")
 
 
 def average(
     weights: Annotated[
-        list[str], typer.Argument(metavar="WEIGHTS...", help="networks of one architecture, trained from one start")
+        list[str], typer.Argument(metavar="WEIGHTS", help="Networks of one architecture, trained from one start.")
     ],
     out: WeightsOut,
+    overwrite: Overwrite = False,
 ) -> None:
     """Average the weights of several networks.
 
@@ -127,25 +139,26 @@ def average(
     """
     from recombinator.weights.derive import average as mean
 
-    _write_derived(out, lambda: mean(weights))
+    _write_derived(out, lambda: mean(weights), overwrite)
 
 
-def mirror(weights: NetworkArgument, out: WeightsOut) -> None:
+def mirror(weights: NetworkArgument, out: WeightsOut, overwrite: Overwrite = False) -> None:
     """Make a network average over the mirror image too.
 
     More precise, twice the time. Calibrate the result again.
     """
     from recombinator.weights.derive import mirrored
 
-    _write_derived(out, lambda: mirrored(weights))
+    _write_derived(out, lambda: mirrored(weights), overwrite)
 
 
 def shift(
     weights: NetworkArgument,
     out: WeightsOut,
     by: Annotated[
-        int, typer.Option(min=1, metavar="PIXELS", help="of the input; odd, so that the pooling grid changes")
+        int, typer.Option(min=1, metavar="PIXELS", help="Size of the shift, odd, so that the pooling grid changes.")
     ] = 1,
+    overwrite: Overwrite = False,
 ) -> None:
     """Make a network average over four shifted images too.
 
@@ -155,7 +168,7 @@ def shift(
 
     if by % 2 == 0:
         raise InputError(f"--by {by}: must be odd, so that the pooling grid changes")
-    _write_derived(out, lambda: shifted(weights, by))
+    _write_derived(out, lambda: shifted(weights, by), overwrite)
 
 
 def calibrate(
@@ -163,8 +176,9 @@ def calibrate(
     data: Table,
     out: Annotated[
         Path,
-        typer.Option(metavar="FILE", help="weights file to write, .safetensors, or .json for a joint model's .json"),
+        typer.Option(metavar="FILE", help="Weights file to write, .safetensors, or .json for a joint model's .json."),
     ],
+    overwrite: Overwrite = False,
 ) -> None:
     """Calibrate a network's probabilities on a validation table.
 
@@ -173,8 +187,8 @@ def calibrate(
     from recombinator.evaluation import calibration
     from recombinator.weights.files import read_pair, resolve, save_weights, write_pair
 
-    check_not_overwriting(data, out)
     check_output_file(out, ".safetensors", ".json")
+    check_outputs(out, overwrite=overwrite, source=data)
     pair = read_pair(resolve(weights)) if out.suffix == ".json" else None  # raises where it is none
     done = calibration.calibrate(weights, data)
     if pair:
@@ -189,9 +203,10 @@ def reliability(
     data: Table,
     json_out: JsonOut = None,
     plots: Annotated[
-        Path | None, typer.Option(metavar="PATH", help="also draw it: folder, or file ending in .png or .pdf")
+        Path | None, typer.Option(metavar="PATH", help="Also draw it, into a folder or a .png or .pdf file.")
     ] = None,
     limit: Limit = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Measure how reliable a network's probabilities are.
 
@@ -201,21 +216,22 @@ def reliability(
     from recombinator.evaluation import calibration
 
     picture = plots / "reliability.png" if plots and not plots.suffix else plots
-    check_not_overwriting(data, json_out, picture)
     if picture:
         check_output_file(picture, ".png", ".pdf")
+    check_outputs(json_out, picture, overwrite=overwrite, source=data)
     report = calibration.report(weights, data, limit=limit)
     temperature = report["calibration"].get("temperature", 1.0)
-    print(f"{weights} on {data}: {report['images']} images, temperature {temperature:g}; {report['protocol']}")
-    for part in ("plain", "covered"):
+    print(f"{weights} on {data}: {plural(report['images'], 'image')}, jittered; temperature {temperature:g}")
+    for part, name in (("plain", "plain"), ("covered", "occluded")):
         for row in report[part]:
+            distance = plural(row["radius"], "pixel")
             print(
-                f"  {part:8} within {row['radius']} pixels: true for {100 * row['right']:5.1f} % of the points, "
+                f"  {name:8} within {distance}: true for {100 * row['right']:5.1f} % of the points, "
                 f"calibration error {100 * row['error']:4.1f} % "
                 f"(without temperature {100 * row['error_uncalibrated']:4.1f} %)"
             )
     if report["covered_auroc"] is not None:
-        print(f"  covered points found by low confidence: area under the ROC {report['covered_auroc']:.3f}")
+        print(f"  occluded points found by low confidence: area under the ROC curve {report['covered_auroc']:.3f}")
     write_report(json_out, "reliability", report)
     if picture:
         from recombinator.evaluation.plots import plot_reliability
@@ -226,14 +242,17 @@ def reliability(
 
 def denoise(
     points: Annotated[
-        Path, typer.Argument(metavar="POINTS", help=".csv, .json, .jsonl or .pts file with the points of faces")
+        Path, typer.Argument(metavar="POINTS", help="Points of faces: .csv, .tsv, .json, .jsonl or .pts.")
     ],
-    out: Annotated[Path, typer.Option(metavar="FILE", help="repaired points, .csv or .json")],
-    weights: Annotated[str, typer.Option(metavar="WEIGHTS", help="weights of a denoiser")] = "denoiser-lite-300w",
+    out: Annotated[Path, typer.Option(metavar="FILE", help="File for the repaired points, .csv or .json.")],
+    weights: Annotated[
+        str, typer.Option(metavar="WEIGHTS", help="Denoiser: name, file or run folder.")
+    ] = "denoiser-lite-300w",
     keep_below: Annotated[
-        float, typer.Option(min=0, metavar="X", help="keep points whose implausibility is below X")
+        float, typer.Option(min=0, metavar="X", help="Keep points whose implausibility is below X.")
     ] = KEEP_BELOW,
-    strict: Annotated[bool, typer.Option("--strict", help="stop at the first face that cannot be used")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Stop at the first face that cannot be used.")] = False,
+    overwrite: Overwrite = False,
 ) -> None:
     """Repair points with a shape model.
 
@@ -244,8 +263,7 @@ def denoise(
     from recombinator.weights.files import load_weights
 
     check_output_file(out, ".csv", ".json")
-    if out.resolve() == points.resolve():
-        raise InputError(f"--out {out}: would overwrite the input; choose another name")
+    check_outputs(out, overwrite=overwrite, source=points)
     loaded, dropped = load_weights(weights), 0
 
     def drop(error: InputError) -> None:
@@ -271,4 +289,4 @@ def denoise(
     repairs.write_repairs(out, rows)
     faces = len(rows) // len(loaded.keypoints)
     moved = sum(not r["kept"] for r in rows)
-    print(f"{faces} faces, {dropped} dropped, {moved} points moved: {out}")
+    print(f"{plural(faces, 'face')}, {dropped} dropped, {plural(moved, 'point')} moved: {out}")

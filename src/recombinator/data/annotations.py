@@ -1,18 +1,24 @@
 """Annotated points as a file has them: one structure, whatever the format.
 
-Every reader of points files in `recombinator.data.readers` returns a list of `Entry`. Inferring a keypoint set and
-making arrays (`recombinator.data.points`) start from that list, so no file is parsed twice.
+Every reader of points files in `recombinator.data.readers` takes a `Source` and returns a list of `Entry`. Placing the
+points in their images (`recombinator.data.placing`), inferring a keypoint set and making arrays
+(`recombinator.data.points`) start from that list, so no file is parsed twice.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
+from xml.etree import ElementTree
+
+import numpy as np
 
 from recombinator.utils.errors import InputError
 
@@ -33,6 +39,7 @@ FIELDS: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 
 MISSING = {"", "-", "na", "n/a", "#n/a", "nan", "null", "none"}  # texts of a coordinate that is not known
+IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 LABELED = 2  # COCO's visibility of a point that can be seen; 1: labeled but occluded, 0: not labeled
 
 
@@ -49,6 +56,18 @@ class Point(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Scheme:
+    """What a file says about its keypoints as a whole.
+
+    mirror: pairs of names that change places in a mirrored image, the left one first; None: the names decide.
+    lines: pairs of names to connect in drawings.
+    """
+
+    mirror: tuple[tuple[str, str], ...] | None = None
+    lines: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True)
 class Entry:
     """One annotated object.
 
@@ -60,6 +79,15 @@ class Entry:
     origin: a coordinate in the file minus the package's, in pixels (the package's convention:
         `recombinator.transforms.affine`). COCO has a pixel's center at its integer: -0.5.
     problem: why the entry cannot be used, as one sentence; empty if it can.
+    size: width and height in pixels of the image, as the file declares them.
+    relative: coordinates are fractions of the image's width and height, not pixels.
+    y_up: y counts from the image's bottom edge upward.
+    folder: the folder that `file` is relative to; None: that of the points file.
+    path: where the image is; None until it has been looked for.
+    image: returns the pixels, (H, W[, 3]) uint8 RGB, where they are not an image file of their own (video frames).
+    mm_per_pixel: physical size of a pixel in millimeters; NaN if unknown.
+    columns: the file's other columns or fields, as texts.
+    scheme: what the file says about its keypoints as a whole.
     """
 
     where: str
@@ -69,9 +97,63 @@ class Entry:
     positional: bool = False
     origin: float = 0.0
     problem: str = ""
+    size: tuple[float, float] | None = None
+    relative: bool = False
+    y_up: bool = False
+    folder: Path | None = None
+    path: Path | None = None
+    image: Callable[[], np.ndarray] | None = field(default=None, compare=False)
+    mm_per_pixel: float = float("nan")
+    columns: Mapping[str, str] = field(default_factory=dict)
+    scheme: Scheme = Scheme()
 
 
-Reader = Callable[[Path], list[Entry]]
+class Source:
+    """A points file or folder. What detection and reader both need of it is parsed once.
+
+    Args:
+        path: the file or folder.
+        columns: further columns that the caller needs; a CSV file with one row per object may have no others.
+    """
+
+    def __init__(self, path: Path, columns: tuple[str, ...] = ()) -> None:
+        self.path, self.columns = path, columns
+        self.suffix = "" if path.is_dir() else path.suffix.lower()
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    @cached_property
+    def text(self) -> str:
+        """The file's text (`read_text`)."""
+        return read_text(self.path)
+
+    @cached_property
+    def json(self) -> Any:
+        """The file's JSON value. Raises InputError if it is not JSON."""
+        try:
+            return json.loads(self.text)
+        except json.JSONDecodeError as error:
+            raise InputError(f"{self}:{error.lineno}: not JSON ({error.msg})") from None
+        except RecursionError:
+            raise InputError(f"{self}: not a points file (too deeply nested)") from None
+
+    @cached_property
+    def xml(self) -> ElementTree.Element:
+        """The root of the file's XML. Raises InputError if it is not XML."""
+        try:
+            return ElementTree.fromstring(self.text)
+        except (ElementTree.ParseError, ValueError) as error:  # ValueError: a declared encoding is not the file's
+            raise InputError(f"{self}: not XML ({error})") from None
+
+    @cached_property
+    def first_line(self) -> str:
+        """The first line that is not blank."""
+        return next((line for line in self.text.splitlines() if line.strip()), "")
+
+
+T = TypeVar("T")
+Reader = Callable[[Source], list[Entry]]
 
 
 class Numbering:
@@ -83,6 +165,37 @@ class Numbering:
     def __call__(self, file: str) -> str:
         self._count[file] += 1
         return str(self._count[file])
+
+
+def group_by(items: list[T], key: Callable[[T], Any]) -> dict[Any, list[T]]:
+    """Return lists of the items with the same key, in the order of first appearance."""
+    groups: dict[Any, list[T]] = {}
+    for item in items:
+        groups.setdefault(key(item), []).append(item)
+    return groups
+
+
+def add_point(points: dict[str, Point], name: str, point: Point, remedy: str = "") -> None:
+    """Add a named point. Raises InputError, with the remedy, if it has no name or the name is there already."""
+    if not name:
+        raise InputError("a point has no name")
+    if name in points:
+        raise InputError(f"keypoint {name} occurs twice" + (f"; {remedy}" if remedy else ""))
+    points[name] = point
+
+
+def as_text(value: Any) -> str:
+    """Return a value as a text, empty for None."""
+    return "" if value is None else str(value).strip()
+
+
+def declared_size(width: Any, height: Any) -> tuple[float, float] | None:
+    """Return an image's size as a file declares it, None if it does not."""
+    try:
+        size = (float(width), float(height))
+    except (TypeError, ValueError):
+        return None
+    return size if min(size) > 0 else None
 
 
 def plain_name(text: str) -> str:

@@ -69,6 +69,12 @@ def scaled_box(points: np.ndarray, factor: float, width: int, height: int) -> Bo
     return x0, y0, math.ceil(x1 + out) - x0
 
 
+def image_box(points: np.ndarray, factor: float, width: int, height: int) -> Box:
+    """Take the whole image: the smallest centered square that contains it, enlarged; `cut` pads with zeros."""
+    side = round(max(width, height) * factor)
+    return -((side - width) // 2), -((side - height) // 2), side
+
+
 @dataclass(frozen=True)
 class CropRule:
     """How a table's crops were made, and how a network's input is cut from them.
@@ -83,6 +89,8 @@ class CropRule:
         least: Mean confidence below which a detection counts as false.
         origin: A number in the dataset's files minus the package's, in pixels. 300-W's points are half a pixel right of
             where 1-based files would have them, as mirrored images show, and probably half a pixel below (docs/log.md).
+        whole: The network sees the whole image, whatever its points are.
+        detailed: The stage-1 crop has as many pixels as the network's input needs, and not always GRID.
     """
 
     name: str
@@ -92,6 +100,12 @@ class CropRule:
     from_detector: tuple[float, float]
     least: float
     origin: float = FILE_ORIGIN
+    whole: bool = False
+    detailed: bool = False
+
+    def stored_size(self, size: int) -> int:
+        """Return the side of the stage-1 crop in pixels for a network whose input has `size` pixels."""
+        return max(GRID, math.ceil(size * self.stage1 / self.stage2)) if self.detailed else GRID
 
     def inner_box(self, points: np.ndarray, size: int) -> np.ndarray:
         """Place the stage-2 box.
@@ -137,6 +151,9 @@ RULES = {
     "mtfl": CropRule("mtfl", eye_mouth_box, 1.25, 0.95, (1.2, 0.086), 0.85),
     # 0.6 is a guess, not measured
     "300w": CropRule("300w", scaled_box, 1.7, 1.3, (1.139, 0.156), 0.6, origin=1.0),
+    "image": CropRule("image", image_box, 1.0, 1.0, (1.0, 0.0), 0.0, whole=True, detailed=True),
+    # boxes are the bounding boxes of the points
+    "object": CropRule("object", scaled_box, 1.7, 1.3, (1.3, 0.0), 0.0, detailed=True),
 }
 
 

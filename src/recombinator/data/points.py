@@ -1,25 +1,23 @@
 """Files of points without images: from a file's entries to keypoint sets and arrays.
 
-`READERS` has one function per format. Each returns the entries of a file (`recombinator.data.annotations.Entry`).
+`recombinator.data.formats` has one reader per format. Each returns the entries of a file (`Entry`).
 """
 
 from __future__ import annotations
 
 import difflib
 import logging
-import re
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from recombinator.data.annotations import Entry, Point, Reader
-from recombinator.data.crops import RULES
-from recombinator.data.readers.csv_points import read_csv
-from recombinator.data.readers.json_points import read_json, read_json_lines
-from recombinator.keypoints import FACE_68, KeypointSet
+from recombinator.data.annotations import Entry, Source
+from recombinator.data.formats import find_format
+from recombinator.data.placing import place_all
+from recombinator.keypoints import KeypointSet
 from recombinator.utils.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -36,87 +34,50 @@ class PointSet:
     file: name of the image, empty if the points file names none.
     face: which of the image's objects it is.
     points: (K, 2) x, y in pixels of the image, in the keypoint set's order; NaN where a point is missing.
+    entry: what the points file says about the object.
     """
 
     where: str
     file: str
     face: str
     points: np.ndarray
+    entry: Entry
 
 
-def read_pts(path: Path) -> np.ndarray:
-    """Read the 68 points of a 300-W .pts file, with or without its header lines.
-
-    The files' numbers are moved by 300-W's `origin` (`recombinator.data.crops.CropRule`, docs/log.md): half a pixel
-    more than if they counted the first pixel's center as 1.
-
-    Args:
-        path: one point per line, x and y.
-
-    Returns:
-        (68, 2) x, y in pixels; a pixel's center lies at its integer + 0.5.
-
-    Raises:
-        InputError: naming file and line, for another number of points, or eyes less than a pixel apart.
-    """
-    points = []
-    for number, text in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
-        if not text.strip() or text.strip() in "{}" or re.match(r"\s*(version|n_points)\s*:", text):
-            continue
-        try:
-            x, y = (float(v) for v in text.split())
-        except ValueError:
-            raise InputError(f"{path}:{number}: expected two numbers, x and y, got {text.strip()!r}") from None
-        points.append((x, y))
-    moved = np.array(points) - RULES["300w"].origin
-    if len(moved) != len(FACE_68):
-        raise InputError(f"{path}: expected {len(FACE_68)} points, got {len(moved)}")
-    if not np.isfinite(moved).all():
-        raise InputError(f"{path}: a coordinate is not a finite number")
-    if FACE_68.scale(moved) < 1:
-        raise InputError(f"{path}: the eyes are less than a pixel apart")
-    return moved
-
-
-def _read_pts_entry(path: Path) -> list[Entry]:
-    try:
-        points = {str(i): Point(x, y) for i, (x, y) in enumerate(read_pts(path).tolist(), 1)}
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
-    return [Entry(str(path), path.name, points=points, positional=True)]
-
-
-READERS: dict[str, Reader] = {"csv": read_csv, "json": read_json, "jsonl": read_json_lines, "pts": _read_pts_entry}
-_ENDINGS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "jsonl", ".pts": "pts"}
-
-
-def format_of(path: Path) -> str:
-    """Return the format of a points file, a key of READERS.
-
-    Raises:
-        InputError: the name has another ending.
-    """
-    if path.suffix.lower() not in _ENDINGS:
-        raise InputError(f"{path}: must end in {', '.join(_ENDINGS)}")
-    return _ENDINGS[path.suffix.lower()]
-
-
-def read_entries(path: Path, missing: str = "none") -> list[Entry]:
-    """Read the entries of a points file of any format.
+def read_entries(
+    path: Path, missing: str = "none", *, form: str | None = None, images: Path | None = None,
+    columns: tuple[str, ...] = (), y_up: bool | None = None,
+) -> list[Entry]:  # fmt: skip
+    """Read the entries of a points file or folder of any format.
 
     Args:
-        path: a .csv, .tsv, .json, .jsonl or .pts file.
+        path: a file or folder in one of `recombinator.data.formats.FORMATS`.
         missing: coordinates, in the file's own numbers, that stand for a missing point: "none"; a pair such as "0,0";
             or "auto", which takes 0,0 and -1,-1 for that where two or more points have them, with a warning.
+        form: the format's name; None: it is found out from the content.
+        images: folder of the images; None: that of the points file, or the one that the format prescribes.
+        columns: further columns that every object must have.
+        y_up: y counts from the image's bottom edge upward; None: the format decides.
 
     Returns:
-        One entry per object. Those that cannot be used have a `problem`.
+        One entry per object, with points in the package's coordinates. Those that cannot be used have a `problem`.
 
     Raises:
         InputError: the file cannot be read at all, or `missing` is none of these.
     """
     placeholders = _placeholders(missing)
-    entries = READERS[format_of(path)](path)
+    source = Source(path, columns)
+    entries = find_format(source, form).read(source)
+    if y_up is not None:
+        entries = [replace(e, y_up=y_up) for e in entries]
+    entries = _without_placeholders(path, entries, missing, placeholders)
+    return place_all(entries, images or (path if path.is_dir() else path.parent), given=images is not None)
+
+
+def _without_placeholders(
+    path: Path, entries: list[Entry], missing: str, placeholders: tuple[tuple[float, float], ...]
+) -> list[Entry]:
+    """Return the entries without the points at coordinates that stand for a missing one (`read_entries`)."""
     counts = Counter((p.x, p.y) for e in entries if not e.problem for p in e.points.values() if p.visibility)
     found = {p: counts[p] for p in placeholders if counts[p]}
     if missing == "auto":
@@ -145,7 +106,7 @@ def _placeholders(missing: str) -> tuple[tuple[float, float], ...]:
 def _without(entry: Entry, placeholders: set[tuple[float, float]]) -> Entry:
     """Return the entry with visibility 0 for points at one of the placeholders."""
     points = {n: p._replace(visibility=0) if (p.x, p.y) in placeholders else p for n, p in entry.points.items()}
-    return Entry(entry.where, entry.file, entry.object_id, points, entry.positional, entry.origin, entry.problem)
+    return replace(entry, points=points)
 
 
 def infer_names(entries: list[Entry]) -> tuple[str, ...]:
@@ -185,7 +146,7 @@ def point_sets(entries: list[Entry], keypoints: KeypointSet, drop: Callable[[Inp
                 raise InputError(f"{entry.where}: {entry.problem}")
             if entry.positional and names_exist:
                 raise InputError(f"{entry.where}: its points have no names, but those of other objects have")
-            sets.append(PointSet(entry.where, entry.file, entry.object_id, _in_order(entry, keypoints)))
+            sets.append(PointSet(entry.where, entry.file, entry.object_id, _in_order(entry, keypoints), entry))
         except InputError as error:
             drop(error)
     return sets
@@ -208,7 +169,7 @@ def _in_order(entry: Entry, keypoints: KeypointSet) -> np.ndarray:
             raise InputError(f"{entry.where}: keypoint {keypoints.names[at]} occurs twice")
         seen.add(at)
         if point.visibility and np.isfinite([point.x, point.y]).all():
-            out[at] = point.x - entry.origin, point.y - entry.origin
+            out[at] = point.x, point.y
     return out
 
 
@@ -222,8 +183,7 @@ def read_points(
     """Read a points file into arrays in the order of a keypoint set.
 
     Args:
-        path: a .csv or .tsv file (one row per keypoint, or one row per object), a .json or .jsonl file (a report of
-            `predict`, objects with `points`, COCO keypoints), or a .pts file.
+        path: a file or folder in one of `recombinator.data.formats.FORMATS`.
         keypoints: the set to bring the points into.
         drop: called with the error of each object that cannot be used.
         missing: see `read_entries`.

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from recombinator.data.table import load_table
 from recombinator.keypoints import check_same_keypoints
 from recombinator.models.base import KeypointNet, check_takes_images
-from recombinator.models.decode import decode
 from recombinator.predict.engine import GRAPH_FORMAT, OUTPUTS
 from recombinator.transforms.augment import Augment
 from recombinator.transforms.samples import fixed_samples
@@ -39,7 +38,7 @@ class _Graph(nn.Module):
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         output = self.net(image.float())
-        decoded = decode(output, self.net.temperature, self.net.tile)
+        decoded = self.net.decode(output)
         results = tuple(getattr(decoded, name) for name in OUTPUTS)
         return (*results, output) if self.maps else results
 

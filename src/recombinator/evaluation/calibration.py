@@ -17,7 +17,6 @@ from recombinator.evaluation import metrics
 from recombinator.evaluation.sources import TableLike, as_table, identity
 from recombinator.keypoints import RADII, SURE
 from recombinator.models.base import KeypointNet, check_takes_images
-from recombinator.models.decode import decode
 from recombinator.transforms.augment import COVERED, Augment, occluded
 from recombinator.transforms.samples import fixed_samples
 from recombinator.utils.errors import InputError
@@ -30,7 +29,10 @@ FALSE_REJECTIONS = 0.001  # share of the faces without occlusion that may be tak
 
 
 @torch.no_grad()
-def collect(net: KeypointNet, table: FaceTable, occlude: bool, temperatures: Sequence[float]) -> dict[str, np.ndarray]:
+def collect(
+    net: KeypointNet, table: FaceTable, occlude: bool, temperatures: Sequence[float], augment: Augment = JITTER,
+    seed: int = 0,
+) -> dict[str, np.ndarray]:  # fmt: skip
     """Run a network on jittered images and collect what calibration needs of every known point inside the crop.
 
     The images, the jitter and the occlusion are the same at every call.
@@ -40,6 +42,8 @@ def collect(net: KeypointNet, table: FaceTable, occlude: bool, temperatures: Seq
         table: Images with the network's channels and keypoints.
         occlude: Occlude each image by one black rectangle.
         temperatures: T temperatures at which probabilities are computed.
+        augment: Ranges of the jitter.
+        seed: Seed of the jitter.
 
     Returns:
         Arrays over the P points. `gap` (P,): the larger of |dx| and |dy| between the true point and the center of the
@@ -52,7 +56,7 @@ def collect(net: KeypointNet, table: FaceTable, occlude: bool, temperatures: Seq
     parts: dict[str, list[Tensor]] = {k: [] for k in ("gap", "keypoint", "image", "occluded", "within")}
     known = torch.from_numpy(table.mask)
     start = 0
-    for pixels, points in fixed_samples(table, net.size, JITTER, device):
+    for pixels, points in fixed_samples(table, net.size, augment, device, seed=seed):
         images = torch.arange(start, start + len(points))
         start += len(points)
         under_rectangle = torch.zeros(points.shape[:2], dtype=torch.bool)
@@ -63,7 +67,7 @@ def collect(net: KeypointNet, table: FaceTable, occlude: bool, temperatures: Seq
             under_rectangle = visible[torch.arange(len(points))[:, None], 0, cell[..., 1], cell[..., 0]] == 0
         scores = net(pixels)
         inside = ((points >= 0) & (points < net.size)).all(dim=2).cpu() & known[images]
-        decoded = [decode(scores, t, net.tile) for t in temperatures]
+        decoded = [net.decode(scores, t) for t in temperatures]
         batch = {
             "gap": (decoded[0].highest - points).abs().amax(dim=2), "occluded": under_rectangle,
             "within": torch.stack([d.within for d in decoded], dim=2),
@@ -92,12 +96,17 @@ def _quantile(values: np.ndarray, share: float) -> float:
     return float(np.quantile(values, share)) if len(values) else 0.0
 
 
-def fit(net: KeypointNet, table: FaceTable) -> dict[str, Any]:
+def fit(
+    net: KeypointNet, table: FaceTable, augment: Augment = JITTER, occlude: bool = True, draws: int = 1
+) -> dict[str, Any]:
     """Fit a calibration.
 
     Args:
         net: A network with score maps.
         table: Validation images with the network's channels and keypoints.
+        augment: Ranges of the jitter.
+        occlude: Use every image a second time, occluded.
+        draws: Without `occlude`: jittered views of every image.
 
     Returns:
         `temperature`: the one with the lowest cross-entropy of the squares' probabilities, half of the images occluded.
@@ -107,7 +116,11 @@ def fit(net: KeypointNet, table: FaceTable) -> dict[str, Any]:
     Raises:
         InputError: No point of the table is inside its crop.
     """
-    points = collect_both(net, table)
+    if occlude:
+        points = collect_both(net, table)
+    else:
+        views = [collect(net, table, False, TEMPERATURES, augment, seed) for seed in range(draws)]
+        points = {k: np.concatenate([v[k] for v in views]) for k in views[0]}
     if not len(points["gap"]):
         raise InputError(f"{table.info.dataset}: no point of its {table.info.split} table is inside its crop")
     truth = is_within(points)[:, None]

@@ -17,7 +17,6 @@ from recombinator.evaluation import metrics
 from recombinator.evaluation.plots import COLORS, new_figure, save
 from recombinator.evaluation.sources import TableLike, as_table, identity
 from recombinator.models.base import check_takes_images
-from recombinator.models.decode import answers
 from recombinator.transforms.affine import apply, box_affine, invert, warp
 from recombinator.transforms.augment import blurred, occluded
 from recombinator.weights.files import WeightsLike, load_weights
@@ -122,7 +121,7 @@ def measure(
         for label, loaded in networks:
             net, table = loaded.net, tables[loaded.net.channels]
             pixels, points = samples(table, net.size, name, value)
-            predicted = torch.cat([answers(net, part).points for part in pixels.split(64)])
+            predicted = torch.cat([net.decode(net(part)).points for part in pixels.split(64)])
             inside = ((points >= 0) & (points < net.size)).all(dim=2).numpy() & table.mask
             scale = table.info.keypoints.scale(points.double().numpy())
             errors = metrics.image_errors(metrics.point_errors(predicted.numpy(), points.numpy(), scale), inside)

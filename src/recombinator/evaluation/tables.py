@@ -15,7 +15,6 @@ from recombinator.evaluation.result import Evaluation as Evaluation
 from recombinator.evaluation.sources import NetworkLike, TableLike, as_engine, as_table, name_of
 from recombinator.keypoints import SURE, KeypointSet
 from recombinator.models import Joint, KeypointNet
-from recombinator.models.decode import answers
 from recombinator.predict.engine import Engine, TorchEngine
 from recombinator.transforms.augment import COVERED, Augment
 from recombinator.transforms.samples import fixed_samples
@@ -51,7 +50,7 @@ def evaluate_table(net: KeypointNet | Engine, table: FaceTable, augment: Augment
     parts = []
     for inputs, points in fixed_samples(table, size, augment, device):
         if isinstance(net, torch.nn.Module):
-            decoded: Any = answers(net, inputs)
+            decoded: Any = net.decode(net(inputs))
         else:  # an engine takes whole gray levels
             decoded = net.run(inputs.round().clamp(0, 255).byte().numpy())
         batch = (points, decoded.points, decoded.highest, decoded.within)

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
 
-from recombinator.models.base import KeypointNet, check_choice
+from recombinator.models.base import KeypointNet
+from recombinator.models.cascade import Cascade
 from recombinator.models.denoiser import Denoiser, MapDenoiser, PointDenoiser
 from recombinator.models.joint import Joint
 from recombinator.models.networks import RCN, Level, ScoreMapNet, SumNet
 from recombinator.models.tcdcn import TCDCN
-from recombinator.utils.errors import InputError
+from recombinator.utils.errors import InputError, check_choice
 
 __all__ = [
     "MODELS",
@@ -21,6 +21,7 @@ __all__ = [
     "RCN",
     "TCDCN",
     "Architecture",
+    "Cascade",
     "Denoiser",
     "Joint",
     "KeypointNet",
@@ -166,10 +167,12 @@ def create_model(name: str, keypoints: int | None = None, **options: Any) -> Key
         parts = [dict(options[part]) for part in ("image", "denoiser")]
         nets = [create_model(part.pop("name"), part.pop("keypoints"), **part) for part in parts]
         return Joint(cast(ScoreMapNet, nets[0]), cast(Denoiser, nets[1]), options["weight"], options["iterations"])
-    if name not in MODELS:
-        near = difflib.get_close_matches(name, MODELS, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise InputError(f"unknown model {name!r}{hint} (known: {', '.join(MODELS)})")
+    if name == "cascade" and "coarse" in options:  # that of a cascade's weights file
+        parts = [dict(options[part]) for part in ("coarse", "fine")]
+        nets = [create_model(part.pop("name"), part.pop("keypoints"), **part) for part in parts]
+        coarse, fine = (cast(ScoreMapNet, net) for net in nets)
+        return Cascade(coarse, fine, options["factor"], options["weight"], options["sharpness"])
+    check_choice("model", name, MODELS)
     keypoints = MODELS[name].keypoints if keypoints is None else keypoints
     try:
         net = MODELS[name].make(keypoints, **options)

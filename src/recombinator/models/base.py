@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any, ClassVar, Self
 
 import numpy as np
 from torch import Tensor, nn
 
+from recombinator.models.decode import Decoded, decode
 from recombinator.utils.errors import InputError
 
 
@@ -45,6 +45,15 @@ class KeypointNet(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.config: dict[str, Any] = {}
+
+    def decode(self, output: Any, temperature: float | None = None) -> Decoded:
+        """Decode what `forward` returned for images into points and probabilities, in input pixels.
+
+        Args:
+            output: The network's output.
+            temperature: Scores are divided by it; by default the network's own.
+        """
+        return decode(output, self.temperature if temperature is None else temperature, self.tile)
 
     def multiply_adds(self) -> int:
         """Return the multiply-adds per input, dense convolutions, zero padding counted."""
@@ -114,13 +123,6 @@ def check_groups(net: KeypointNet, groups: dict[str, list[nn.Parameter]]) -> Non
     if missing or twice:
         what = f"{missing[0]} is in no group" if missing else f"{twice[0]} is in two groups"
         raise InputError(f"{type(net).__name__}.weight_groups(): {what}; list every parameter exactly once")
-
-
-def check_choice(label: str, value: object, choices: Iterable[str]) -> None:
-    """Raise InputError, naming the option `label`, unless `value` is one of `choices`."""
-    known = tuple(choices)
-    if value not in known:
-        raise InputError(f"unknown {label}={value!r}; expected one of {', '.join(known)}")
 
 
 def check_takes_images(net: nn.Module, name: str) -> None:

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from recombinator.keypoints import RADII, SURE
-from recombinator.models.base import KeypointNet
 
 
 @dataclass(frozen=True)
@@ -36,13 +35,8 @@ class Decoded:
         return self.within[..., SURE]
 
 
-def answers(net: KeypointNet, inputs: Tensor) -> Decoded:
-    """Run a network on (B, C, S, S) images and decode its output."""
-    return decode(net(inputs), net.temperature, net.tile)
-
-
 def decode(output: Tensor, temperature: float = 1.0, tile: int = 1) -> Decoded:
-    """Decode the output of any network that takes images.
+    """Decode score maps, or the points of a regression.
 
     Args:
         output: (B, K, S, S) pre-softmax scores, or (B, K, 2) points of a regression network in network pixels. Points

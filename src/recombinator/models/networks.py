@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from recombinator.models.base import KeypointNet, check_choice, check_input, merge_groups, split_weights
+from recombinator.models.base import KeypointNet, check_input, merge_groups, split_weights
 from recombinator.models.layers import (
     Conv,
     LearnedUpsampling,
@@ -26,7 +26,7 @@ from recombinator.models.layers import (
     upsample,
 )  # fmt: skip
 from recombinator.models.lcn import NORMALIZATIONS
-from recombinator.utils.errors import InputError
+from recombinator.utils.errors import InputError, check_choice
 
 
 @dataclass(frozen=True)

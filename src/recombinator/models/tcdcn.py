@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from recombinator.models.base import KeypointNet, check_choice, check_input, merge_groups, split_weights
+from recombinator.models.base import KeypointNet, check_input, merge_groups, split_weights
 from recombinator.models.lcn import NORMALIZATIONS
-from recombinator.utils.errors import InputError
+from recombinator.utils.errors import InputError, check_choice
 
 AUXILIARY = {"gender": 2, "smile": 2, "glasses": 2, "pose": 5}  # MTFL's attributes and their classes
 _CONVOLUTIONS = (

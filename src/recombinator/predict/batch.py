@@ -1,15 +1,17 @@
-"""Predict many photographs: find them, decode ahead, write results line by line, resume."""
+"""Predict many photographs: find them, work on several at once, write results line by line, resume."""
 
 from __future__ import annotations
 
 import csv
 import glob
 import json
+import logging
 import os
 import sys
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from itertools import chain, count
 from pathlib import Path
@@ -17,21 +19,24 @@ from typing import Any, TextIO
 
 import numpy as np
 
-from recombinator.data.images import decode_image, read_image
+from recombinator.data.images import ENDINGS
 from recombinator.predict.drawing import draw_faces
 from recombinator.predict.output import FILES, FORMATS, face_chip, save_picture
 from recombinator.predict.predictor import Predictor
 from recombinator.predict.result import Face
-from recombinator.utils.errors import InputError
-from recombinator.utils.files import write_text
+from recombinator.utils.errors import InputError, check_choice
+from recombinator.utils.files import lock_folder, write_text
 
-ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 STDIN = "-"
-AHEAD = 8  # photographs that are decoded in advance; this bounds the memory
+STEM_BYTES = 180  # of the names of results; a file name may have 255
+logger = logging.getLogger(__name__)
 
 
 def find_photographs(inputs: Iterable[str | os.PathLike[str]], out: Path | None = None) -> list[str]:
     """Find the photographs that files, folders and patterns name.
+
+    Files of other types in a folder are left out, with a warning that counts them. Hidden files, such as the ._ files
+    of macOS, are ignored.
 
     Args:
         inputs: Files, which are taken as they are; folders, which are searched with all subfolders; patterns with
@@ -52,12 +57,11 @@ def find_photographs(inputs: Iterable[str | os.PathLike[str]], out: Path | None 
         if item == STDIN or os.path.isfile(item):
             names[item] = None
             continue
+        inside = [item]  # a missing file, or a pipe: reported later, as one that cannot be read
         if os.path.isdir(item):
-            inside = sorted(str(p) for p in Path(item).rglob("*") if p.suffix.lower() in ENDINGS and p.is_file())
+            inside = _photographs(item, (str(p) for p in Path(item).rglob("*")))
         elif glob.has_magic(item):
-            inside = sorted(p for p in glob.glob(item, recursive=True) if p.lower().endswith(ENDINGS))
-        else:
-            inside = [item]  # a missing file: reported later, as one that cannot be read
+            inside = _photographs(item, glob.glob(item, recursive=True))
         earlier = inside
         if out is not None and inside != [item]:
             inside = [p for p in inside if not Path(p).resolve().is_relative_to(out.resolve())]
@@ -69,35 +73,23 @@ def find_photographs(inputs: Iterable[str | os.PathLike[str]], out: Path | None 
     return list(names)
 
 
-def _decode(name: str) -> np.ndarray:
-    return decode_image(sys.stdin.buffer.read(), "standard input") if name == STDIN else read_image(name)
-
-
-def decoded_ahead(names: Sequence[str]) -> Iterator[tuple[str, np.ndarray | InputError]]:
-    """Decode photographs in other threads while the caller works.
-
-    Args:
-        names: Files, or "-" for standard input.
-
-    Yields:
-        The name and the (H, W, 3) RGB uint8 image, or the error that decoding gave, in the order of `names`.
-    """
-
-    def attempt(name: str) -> np.ndarray | InputError:
-        try:
-            return _decode(name)
-        except InputError as error:
-            return error
-
-    with ThreadPoolExecutor(2) as pool:
-        waiting: deque[tuple[str, Future[np.ndarray | InputError]]] = deque()
-        for name in names:
-            waiting.append((name, pool.submit(attempt, name)))
-            if len(waiting) > AHEAD:
-                first, future = waiting.popleft()
-                yield first, future.result()
-        for first, future in waiting:
-            yield first, future.result()
+def _photographs(where: str, files: Iterable[str]) -> list[str]:
+    """Return those of the files whose names end as images do, sorted; warn about the rest."""
+    inside: list[str] = []
+    left_out: Counter[str] = Counter()
+    for file in files:
+        if os.path.basename(file).startswith(".") or not os.path.isfile(file):
+            continue
+        ending = os.path.splitext(file)[1].lower()
+        if ending in ENDINGS:
+            inside.append(file)
+        else:
+            left_out[ending or "no ending"] += 1
+    if inside and left_out:
+        kinds = ", ".join(f"{n} {ending}" for ending, n in left_out.most_common(10))
+        number = sum(left_out.values())
+        logger.warning("%s: %d file%s left out, not of an image type: %s", where, number, "s" * (number > 1), kinds)
+    return sorted(inside)
 
 
 @dataclass
@@ -188,16 +180,32 @@ class Lines:
         return self.stream is not None
 
 
+@dataclass(frozen=True)
+class Pictures:
+    """Say which pictures to write for each photograph.
+
+    Args:
+        annotated: The photograph with the points drawn.
+        numbers: Number the points in it.
+        chips: Side in pixels of aligned face chips; 0 writes none.
+    """
+
+    annotated: bool = True
+    numbers: bool = False
+    chips: int = 0
+
+
 def predict_all(
     predictor: Predictor, names: Sequence[str], out: Path | None, *, formats: Sequence[str] = ("json", "csv"),
-    boxes: dict[str, list[list[float]]] | None = None, passes: int = 2, min_confidence: float | None = None,
+    boxes: dict[str, list[list[float]]] | None = None, passes: int | None = None, min_confidence: float | None = None,
     pictures: bool = True, numbers: bool = False, chips: int = 0, resume: bool = False, overwrite: bool = False,
-    weights: str = "", progress: Callable[[int, int], None] | None = None,
+    weights: str = "", workers: int = 1, progress: Callable[[int, int], None] | None = None,
 ) -> Outcome:  # fmt: skip
     """Predict every face of every photograph and write the results.
 
     A photograph that cannot be used is recorded in the result, and the others are done all the same. Memory does not
-    grow with the number of photographs.
+    grow with the number of photographs: each worker holds one. Another process that writes into
+    `out` is refused.
 
     Args:
         predictor: The predictor.
@@ -215,63 +223,108 @@ def predict_all(
         resume: Leave out what an earlier run into `out` has finished.
         overwrite: Replace the results of an earlier run.
         weights: What the weights are called in the results.
+        workers: Photographs to work on at the same time. Each worker decodes, detects and predicts; the engine should
+            have one thread (`load(threads=1)`).
         progress: Called with the number of photographs done and in total.
 
     Returns:
         A summary.
 
     Raises:
-        InputError: If a format is unknown or `out` holds results that must not be replaced.
+        InputError: If a format is unknown, `out` holds results that must not be replaced, or another process uses it.
     """
-    unknown = [f for f in formats if f not in FORMATS]
-    if unknown:
-        raise InputError(f"format {unknown[0]!r} is not known: use {', '.join(FORMATS)}")
-    lines = Lines(out, resume, overwrite, weights) if out else None
-    outcome, stems = Outcome(), lines.stems if lines else set()
-    todo = [n for n in names if n not in lines.done] if lines else list(names)
-    outcome.skipped = len(names) - len(todo)
-    for done, (name, image) in enumerate(decoded_ahead(todo), 1):
-        try:
-            if isinstance(image, InputError):
-                raise image
+    for kind in formats:
+        check_choice("format", kind, FORMATS)
+    wanted = Pictures(pictures, numbers, chips) if out else Pictures(annotated=False)
+    with lock_folder(out) if out else nullcontext():
+        lines = Lines(out, resume, overwrite, weights) if out else None
+        outcome, stems = Outcome(), lines.stems if lines else set()
+        todo = [n for n in names if n not in lines.done] if lines else list(names)
+        outcome.skipped = len(names) - len(todo)
+
+        def work(name: str, stem: str) -> _Done | InputError:
             given = None if boxes is None else boxes.get(name, [])
-            faces = predictor.predict(image, given, passes, min_confidence)
-        except InputError as error:
-            outcome.failed.append(str(error) if str(error).startswith(name) else f"{name}: {error}")
-            continue
-        outcome.photographs += 1
-        outcome.faces += len(faces)
-        outcome.last = faces
-        if not faces:
-            outcome.empty.append(name)
-        stem = _free_stem("stdin" if name == STDIN else Path(name).stem, stems)
-        if out and faces and pictures:
-            save_picture(out / f"{stem}.keypoints.png", draw_faces(image, faces, numbers=numbers))
-        if out and chips:
-            for i, face in enumerate(faces, 1):
-                chip = face_chip(image, face, np.array(predictor.about.template), chips)
-                save_picture(out / "chips" / f"{stem}.face{i}.png", chip)
-        height, width = image.shape[:2]
-        record = {
-            "file": name, "weights": weights, "stem": stem, "width": width, "height": height,
-            "faces": [f.to_dict() for f in faces],
-        }  # fmt: skip
-        if lines:
-            lines.add(record)
-        else:
-            print(json.dumps(record), flush=True)
-        if progress:
-            progress(done, len(todo))
-    if out and lines and lines.close():
-        # a file of an earlier run that this one did not update would contradict points.jsonl
-        stale = [kind for kind, file in FILES.items() if kind not in formats and (out / file).is_file()]
-        for kind in (*formats, *stale):
-            FORMATS[kind](lines.path, out, weights, predictor.keypoints)
+            try:
+                return _predict_file(predictor, name, stem, out, wanted, (given, passes, min_confidence))
+            except InputError as error:
+                return error
+
+        jobs = ((name, _free_stem("stdin" if name == STDIN else Path(name).stem, stems)) for name in todo)
+        for number, (name, stem, done) in enumerate(_in_order(work, jobs, workers), 1):
+            if isinstance(done, InputError):
+                outcome.failed.append(str(done) if str(done).startswith(name) else f"{name}: {done}")
+                continue
+            outcome.photographs += 1
+            outcome.faces += len(done.faces)
+            outcome.last = done.faces
+            if not done.faces:
+                outcome.empty.append(name)
+            record = {
+                "file": name, "weights": weights, "stem": stem, "width": done.width, "height": done.height,
+                "faces": [f.to_dict() for f in done.faces],
+            }  # fmt: skip
+            if lines:
+                lines.add(record)
+            else:
+                print(json.dumps(record), flush=True)
+            if progress:
+                progress(number, len(todo))
+        if out and lines and lines.close():
+            # a file of an earlier run that this one did not update would contradict points.jsonl
+            stale = [kind for kind, file in FILES.items() if kind not in formats and (out / file).is_file()]
+            for kind in (*formats, *stale):
+                FORMATS[kind](lines.path, out, weights, predictor.keypoints)
     return outcome
+
+
+@dataclass(frozen=True)
+class _Done:
+    """The faces of one photograph, without its pixels."""
+
+    faces: list[Face]
+    width: int
+    height: int
+
+
+def _predict_file(
+    predictor: Predictor, name: str, stem: str, out: Path | None, wanted: Pictures, settings: tuple[Any, ...]
+) -> _Done:
+    """Predict one photograph and write its pictures. `settings` are the arguments of Predictor.predict."""
+    photograph = predictor.open(sys.stdin.buffer.read() if name == STDIN else name, "standard input")
+    faces = list(predictor.predict(photograph, *settings))
+    if out and faces and wanted.annotated:
+        picture = draw_faces(photograph.full, faces, numbers=wanted.numbers)
+        save_picture(out / f"{stem}.keypoints.png", picture)
+    if out and wanted.chips:
+        for i, face in enumerate(faces, 1):
+            chip = face_chip(photograph.full, face, np.array(predictor.about.template), wanted.chips)
+            save_picture(out / "chips" / f"{stem}.face{i}.png", chip)
+    return _Done(faces, photograph.width, photograph.height)
+
+
+Job = tuple[str, str]
+
+
+def _in_order(
+    work: Callable[[str, str], _Done | InputError], jobs: Iterable[Job], workers: int
+) -> Iterator[tuple[str, str, _Done | InputError]]:
+    """Run jobs in threads and yield each with its result, in the order of the jobs, a few ahead of the caller."""
+    pool = ThreadPoolExecutor(workers)
+    waiting: deque[tuple[Job, Future[_Done | InputError]]] = deque()
+    try:
+        for job in chain(jobs, [None] * (workers + 1)):
+            if job is not None:
+                waiting.append((job, pool.submit(work, *job)))
+            if waiting and (job is None or len(waiting) > workers + 1):
+                first, future = waiting.popleft()
+                yield *first, future.result()
+    finally:  # after an error or Ctrl-C, do not begin those that wait
+        pool.shutdown(cancel_futures=True)
 
 
 def _free_stem(stem: str, taken: set[str]) -> str:
     """Return a stem for output files that no other photograph has: a second NAME in another folder is NAME-2."""
+    stem = os.fsdecode(os.fsencode(stem)[:STEM_BYTES]) if len(os.fsencode(stem)) > STEM_BYTES else stem
     chosen = next(s for s in chain([stem], (f"{stem}-{n}" for n in count(2))) if s not in taken)
     taken.add(chosen)
     return chosen

@@ -1,44 +1,93 @@
-"""Face detectors. A detector is any object with `detect(image) -> boxes`; OpenCV's Haar cascades are the default."""
+"""Face detectors. A detector is any object with `detect(image)`; OpenCV's Haar cascades are the default."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from functools import cache
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
-from recombinator.data.images import to_gray
-from recombinator.utils.errors import InputError
+from recombinator.data.images import read_file, to_gray
+from recombinator.utils.errors import InputError, unknown
 
 LONGEST = 1024  # pixels; larger photographs are scaled down for detection
 
 
-class Detector(Protocol):
-    """What a Predictor needs of a detector."""
+@dataclass(frozen=True)
+class Detection:
+    """Hold one detected object as an oriented box.
 
-    def detect(self, image: np.ndarray) -> np.ndarray:
+    Args:
+        box: x, y, width and height in pixels of the image. x and y are those of the corner before the rotation: the
+            center is at (x + width / 2, y + height / 2), and the box is rotated about it.
+        angle: Rotation of the object in degrees, clockwise on the screen, as in transforms.affine; 0 is upright.
+        score: Confidence of the detector, from 0 to 1; 1 if it gives none.
+    """
+
+    box: tuple[float, float, float, float]
+    angle: float = 0.0
+    score: float = 1.0
+
+    def scaled(self, factor: float) -> Detection:
+        """Return the detection in an image that is `factor` times as large."""
+        x, y, width, height = self.box
+        return replace(self, box=(x * factor, y * factor, width * factor, height * factor))
+
+
+class Detector(Protocol):
+    """What a Predictor needs of a detector.
+
+    A detector must be thread-safe, since photographs of a folder are predicted in several threads. It may also have:
+
+    - `search(image)`, which yields further lists of detections for an image in which `detect` led to no face;
+    - `longest`, the longest side in pixels that it looks at: larger JPEG files are then decoded at reduced size;
+    - `relation`, for each name of a crop rule the side of the network's square and how far its center is below the
+      box's center, both in box sides; by default CropRule.from_detector, which fits OpenCV's cascade;
+    - `certain`, True if every box is a face, whatever the confidence of its points.
+    """
+
+    def detect(self, image: np.ndarray) -> list[Detection]:
         """Find faces in an image.
 
         Args:
             image: (H, W) gray or (H, W, 3) RGB, uint8.
 
         Returns:
-            (N, 4) boxes x, y, width, height in pixels, largest first.
+            One detection per face, largest first.
         """
         ...
 
 
-@cache
+def as_detections(found: Iterable[Any]) -> list[Detection]:
+    """Return what a detector gave as detections.
+
+    Args:
+        found: Detections, or boxes (x, y, width, height), such as the rows of an (N, 4) array.
+    """
+    return [one if isinstance(one, Detection) else Detection(_four(one)) for one in found]
+
+
+def _four(box: Iterable[float]) -> tuple[float, float, float, float]:
+    x, y, width, height = (float(v) for v in box)
+    return x, y, width, height
+
+
+_LOCAL = threading.local()  # OpenCV's cascades are not thread-safe: each thread has its own
+
+
 def _cascade(name: str) -> Any:
     import cv2
     import cv2.data
 
     if not hasattr(cv2, "CascadeClassifier"):
         raise InputError(f"OpenCV {cv2.__version__} has no Haar cascade; install opencv-python-headless>=4.10,<5")
-    return cv2.CascadeClassifier(str(Path(cv2.data.haarcascades) / f"haarcascade_{name}.xml"))
+    loaded = _LOCAL.__dict__
+    if name not in loaded:
+        loaded[name] = cv2.CascadeClassifier(str(Path(cv2.data.haarcascades) / f"haarcascade_{name}.xml"))
+    return loaded[name]
 
 
 @dataclass(frozen=True)
@@ -72,27 +121,29 @@ class HaarDetector:
     The smallest face is 24 pixels wide, or 1/43 of the longer side of a photograph larger than `LONGEST`.
     """
 
-    def detect(self, image: np.ndarray) -> np.ndarray:
+    longest = LONGEST
+
+    def detect(self, image: np.ndarray) -> list[Detection]:
         """Find upright, roughly frontal faces; see Detector.detect."""
         return self._run(image, CascadePass())
 
-    def search(self, image: np.ndarray) -> Iterator[np.ndarray]:
+    def search(self, image: np.ndarray) -> Iterator[list[Detection]]:
         """Search a photograph in which `detect` led to no face.
 
         Args:
             image: (H, W) gray or (H, W, 3) RGB, uint8.
 
         Yields:
-            (N, 4) boxes, one array for each pass that finds any. The last array is one box for the whole photograph.
+            The detections of each pass that finds any. The last ones are one box for the whole photograph.
         """
         for settings in SEARCH:
-            boxes = self._run(image, settings)
-            if len(boxes):
-                yield boxes
+            found = self._run(image, settings)
+            if found:
+                yield found
         yield WholeImage().detect(image)
 
-    def _run(self, image: np.ndarray, settings: CascadePass) -> np.ndarray:
-        """Return the (N, 4) boxes of one pass in pixels of the image, largest first."""
+    def _run(self, image: np.ndarray, settings: CascadePass) -> list[Detection]:
+        """Return the upright boxes of one pass in pixels of the image, largest first."""
         import cv2
 
         gray, scale = _shrink(to_gray(image))
@@ -120,7 +171,7 @@ class HaarDetector:
             back = cv2.invertAffineTransform(turn)
             center = center @ back[:, :2].T + back[:, 2]
         boxes[:, :2] = center - boxes[:, 2:] / 2 - border
-        return boxes[np.argsort(-boxes[:, 2])] / scale
+        return as_detections(boxes[np.argsort(-boxes[:, 2])] / scale)
 
 
 def _shrink(image: np.ndarray) -> tuple[np.ndarray, float]:
@@ -137,15 +188,17 @@ def _shrink(image: np.ndarray) -> tuple[np.ndarray, float]:
 class WholeImage:
     """Take each image for one face: for images that are cropped already."""
 
-    def detect(self, image: np.ndarray) -> np.ndarray:
+    certain = True  # the predictor then drops no answer for its confidence
+
+    def detect(self, image: np.ndarray) -> list[Detection]:
         """Return one box in the middle of the image; see Detector.detect."""
         height, width = image.shape[:2]
         side = 0.8 * min(height, width)
-        return np.array([[(width - side) / 2, (height - side) / 2, side, side]])
+        return [Detection(((width - side) / 2, (height - side) / 2, side, side))]
 
 
 class YuNetDetector:
-    """Detect faces with OpenCV's YuNet. Not thread-safe.
+    """Detect faces with OpenCV's YuNet. Each thread has its own copy of the network, which is not thread-safe.
 
     Args:
         path: The model file, which is not part of this package: face_detection_yunet_*.onnx of OpenCV's model zoo.
@@ -155,37 +208,57 @@ class YuNetDetector:
         InputError: If the file is missing or is not such a model.
     """
 
+    longest = LONGEST
+
     def __init__(self, path: str, min_confidence: float = 0.6) -> None:
+        if not Path(path).is_file():
+            raise InputError(f"{path}: no such file; yunet:FILE needs OpenCV's face_detection_yunet ONNX file")
+        # bytes in place of the name: OpenCV crashes on names that are not UTF-8
+        self.__setstate__((path, read_file(path), min_confidence))
+        self._net()
+
+    def __getstate__(self) -> tuple[str, bytes, float]:
+        return self.path, self._model, self.min_confidence
+
+    def __setstate__(self, state: tuple[str, bytes, float]) -> None:
+        self.path, self._model, self.min_confidence = state
+        self._local = threading.local()
+
+    def _net(self) -> Any:
         import cv2
 
-        if not Path(path).is_file():
-            raise InputError(f"{path}: no such file; yunet:PATH needs OpenCV's face_detection_yunet ONNX file")
-        try:
-            self.net = cv2.FaceDetectorYN.create(path, "", (320, 320), min_confidence)
-        except cv2.error as error:
-            raise InputError(f"{path}: OpenCV cannot read it as a YuNet model ({error.err})") from None
+        if not hasattr(self._local, "net"):
+            model, none = np.frombuffer(self._model, np.uint8), np.zeros(0, np.uint8)
+            try:
+                self._local.net = cv2.FaceDetectorYN.create("onnx", model, none, (320, 320), self.min_confidence)
+            except cv2.error as error:
+                raise InputError(f"{self.path}: OpenCV cannot read it as a YuNet model ({error.err})") from None
+        return self._local.net
 
-    def detect(self, image: np.ndarray) -> np.ndarray:
+    def detect(self, image: np.ndarray) -> list[Detection]:
         """Find faces in any pose; see Detector.detect."""
         import cv2
 
         bgr = cv2.cvtColor(image, cv2.COLOR_GRAY2BGR) if image.ndim == 2 else np.ascontiguousarray(image[..., ::-1])
         bgr, scale = _shrink(bgr)
-        self.net.setInputSize((bgr.shape[1], bgr.shape[0]))
-        _, rows = self.net.detect(bgr)
-        boxes = np.array([] if rows is None else rows[:, :4], np.float64).reshape(-1, 4)
+        net = self._net()
+        net.setInputSize((bgr.shape[1], bgr.shape[0]))
+        _, rows = net.detect(bgr)
+        rows = np.zeros((0, 15)) if rows is None else rows.astype(np.float64)
         # its boxes are tight; crop rules expect the cascade's squares, which are a little wider
-        side = boxes[:, 2] * 1.15
-        center = boxes[:, :2] + boxes[:, 2:] / 2
-        squares = np.concatenate([center - side[:, None] / 2, side[:, None], side[:, None]], axis=1)
-        return squares[np.argsort(-squares[:, 2])] / scale
+        side = rows[:, 2] * 1.15
+        corner = rows[:, :2] + rows[:, 2:4] / 2 - side[:, None] / 2
+        return [
+            Detection((*(corner[i] / scale).tolist(), side[i] / scale, side[i] / scale), score=float(rows[i, -1]))
+            for i in np.argsort(-side)
+        ]
 
 
 def detector_by_name(name: str) -> Detector:
     """Return a detector by its name.
 
     Args:
-        name: "haar", "none" (each image is one face) or "yunet:PATH".
+        name: "haar", "none" (each image is one face) or "yunet:FILE".
 
     Raises:
         InputError: For any other name.
@@ -194,5 +267,5 @@ def detector_by_name(name: str) -> Detector:
         return YuNetDetector(name[6:])
     known: dict[str, Callable[[], Detector]] = {"haar": HaarDetector, "none": WholeImage}
     if name not in known:
-        raise InputError(f"detector {name!r} is not known: use haar, none or yunet:PATH")
+        raise unknown("detector", name, ("haar", "none", "yunet:FILE"))
     return known[name]()

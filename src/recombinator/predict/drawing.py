@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from recombinator.predict.crop import rotation
+
 if TYPE_CHECKING:
     from recombinator.predict.result import Face
 
@@ -44,8 +46,8 @@ def draw_faces(
     for face in faces:
         side = float(face.box[2])
         if box:
-            corner, thickness = face.box[:2], max(1, round(side / 300))
-            cv2.rectangle(canvas, _at(corner), _at(corner + side), BOX, thickness, cv2.LINE_AA, SUBPIXEL)
+            square = np.array([_at(corner) for corner in _corners(face)], np.int32)
+            cv2.polylines(canvas, [square], True, BOX, max(1, round(side / 300)), cv2.LINE_AA, SUBPIXEL)
         _draw_lines(canvas, face)
         radius = _radius(face)
         for point, confidence in zip(face.points, face.confidence, strict=True):
@@ -59,6 +61,13 @@ def draw_faces(
     if legend and faces:
         _draw_legend(canvas, faces)
     return canvas
+
+
+def _corners(face: Face) -> np.ndarray:
+    """Return the (4, 2) corners of the face's square."""
+    x, y, side = face.box
+    corners = np.array([(-1, -1), (1, -1), (1, 1), (-1, 1)]) * side / 2
+    return corners @ rotation(face.angle).T + [x, y] + side / 2
 
 
 def _at(point: np.ndarray) -> tuple[int, int]:

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from recombinator.keypoints import KeypointSet
-from recombinator.utils.errors import InputError, remedy
+from recombinator.utils.errors import InputError, check_choice, remedy, unknown
 from recombinator.weights.shipped import shipped_graphs, shipped_models, unknown_model
 
 ENGINES = ("onnx", "torch")
@@ -97,7 +97,9 @@ class OnnxEngine:
         except ImportError:
             raise InputError("ONNX Runtime is not installed: pip install onnxruntime, or use engine='torch'") from None
         options = ort.SessionOptions()
-        options.intra_op_num_threads, options.log_severity_level = threads, 3
+        options.intra_op_num_threads, options.inter_op_num_threads, options.log_severity_level = threads, 1, 3
+        if threads == 1:  # the caller works on several images at once: waiting threads must not take the processor
+            options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
             self.session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
             text = self.session.get_modelmeta().custom_metadata_map.get("recombinator")
@@ -135,7 +137,7 @@ class TorchEngine:
 
         from recombinator.models.base import check_takes_images
 
-        check_takes_images(weights.net, "these weights")
+        check_takes_images(weights.net, str(weights))
         _check_device(device)
         if device != "cpu" and not torch.cuda.is_available():
             raise InputError(f"device {device!r}: torch finds no CUDA GPU on this machine; use device 'cpu'")
@@ -154,10 +156,8 @@ class TorchEngine:
         """Predict the keypoints of (N, channels, size, size) uint8 crops."""
         import torch
 
-        from recombinator.models.decode import answers
-
         with _limit_torch_threads(self.threads), torch.inference_mode():
-            decoded = answers(self.net, torch.from_numpy(crops).to(self.device))
+            decoded = self.net.decode(self.net(torch.from_numpy(crops).to(self.device)))
         return Predictions(*(getattr(decoded, name).cpu().numpy() for name in OUTPUTS))
 
 
@@ -185,7 +185,7 @@ def _limit_torch_threads(threads: int) -> Iterator[None]:
 
 def _check_device(device: str) -> None:
     if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
-        raise InputError(f"unknown device {device!r}; use cpu, cuda or cuda:N")
+        raise unknown("device", device, ("cpu", "cuda", "cuda:N"))
 
 
 def load_engine(
@@ -206,8 +206,8 @@ def load_engine(
     Raises:
         InputError: If there is no such model, or not for this engine or device.
     """
-    if engine not in (None, *ENGINES):
-        raise InputError(f"engine={engine!r} is not known: use one of {', '.join(ENGINES)}")
+    if engine is not None:
+        check_choice("engine", engine, ENGINES)
     _check_device(device)
     if device != "cpu":
         if engine == "onnx":

@@ -14,7 +14,7 @@ import numpy as np
 from recombinator.data.crops import RULES
 from recombinator.data.images import encode_image
 from recombinator.keypoints import KeypointSet
-from recombinator.predict.result import Face
+from recombinator.predict.result import POINT_COLUMNS, Face, point_cells
 from recombinator.utils.files import write_atomically, write_json, write_text
 
 
@@ -90,16 +90,18 @@ def _write_json(lines: Path, out: Path, weights: str, keypoints: KeypointSet) ->
 
 
 def _write_csv(lines: Path, out: Path, weights: str, keypoints: KeypointSet) -> None:
-    """Write points.csv, one row per keypoint: file, face (from 1), keypoint, x, y, confidence."""
+    """Write points.csv, one row per keypoint: file, face (from 1), keypoint, x, y, confidence, inside.
+
+    A file name that is not UTF-8 is written with backslash escapes for its bytes.
+    """
 
     def write(path: Path) -> None:
-        with open(path, "w", encoding="utf-8", newline="") as stream:
+        with open(path, "w", encoding="utf-8", errors="backslashreplace", newline="") as stream:
             writer = csv.writer(stream, lineterminator="\n")
-            writer.writerow(["file", "face", "keypoint", "x", "y", "confidence"])
+            writer.writerow(["file", "face", *POINT_COLUMNS])
             for record in records(lines):
                 for number, face in enumerate(record["faces"], 1):
-                    for p in face["keypoints"]:
-                        writer.writerow([record["file"], number, p["name"], p["x"], p["y"], p["confidence"]])
+                    writer.writerows([record["file"], number, *point_cells(p)] for p in face["keypoints"])
 
     write_atomically(out / "points.csv", write)
 

@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from typing import Any, overload
 
 import numpy as np
 
-from recombinator.data.crops import GRID, RULES
-from recombinator.data.images import Image, as_image, to_gray
-from recombinator.data.resample import square
+from recombinator.data.crops import RULES
+from recombinator.data.images import MAX_PIXELS, Image
+from recombinator.data.photograph import Photograph
 from recombinator.keypoints import RADII, SURE
-from recombinator.predict.detect import Detector, HaarDetector
-from recombinator.predict.engine import Engine, load_engine
+from recombinator.predict.crop import Crop, crop_face, rotation
+from recombinator.predict.detect import Detection, Detector, HaarDetector, WholeImage, as_detections
+from recombinator.predict.engine import Engine, Predictions, load_engine
 from recombinator.predict.result import Face, Faces
 from recombinator.utils.errors import InputError
 
 SAME_FACE = 0.5  # two results nearer than this share of the face's extent are one face
+
+
+def _check_passes(passes: int) -> int:
+    if passes < 1:
+        raise InputError(f"passes={passes} must be 1 or more")
+    return passes
 
 
 class Predictor:
@@ -30,12 +37,18 @@ class Predictor:
     Args:
         engine: Runs the network on crops.
         detector: Finds face boxes; OpenCV's Haar cascades by default.
+        passes: Default number of passes of `predict`.
+        max_pixels: Refuse larger image files before decoding. None: no limit.
     """
 
-    def __init__(self, engine: Engine, detector: Detector | None = None) -> None:
+    def __init__(
+        self, engine: Engine, detector: Detector | None = None, passes: int = 2, max_pixels: int | None = MAX_PIXELS
+    ) -> None:
+        self.passes, self.max_pixels = _check_passes(passes), max_pixels
         self.engine, self.about, self.keypoints = engine, engine.about, engine.about.keypoints
         self.rule = RULES[self.about.crop_rule]
-        self.detector: Detector = detector or HaarDetector()
+        # a network for whole images needs no detector
+        self.detector: Detector = WholeImage() if self.rule.whole else detector or HaarDetector()
         self.min_confidence = float(self.about.calibration.get("least", self.rule.least))
 
     def __repr__(self) -> str:
@@ -49,31 +62,33 @@ class Predictor:
 
     @overload
     def predict(
-        self, image: Image, boxes: Iterable[Iterable[float]] | None = None, passes: int = 2,
+        self, image: Image | Photograph, boxes: Iterable[Any] | None = None, passes: int | None = None,
         min_confidence: float | None = None, search: bool = True,
     ) -> Faces: ...  # fmt: skip
     @overload
     def predict(
-        self, image: list[Image] | tuple[Image, ...], boxes: None = None, passes: int = 2,
+        self, image: list[Image] | tuple[Image, ...], boxes: None = None, passes: int | None = None,
         min_confidence: float | None = None, search: bool = True,
     ) -> list[Faces]: ...  # fmt: skip
     @overload
     def predict(
-        self, image: Iterator[Image], boxes: None = None, passes: int = 2, min_confidence: float | None = None,
-        search: bool = True,
+        self, image: Iterator[Image], boxes: None = None, passes: int | None = None,
+        min_confidence: float | None = None, search: bool = True,
     ) -> Iterator[Faces]: ...  # fmt: skip
     def predict(
-        self, image: Any, boxes: Iterable[Iterable[float]] | None = None, passes: int = 2,
+        self, image: Any, boxes: Iterable[Any] | None = None, passes: int | None = None,
         min_confidence: float | None = None, search: bool = True,
     ) -> Any:  # fmt: skip
         """Predict the keypoints of every face in an image.
 
         Args:
-            image: A path, a uint8 array (H, W) or (H, W, 3) RGB, a Pillow image, or a torch tensor (H, W), (H, W, 3)
-                or (3, H, W), uint8 or float from 0 to 1. Also a list, tuple or iterator of these.
-            boxes: Faces as (x, y, width, height) in pixels, in place of the detector. One face is returned for each.
-            passes: Number of passes. Each pass after the first crops again around the points of the last one, by the
-                crop rule of the training, so that the result depends less on the box.
+            image: A path, the bytes of an image file or a file object, a uint8 array (H, W) or (H, W, 3) RGB, a Pillow
+                image, or a torch tensor (H, W), (H, W, 3) or (3, H, W), uint8 or float from 0 to 1. Also a list, tuple
+                or iterator of these.
+            boxes: Faces as (x, y, width, height) in pixels, or as `Detection` with a rotation, in place of the
+                detector. One face is returned for each.
+            passes: Number of passes; by default the predictor's. Each pass after the first crops again around the
+                points of the last one, by the crop rule of the training, so that the result depends less on the box.
             min_confidence: Drop a detected face if the mean confidence of its keypoints is lower. By default the
                 value of the calibration, or else of the crop rule. Given boxes are not filtered.
             search: If no upright face is found, also search for turned and tilted faces, which takes about eight times
@@ -86,11 +101,10 @@ class Predictor:
         Raises:
             InputError: If the image, the boxes or an option cannot be used.
         """
-        if passes < 1:
-            raise InputError(f"passes={passes} must be 1 or more")
+        passes = self.passes if passes is None else _check_passes(passes)
         if min_confidence is not None and not 0 <= min_confidence <= 1:
             raise InputError(f"min_confidence={min_confidence} must lie between 0 and 1")
-        if isinstance(image, list | tuple | Iterator):
+        if isinstance(image, list | tuple | Iterator) and not hasattr(image, "read"):  # a file yields its lines
             if boxes is not None:
                 raise InputError("boxes belong to one image; give the images one by one")
             keep = not isinstance(image, Iterator)  # results of an iterator must not keep all its arrays in memory
@@ -99,43 +113,75 @@ class Predictor:
         return self._predict_one(image, boxes, passes, min_confidence, search, True)
 
     def _predict_one(
-        self, image: Image, boxes: Iterable[Iterable[float]] | None, passes: int, min_confidence: float | None,
+        self, image: Image | Photograph, boxes: Iterable[Any] | None, passes: int, min_confidence: float | None,
         search: bool, keep: bool,
     ) -> Faces:  # fmt: skip
-        pixels = as_image(image)
-        shown = image if keep or isinstance(image, str | os.PathLike) else None
-        source = self._network_channels(pixels)
+        photograph = self.open(image)
+        shown: Image | None = None  # the results of an iterator do not keep its arrays in memory
+        if isinstance(image, str | os.PathLike):
+            shown = image
+        elif keep:  # a file object can be read only once
+            shown = photograph.full if isinstance(image, Photograph) or hasattr(image, "read") else image
         if boxes is not None:
-            given = self._predict_boxes(source, check_boxes(boxes, pixels), passes)
+            if self.rule.whole:
+                raise InputError("this model finds its object in the whole image; leave the boxes out")
+            given = self._predict_boxes(photograph, check_boxes(boxes, photograph), passes, self.rule.from_detector)
             for number, face in enumerate(given, 1):
                 if face is None:
                     raise InputError(f"box {number}: the points found in it leave no crop; is there a face?")
             return Faces([face for face in given if face], shown)
-        min_confidence = self.min_confidence if min_confidence is None else min_confidence
+        certain = bool(getattr(self.detector, "certain", False))
+        if min_confidence is None:
+            min_confidence = 0.0 if certain else self.min_confidence
+        relation = getattr(self.detector, "relation", {}).get(self.rule.name, self.rule.from_detector)
         further = getattr(self.detector, "search", None) if search else None
-        for detected in chain([self.detector.detect(pixels)], further(pixels) if further else []):
+        pixels = photograph.pixels
+        for found in chain([self.detector.detect(pixels)], further(pixels) if further else []):
+            detections = [d.scaled(photograph.factor) for d in as_detections(found)]
             faces = [
-                face for face in self._predict_boxes(source, detected, passes)
+                face for face in self._predict_boxes(photograph, detections, passes, relation, certain)
                 if face and float(face.confidence.mean()) >= min_confidence
             ]  # fmt: skip
             if faces:
                 return Faces(distinct(faces), shown)
         return Faces([], shown)
 
-    def _predict_boxes(self, source: np.ndarray, boxes: np.ndarray, passes: int) -> list[Face | None]:
-        """Return one face for each of the (N, 4) boxes, None where the points leave no crop."""
-        boxes = np.asarray(boxes, float).reshape(-1, 4)  # a detector of the user's may give lists
-        if boxes.size == 0:
+    def open(self, image: Image | Photograph, name: str = "the image") -> Photograph:
+        """Decode an image as far as this predictor needs it; see data.photograph.
+
+        Args:
+            image: Anything that `predict` accepts for one image.
+            name: What error messages call an image without a file name.
+        """
+        if isinstance(image, Photograph):
+            return image
+        return Photograph(image, getattr(self.detector, "longest", None), self.max_pixels, name)
+
+    def _predict_boxes(
+        self, photograph: Photograph, detections: list[Detection], passes: int, relation: tuple[float, float],
+        certain: bool = False,
+    ) -> list[Face | None]:  # fmt: skip
+        """Return one face for each detection, None where the points leave no crop.
+
+        If the detections are `certain`, the points of the last pass that had a crop are kept.
+        """
+        if not detections:
             return []
-        faces = self._refine(source, self._points_from_boxes(boxes))
+        angles = [d.angle for d in detections]
+        faces = self._refine(photograph, self._points_from_boxes(detections, relation), angles)
+        if self.rule.whole:  # a second pass would see the same
+            passes = 1
         for _ in range(passes - 1):
             alive = [i for i, face in enumerate(faces) if face]
-            again = self._refine(source, np.array([face.points for face in faces if face]))
+            points = np.array([face.points for face in faces if face])
+            again = self._refine(photograph, points, [angles[i] for i in alive])
             for i, face in zip(alive, again, strict=True):
-                faces[i] = face
+                faces[i] = face or (faces[i] if certain else None)
         return faces
 
-    def follow(self, image: Image, points: Iterable[np.ndarray]) -> list[Face | None]:
+    def follow(
+        self, image: Image, points: Iterable[np.ndarray], angles: Sequence[float] | None = None
+    ) -> list[Face | None]:
         """Predict faces whose keypoints are roughly known, for example from the last frame of a video.
 
         This takes one pass and no detector.
@@ -143,96 +189,100 @@ class Predictor:
         Args:
             image: Anything that `predict` accepts for one image.
             points: One (K, 2) array for each face, x and y in image pixels.
+            angles: Rotation of each face in degrees, clockwise on the screen; by default 0.
 
         Returns:
             One face for each array, in the same order; None where the points leave no crop.
         """
-        rough, pixels = np.array(list(points), np.float64), as_image(image)
-        if not rough.size:
-            return []
-        return self._refine(self._network_channels(pixels), rough)
+        rough, photograph = np.array(list(points), np.float64), Photograph(image, max_pixels=self.max_pixels)
+        return self._refine(photograph, rough, angles or [0.0] * len(rough))
 
-    def _network_channels(self, pixels: np.ndarray) -> np.ndarray:
-        """Return the image as gray or as RGB, whichever the network takes."""
-        if self.about.channels == 1:
-            return to_gray(pixels)
-        return np.repeat(pixels[..., None], 3, axis=2) if pixels.ndim == 2 else pixels
+    def _points_from_boxes(self, detections: list[Detection], relation: tuple[float, float]) -> np.ndarray:
+        """Return (N, K, 2) typical points for N detections."""
+        scale, lower = relation
+        boxes = np.array([d.box for d in detections])
+        side = boxes[:, 2:].max(axis=1)[:, None, None]
+        upright = side * (scale * (np.array(self.about.template) - 0.5) + [0, lower])
+        turned = upright @ np.stack([rotation(d.angle).T for d in detections])
+        return turned + (boxes[:, :2] + boxes[:, 2:] / 2)[:, None]
 
-    def _points_from_boxes(self, boxes: np.ndarray) -> np.ndarray:
-        """Return (N, K, 2) typical points for (N, 4) boxes of a detector."""
-        scale, lower = self.rule.from_detector
-        side = boxes[:, 2:].max(axis=1)
-        center = boxes[:, :2] + boxes[:, 2:] / 2 + np.stack([np.zeros_like(side), lower * side], axis=1)
-        template = np.array(self.about.template) - 0.5
-        return center[:, None] + scale * side[:, None, None] * template
-
-    def _refine(self, image: np.ndarray, points: np.ndarray) -> list[Face | None]:
-        """Crop around (N, K, 2) rough points in image pixels and predict.
+    def _refine(self, photograph: Photograph, points: np.ndarray, angles: Sequence[float]) -> list[Face | None]:
+        """Crop around (N, K, 2) rough points in image pixels and predict all crops in one batch.
 
         Returns one face for each, in the same order; None where the points leave no crop, as those of a false
         detection can.
         """
-        inputs, affines, boxes = [], [], []
-        faces: list[Face | None] = [None] * len(points)
-        kept = []
-        for i, p in enumerate(points):
-            try:
-                crop, to_image, box = self.rule.crop(image, p, GRID)
-            except InputError:
-                continue
-            kept.append(i)
-            inputs.append(np.round(square(crop, box, self.about.size)).clip(0, 255).astype(np.uint8))
-            affines.append(to_image)
-            boxes.append(box)
-        if not kept:
-            return faces
-        predictions = self.engine.run(np.stack(inputs))
-        # from the network's input to the stage-1 crop, then by the crop's affine to the image
-        scale, corner = np.array([a[0, 0] for a in affines]), np.array([a[:, 2] for a in affines])
-        inner = np.stack(boxes).astype(np.float64)
-        in_crop = predictions.points * (inner[:, 2] / self.about.size)[:, None, None] + inner[:, None, :2]
-        in_image = in_crop * scale[:, None, None] + corner[:, None]
-        squares = np.concatenate([inner[:, :2] * scale[:, None] + corner, inner[:, 2:] * scale[:, None]], axis=1)
-        pixel = squares[:, 2] / self.about.size  # side of one of the network's pixels in the image
+        size, channels = self.about.size, self.about.channels
+        crops = [
+            crop_face(photograph, p, self.rule, size, channels, angle) for p, angle in zip(points, angles, strict=True)
+        ]
+        used = [crop for crop in crops if crop]
+        if not used:
+            return [None] * len(crops)
+        predictions = self.engine.run(np.stack([crop.pixels for crop in used]))
+        row = iter(range(len(used)))
+        limits = np.array([photograph.width, photograph.height])
+        return [
+            self._face(crop, predictions, next(row), angle, limits) if crop else None
+            for crop, angle in zip(crops, angles, strict=True)
+        ]
+
+    def _face(self, crop: Crop, predictions: Predictions, i: int, angle: float, limits: np.ndarray) -> Face:
+        """Return one face in image pixels; `limits` are the image's width and height."""
+        points = crop.apply(predictions.points[i])
+        within, side = predictions.within[i], crop.pixel * self.about.size
+        center = crop.apply(np.full((1, 2), self.about.size / 2))[0]
+        calibrated: dict[str, Any] = {}
         below = self.about.calibration.get("covered_below")
-        for i, within in enumerate(predictions.within):
-            calibrated: dict[str, Any] = {}
-            if below is not None:
-                calibrated = {
-                    "within": within, "reach": (np.array(RADII) + 0.5) * pixel[i],
-                    "covariance": predictions.covariance[i] * pixel[i] ** 2,
-                    "covered": within[:, SURE] < np.array(below),
-                }  # fmt: skip
-            faces[kept[i]] = Face(in_image[i], within[:, SURE], squares[i], self.keypoints, **calibrated)
-        return faces
+        if below is not None:
+            calibrated = {
+                "within": within, "reach": (np.array(RADII) + 0.5) * crop.pixel,
+                "covariance": _turned(predictions.covariance[i] * crop.pixel**2, angle),
+                "covered": within[:, SURE] < np.array(below),
+            }  # fmt: skip
+        return Face(
+            points, within[:, SURE], np.array([*(center - side / 2), side]), self.keypoints,
+            inside=np.all((points >= 0) & (points <= limits), axis=1), angle=angle, **calibrated,
+        )  # fmt: skip
 
 
-def check_boxes(boxes: Iterable[Iterable[float]], image: np.ndarray) -> np.ndarray:
-    """Return face boxes as an array.
+def _turned(covariance: np.ndarray, angle: float) -> np.ndarray:
+    """Turn (K, 3) covariances xx, xy, yy by an angle in degrees."""
+    if angle == 0:
+        return covariance
+    xx, xy, yy = covariance.T
+    full = np.stack([np.stack([xx, xy], -1), np.stack([xy, yy], -1)], -2)
+    turned = rotation(angle) @ full @ rotation(angle).T
+    return np.stack([turned[:, 0, 0], turned[:, 0, 1], turned[:, 1, 1]], axis=1)
+
+
+def check_boxes(boxes: Iterable[Any], photograph: Photograph) -> list[Detection]:
+    """Check face boxes that a user gave.
 
     Args:
-        boxes: N boxes x, y, width, height in pixels.
-        image: (H, W[, 3]) image that they belong to.
+        boxes: Boxes (x, y, width, height) in pixels, or detections.
+        photograph: The image that they belong to.
 
     Returns:
-        (N, 4) floats.
+        One detection per box.
 
     Raises:
         InputError: If they are not such boxes, or one of them does not overlap the image.
     """
     try:
-        array = np.array([[float(v) for v in box] for box in boxes], np.float64)
+        detections = as_detections(boxes)
     except (TypeError, ValueError):
         raise InputError("boxes must be a list of (x, y, width, height)") from None
-    if array.size == 0:
-        return array
-    height, width = image.shape[:2]
-    if array.ndim != 2 or array.shape[1] != 4 or not np.isfinite(array).all() or (array[:, 2:] <= 0).any():
-        raise InputError("boxes must be (x, y, width, height) each, finite, with positive width and height")
-    for x, y, w, h in array:
-        if x >= width or y >= height or x + w <= 0 or y + h <= 0 or max(w, h) > 100 * max(width, height):
+    width, height = photograph.width, photograph.height
+    for one in detections:
+        x, y, w, h = one.box
+        if not np.isfinite([*one.box, one.angle]).all() or min(w, h) <= 0:
+            raise InputError("boxes must be (x, y, width, height) each, finite, with positive width and height")
+        reach = 0.0 if one.angle == 0 else (np.hypot(w, h) - min(w, h)) / 2  # a rotated box reaches farther
+        outside = x - reach >= width or y - reach >= height or x + w + reach <= 0 or y + h + reach <= 0
+        if outside or max(w, h) > 100 * max(width, height):
             raise InputError(f"box {x:g},{y:g},{w:g},{h:g} does not overlap the {width}x{height} image")
-    return array
+    return detections
 
 
 def distinct(faces: list[Face]) -> list[Face]:
@@ -252,6 +302,8 @@ def load(
     engine: str | None = None,
     threads: int = 0,
     device: str = "cpu",
+    passes: int = 2,
+    max_pixels: int | None = MAX_PIXELS,
 ) -> Predictor:
     """Load a model for prediction.
 
@@ -263,6 +315,8 @@ def load(
             "cpu"; torch otherwise.
         threads: Number of CPU threads of the engine; 0 leaves the choice to it.
         device: "cpu", or for the torch engine "cuda" or "cuda:N".
+        passes: Default number of passes of `Predictor.predict`.
+        max_pixels: Refuse larger image files before decoding. None: no limit.
 
     Returns:
         A Predictor.
@@ -270,4 +324,4 @@ def load(
     Raises:
         InputError: If there is no such model, or not for this engine or device.
     """
-    return Predictor(load_engine(name_or_path, engine, threads, device), detector)
+    return Predictor(load_engine(name_or_path, engine, threads, device), detector, passes, max_pixels)

@@ -20,6 +20,7 @@ from recombinator.utils.errors import InputError
 from recombinator.utils.files import check_output_file, write_json, write_text
 
 NOTEBOOK_SIDE = 1024  # pixels of the longer side of the picture that a notebook shows
+POINT_COLUMNS = ("keypoint", "x", "y", "confidence", "inside")  # of every CSV file of points
 _NOT_CALIBRATED = "this face has only one confidence per point: its weights are not calibrated"
 
 
@@ -43,6 +44,8 @@ class Face:
             weights.
         covered: (K,) True where the point is probably occluded; on validation images one visible point in twenty is
             called so. None without calibrated weights.
+        inside: (K,) True where the point is inside the image; None if that is not known.
+        angle: Rotation of the square about its center in degrees, clockwise on the screen; 0 for an upright face.
     """
 
     points: np.ndarray
@@ -53,6 +56,8 @@ class Face:
     reach: np.ndarray | None = None
     covariance: np.ndarray | None = None
     covered: np.ndarray | None = None
+    inside: np.ndarray | None = None
+    angle: float = 0.0
 
     def __repr__(self) -> str:
         x, y, side = self.box
@@ -156,6 +161,7 @@ class Face:
         """Return the face as plain numbers, ready for JSON."""
         return {
             "box": [round(float(v), 2) for v in self.box],
+            "angle": round(float(self.angle), 2),
             "confidence": round(float(self.confidence.mean()), 4),
             "keypoints": [self._keypoint(i) for i in range(len(self.points))],
         }
@@ -166,6 +172,8 @@ class Face:
         if self.covered is not None and self.covariance is not None:
             covariance = [round(float(v), 3) for v in self.covariance[i]]
             row |= {"covered": bool(self.covered[i]), "covariance": covariance}
+        if self.inside is not None:
+            row["inside"] = bool(self.inside[i])
         return row
 
 
@@ -227,13 +235,17 @@ class Faces(list[Face]):
         return encode_image(picture, 0)
 
 
+def point_cells(row: dict[str, Any]) -> list[Any]:
+    """Return the cells of POINT_COLUMNS for one keypoint of `Face.to_dict`; `inside` is 1, 0 or, if unknown, empty."""
+    inside = row.get("inside")
+    return [row["name"], row["x"], row["y"], row["confidence"], "" if inside is None else int(inside)]
+
+
 def _csv_text(faces: Iterable[Face]) -> str:
-    """Return one row per keypoint: face (from 1), keypoint, x, y, confidence."""
+    """Return one row per keypoint: face (from 1), keypoint, x, y, confidence, inside."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["face", "keypoint", "x", "y", "confidence"])
+    writer.writerow(["face", *POINT_COLUMNS])
     for number, face in enumerate(faces, 1):
-        writer.writerows(
-            [number, row["name"], row["x"], row["y"], row["confidence"]] for row in face.to_dict()["keypoints"]
-        )
+        writer.writerows([number, *point_cells(row)] for row in face.to_dict()["keypoints"])
     return text.getvalue()

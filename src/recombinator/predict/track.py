@@ -17,6 +17,7 @@ from recombinator.utils.errors import InputError
 
 LOST_AFTER = 3  # frames without a confident prediction
 REMEMBERED = 2.0  # seconds for which a lost face keeps its number
+MAX_DAMAGED = 250  # frames in a row that cannot be decoded, after which the video counts as ended
 
 
 class OneEuro:
@@ -121,7 +122,7 @@ class Tracker:
             The faces in this frame.
         """
         min_confidence = self.predictor.min_confidence
-        followed = self.predictor.follow(image, [t.raw.points for t in self.tracks])
+        followed = self.predictor.follow(image, [t.raw.points for t in self.tracks], [t.raw.angle for t in self.tracks])
         kept: list[Track] = []
         for track, face in zip(self.tracks, followed, strict=True):
             # two tracks can converge on one face; the second one is dropped
@@ -152,7 +153,10 @@ class Tracker:
         """Add new faces. A face near a lost one continues its track."""
         self.detections += 1
         for face in self.predictor.predict(image, search=False):
-            if any(_same(face, t.raw) for t in self.tracks):
+            known = [t for t in self.tracks if _same(face, t.raw)]
+            if known:
+                for track in known:  # the head may have turned since it was found
+                    track.raw = replace(track.raw, angle=face.angle)
                 continue
             near = [t for t in self.lost if np.linalg.norm(_center(t.raw) - _center(face)) < face.box[2]]
             if near:
@@ -174,51 +178,83 @@ def _same(a: Face, b: Face) -> bool:
     return bool(np.linalg.norm(_center(a) - _center(b)) < 0.4 * min(a.box[2], b.box[2]))
 
 
-def frames(source: str) -> Iterator[tuple[float, np.ndarray, float]]:
-    """Read the frames of a video.
+class Video:
+    """Read the frames of a video in order, past damaged ones.
 
     Args:
         source: A video file, or the number of a webcam.
 
-    Yields:
-        Time in seconds, the (H, W, 3) RGB uint8 frame, and the frame rate in frames per second.
+    Attributes:
+        rate: Frames per second; 25 if the video does not say.
+        declared: Number of frames that the file claims to have; 0 if it does not say, and for a webcam.
+        missing: Number of frames that the file claims to have after the last one that could be read. Known at the end.
 
     Raises:
         InputError: If there is no such video, or it cannot be read.
     """
-    import cv2
 
-    camera = source.isdigit()
-    if not camera and not Path(source).is_file():
-        raise InputError(f"{source}: no such file (a webcam is given by its number)")
-    video = cv2.VideoCapture(int(source) if camera else source)
-    if not video.isOpened():
-        raise InputError(f"{source}: {'no webcam of that number' if camera else 'not a video that OpenCV can read'}")
+    def __init__(self, source: str) -> None:
+        import cv2
+
+        self.source, self.camera, self.missing = source, source.isdigit(), 0
+        if not self.camera:
+            check_opencv_name(source)
+            if not Path(source).is_file():
+                raise InputError(f"{source}: no such file (a webcam is given by its number)")
+        self._video = cv2.VideoCapture(int(source) if self.camera else source)
+        if not self._video.isOpened():
+            reason = "no webcam of that number" if self.camera else "not a video that OpenCV can read"
+            raise InputError(f"{source}: {reason}")
+        rate = self._video.get(cv2.CAP_PROP_FPS)
+        self.rate = rate if 1 <= rate <= 1000 else 25.0
+        self.declared = 0 if self.camera else max(0, int(self._video.get(cv2.CAP_PROP_FRAME_COUNT)))
+
+    def __iter__(self) -> Iterator[tuple[float, np.ndarray | None, float]]:
+        """Yield time in seconds, the (H, W, 3) RGB uint8 frame, and the frame rate.
+
+        The time is the container's, which need not be the frame's number over the rate. A frame that cannot be decoded
+        is None.
+        """
+        import cv2
+
+        number = failed = 0
+        seconds, longest, began = 0.0, 1 / self.rate, time.monotonic()
+        try:
+            while True:
+                ok, frame = self._video.read()
+                if not ok:
+                    failed += 1  # a damaged frame, unless no frame follows
+                    ended = self.camera or failed > MAX_DAMAGED or 0 < self.declared <= number + failed
+                    if ended:
+                        break
+                    continue
+                for i in range(failed):
+                    yield seconds + (i + 1) / self.rate, None, self.rate
+                number, failed = number + failed, 0
+                if self.camera:
+                    now = time.monotonic() - began
+                else:  # a container without times gives 0
+                    now = self._video.get(cv2.CAP_PROP_POS_MSEC) / 1000 or number / self.rate
+                longest, seconds = max(longest, now - seconds), max(now, seconds)
+                yield seconds, np.ascontiguousarray(frame[..., ::-1]), self.rate
+                number += 1
+            if not number:
+                raise InputError(f"{self.source}: holds no frame that OpenCV can read")
+            # some containers give only a duration, from which OpenCV computes the number of frames
+            if self.declared / self.rate - seconds > 1.5 * longest:
+                self.missing = max(0, self.declared - number)
+        finally:
+            self._video.release()
+
+
+def check_opencv_name(path: str | Path) -> None:
+    """Raise InputError for a file name that is not UTF-8, with which OpenCV's video functions crash."""
     try:
-        rate = video.get(cv2.CAP_PROP_FPS) or 25.0
-        rate = rate if 1 <= rate <= 1000 else 25.0
-        number, began = 0, time.monotonic()
-        while True:
-            ok, frame = video.read()
-            if not ok:
-                break
-            seconds = time.monotonic() - began if camera else number / rate
-            yield seconds, np.ascontiguousarray(frame[..., ::-1]), rate
-            number += 1
-        if not number:
-            raise InputError(f"{source}: holds no frame that OpenCV can read")
-    finally:
-        video.release()
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise InputError(f"{path}: the name is not UTF-8; rename the file or its folder") from None
 
 
-def count_frames(source: str) -> int:
-    """Return the number of frames that a video file claims to have; 0 if it does not say, and for a webcam."""
-    import cv2
-
-    if source.isdigit():
-        return 0
-    video = cv2.VideoCapture(source)
-    try:
-        return max(0, int(video.get(cv2.CAP_PROP_FRAME_COUNT)))
-    finally:
-        video.release()
+def frames(source: str) -> Iterator[tuple[float, np.ndarray | None, float]]:
+    """Read the frames of a video; see `Video`."""
+    return iter(Video(source))

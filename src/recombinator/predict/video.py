@@ -13,7 +13,8 @@ from typing import Any, TextIO
 import numpy as np
 
 from recombinator.predict.drawing import draw_faces
-from recombinator.predict.track import Track, Tracker, count_frames, frames
+from recombinator.predict.result import POINT_COLUMNS, point_cells
+from recombinator.predict.track import Track, Tracker, Video, check_opencv_name
 from recombinator.utils.errors import InputError
 from recombinator.utils.files import check_output_file
 
@@ -35,7 +36,9 @@ def write_track(
 ) -> dict[str, Any]:  # fmt: skip
     """Track the faces of a video and write their points.
 
-    Files get their names at the end. Ctrl-C is a regular end: what was tracked until then is kept.
+    Files get their names at the end. Ctrl-C is a regular end: what was tracked until then is kept. It is kept too when
+    the process is asked to end (SystemExit). A frame that cannot be decoded has no
+    points; the video repeats the one before it.
 
     Args:
         tracker: A new tracker.
@@ -47,10 +50,11 @@ def write_track(
         progress: Called with the number of frames done and in total, as far as that is known.
 
     Returns:
-        A report: `frames`, `faces` (summed over frames), `numbers` (different faces), `detections` (calls of the
-        detector), `seconds` (time that tracking took), `motion` and `motion_raw`: root mean square movement of the
-        points from frame to frame, as a share of the face's box, with and without smoothing. In a still scene this is
-        the jitter.
+        A report: `frames`, `damaged` (numbers of the frames, from 0, that could not be decoded), `missing` (frames that
+        the file claims to have after the last one that could be read), `faces` (summed over frames), `numbers`
+        (different faces), `detections` (calls of the detector), `seconds` (time that tracking took), `motion` and
+        `motion_raw`: root mean square movement of the points from frame to frame, as a share of the face's box, with
+        and without smoothing. In a still scene this is the jitter.
 
     Raises:
         InputError: If the video cannot be read or an output cannot be written.
@@ -58,26 +62,39 @@ def write_track(
     check_output_file(out, ".jsonl", ".csv")
     if annotated:
         check_output_file(annotated, ".mp4")
+        check_opencv_name(annotated.absolute())
+    video = Video(source)
     for path in (out, annotated):
         if path and path.resolve() == Path(source).resolve():
-            raise InputError(f"{path}: would overwrite the video; choose another name")
+            raise InputError(f"{path}: would overwrite the input; choose another name")
         if path:
             path.parent.mkdir(parents=True, exist_ok=True)
-    total = min(count_frames(source), limit or 1 << 60) if progress else 0
-    partial = {p: p.with_name(f".{p.stem}.{os.getpid()}.part{p.suffix}") for p in (out, annotated) if p}
+    total = min(video.declared, limit or 1 << 60)
+    # a part of the stem: names may have 255 bytes
+    partial = {p: p.with_name(f".{p.stem[:40]}.{os.getpid()}.part{p.suffix}") for p in (out, annotated) if p}
     writer: Any = None
-    report: dict[str, Any] = {"frames": 0, "faces": 0, "seconds": 0.0}
+    drawn, bgr = 0, np.zeros((0, 0, 3), np.uint8)
+    report: dict[str, Any] = {"frames": 0, "damaged": [], "missing": 0, "faces": 0, "seconds": 0.0}
     last: dict[int, tuple[int, Track]] = {}  # by the face's number: its last frame, and the track there
     moved, steps = np.zeros(2), 0
-    complete = False
+    complete = incomplete = False
     try:
         with open(partial[out], "w", encoding="utf-8", newline="") as stream:
             rows = csv.writer(stream, lineterminator="\n")
             if out.suffix.lower() == ".csv":
-                rows.writerow(["frame", "seconds", "face", "keypoint", "x", "y", "confidence"])
-            for number, (seconds, image, rate) in enumerate(frames(source)):
+                rows.writerow(["frame", "seconds", "face", *POINT_COLUMNS])
+            for number, (seconds, image, rate) in enumerate(video):
                 if limit is not None and number >= limit:
                     break
+                if image is None:
+                    report["damaged"].append(number)
+                    if out.suffix.lower() == ".jsonl":
+                        row = {"frame": number, "seconds": round(seconds, 4), "damaged": True, "faces": []}
+                        stream.write(json.dumps(row) + "\n")
+                    if writer is not None:
+                        writer.write(bgr)
+                        drawn += 1
+                    continue
                 began = time.perf_counter()
                 tracks = tracker.update(image, seconds)
                 report["seconds"] += time.perf_counter() - began
@@ -97,6 +114,7 @@ def write_track(
                     if annotated:
                         writer = writer or _open_writer(partial[annotated], annotated, image, rate)
                         writer.write(bgr)
+                        drawn += 1
                     if show and not _show(bgr):
                         break
                 if progress:
@@ -104,13 +122,22 @@ def write_track(
         complete = True
     except KeyboardInterrupt:  # the usual end of a webcam
         complete = report["frames"] > 0
+    except SystemExit:
+        complete = report["frames"] > 0
+        raise
     finally:
-        if writer is not None:
+        if writer is not None and annotated:
             writer.release()
+            if complete and not _holds_frames(partial[annotated], drawn):
+                incomplete = True
+                partial[annotated].unlink(missing_ok=True)
         for path, temporary in partial.items():
             if complete and temporary.exists():
                 os.replace(temporary, path)
             temporary.unlink(missing_ok=True)
+    if incomplete:
+        raise InputError(f"{annotated}: could not be written completely; is the disk full? The points are in {out}")
+    report["missing"] = video.missing
     motion, motion_raw = np.sqrt(moved / max(steps, 1)).tolist()
     more = {"numbers": len(last), "detections": tracker.detections, "motion": motion, "motion_raw": motion_raw}
     return {**report, **more}
@@ -122,8 +149,7 @@ def _write_frame(stream: TextIO, rows: Any, as_csv: bool, number: int, seconds: 
         stream.write(json.dumps({"frame": number, "seconds": round(seconds, 4), "faces": faces}) + "\n")
         return
     for face in faces:
-        for p in face["keypoints"]:
-            rows.writerow([number, round(seconds, 4), face["face"], p["name"], p["x"], p["y"], p["confidence"]])
+        rows.writerows([number, round(seconds, 4), face["face"], *point_cells(p)] for p in face["keypoints"])
 
 
 def _open_writer(path: Path, name: Path, image: np.ndarray, rate: float) -> Any:
@@ -134,6 +160,17 @@ def _open_writer(path: Path, name: Path, image: np.ndarray, rate: float) -> Any:
     if not writer.isOpened():
         raise InputError(f"{name}: this OpenCV cannot write MP4 video; leave --video-out out")
     return writer
+
+
+def _holds_frames(path: Path, count: int) -> bool:
+    """Return whether a video can be read and has this many frames. OpenCV does not report a full disk."""
+    import cv2
+
+    video = cv2.VideoCapture(str(path))
+    try:
+        return bool(video.isOpened() and video.get(cv2.CAP_PROP_FRAME_COUNT) >= count and video.read()[0])
+    finally:
+        video.release()
 
 
 def _show(bgr: np.ndarray) -> bool:

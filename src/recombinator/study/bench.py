@@ -20,7 +20,7 @@ from recombinator.data.images import SAMPLE_PHOTOGRAPH, read_image
 from recombinator.data.table import FaceTable, TableInfo
 from recombinator.keypoints import FACE_5
 from recombinator.models import Denoiser, KeypointNet, create_model
-from recombinator.models.decode import answers, maximum
+from recombinator.models.decode import maximum
 from recombinator.models.denoiser import MapDenoiser
 from recombinator.models.spectral import SpectralConv
 from recombinator.predict.engine import ENGINES, load_engine
@@ -111,7 +111,7 @@ def _prediction(net: KeypointNet, batch: int, bfloat16: bool) -> Callable[[], ob
     @torch.inference_mode()
     def call() -> object:
         with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
-            return answers(net, images).points
+            return net.decode(net(images)).points
 
     return call
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from recombinator.study import measurements, tables
 from recombinator.study.markdown import Results
 from recombinator.study.plan import STUDIES
-from recombinator.utils.errors import InputError
+from recombinator.utils.errors import InputError, unknown
 from recombinator.utils.files import write_text
 
 DOCUMENTS = ("README.md", "docs/*.md")
@@ -82,7 +82,7 @@ def render_text(text: str, results: Results, where: str) -> str:
     def table(match: re.Match[str]) -> str:
         name = match[2]
         if name not in TABLES:
-            raise InputError(f"{where}: unknown table {name!r} (known: {', '.join(TABLES)})")
+            raise InputError(f"{where}: {unknown('table', name, TABLES)}")
         text = TABLES[name](results)
         if Path(where).parent.name == "docs":  # links start from the document
             text = text.replace("](results/", "](../results/")

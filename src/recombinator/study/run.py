@@ -20,7 +20,7 @@ from recombinator.training.files import read_run
 from recombinator.training.loop import Trainer
 from recombinator.training.recipe import Recipe, get_recipe
 from recombinator.training.run import train
-from recombinator.utils.errors import InputError
+from recombinator.utils.errors import InputError, check_choice
 from recombinator.utils.files import Busy, copy_file, is_locked, lock_folder, write_json, write_text
 from recombinator.utils.provenance import provenance
 
@@ -31,8 +31,7 @@ Progress = Callable[[int, int], None]
 
 def get_study(name: str) -> Study:
     """Return a study by name. Raises InputError for an unknown one."""
-    if name not in STUDIES:
-        raise InputError(f"unknown study {name!r}: use one of {', '.join(STUDIES)}")
+    check_choice("study", name, STUDIES)
     return STUDIES[name]
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,49 @@ def read_run(out: Path) -> dict[str, Any]:
         return {}
 
 
+# settings of a run besides network and recipe, by the names that messages use
+_COMPARED = {
+    "seed": "seed", "errors_of": "errors_of", "teacher": "teacher", "data": "fingerprint of the training table",
+    "validation_data": "fingerprint of the validation table",
+}  # fmt: skip
+
+
+def check_same_settings(out: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
+    """Check that a run is resumed with the settings it was started with.
+
+    Args:
+        out: Folder of the run, for the message.
+        before: Settings of the run, from run.json or the metadata of a state. Fields of the recipe that were added
+            since have their defaults.
+        now: Settings of the `Trainer` that resumes it; only `epochs` and `patience` may differ.
+
+    Raises:
+        InputError: Settings differ; the message has both values of each.
+    """
+
+    def flat(settings: dict[str, Any]) -> dict[str, Any]:
+        recipe = asdict(Recipe.from_dict(settings["recipe"]))
+        augment = recipe.pop("augment")
+        values = {text: settings.get(key) for key, text in _COMPARED.items()} | settings["model"] | recipe | augment
+        values = {k: v for k, v in values.items() if k not in ("epochs", "patience")}
+        return {**json.loads(json.dumps(values)), "model": settings["model"]["name"], "recipe": recipe["name"]}
+
+    old, new = flat(before), flat(now)
+    names = [k for k in dict.fromkeys((*new, *old)) if k != "name" and old.get(k) != new.get(k)]
+    if names:
+        changes = "; ".join(f"{k} was {_as_text(old.get(k))} and is now {_as_text(new.get(k))}" for k in names)
+        raise InputError(
+            f"{out}: cannot be resumed with other settings: {changes}. Leave them out, or choose another --out"
+        )
+
+
+def _as_text(value: Any) -> str:
+    """Write a setting as `--set` reads it, and one that is not given as "the default"."""
+    if isinstance(value, list):
+        return ",".join(map(str, value))
+    return "the default" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
 def begin_session(out: Path, settings: dict[str, Any], session: dict[str, Any], epoch: int) -> None:
     """Write run.json with one more session, and report a change of the number of processes.
 
@@ -70,28 +114,6 @@ def begin_session(out: Path, settings: dict[str, Any], session: dict[str, Any], 
             "their random changes are others"
         )
     write_json(out / "run.json", {**settings, "sittings": [*earlier, {"from_epoch": epoch, **session}]})
-
-
-def check_same_settings(out: Path, meta: dict[str, Any], settings: dict[str, Any]) -> None:
-    """Check that a run was started with the same settings; epochs and patience may differ.
-
-    Args:
-        out: Folder of the run.
-        meta: Metadata of its state.
-        settings: Today's settings.
-
-    Raises:
-        InputError: They differ.
-    """
-    now = json.loads(json.dumps(settings))
-    for key in ("model", "seed", "data", "validation_data", "errors_of", "teacher"):
-        if meta.get(key) != now[key]:
-            raise InputError(f"{out}: was started with {key} {meta.get(key)}, not {now[key]}")
-    # by way of Recipe, so that fields added since the run was started have their defaults
-    before = json.loads(json.dumps(Recipe.from_dict(meta["recipe"]).to_dict()))
-    changed = [k for k, v in now["recipe"].items() if k not in ("epochs", "patience") and before.get(k) != v]
-    if changed:
-        raise InputError(f"{out}: was started with another recipe (differs in {', '.join(changed)})")
 
 
 def trim_metrics(out: Path, epoch: int) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -20,28 +21,23 @@ from torch import Generator, Tensor
 
 from recombinator.data.stream import StreamedImages
 from recombinator.data.table import FaceTable
-from recombinator.keypoints import check_same_keypoints
 from recombinator.models import create_model
-from recombinator.models.base import KeypointNet
 from recombinator.training import parallel
 from recombinator.training.average import MovingAverage
 from recombinator.training.files import STATE, begin_session, check_same_settings, read_state, trim_metrics
 from recombinator.training.order import batches, epoch_order
 from recombinator.training.recipe import Recipe, make_optimizer
 from recombinator.training.revive import count_dead_channels, revive
+from recombinator.training.start import copy_matching, load_teacher
 from recombinator.training.tasks import TASKS
 from recombinator.utils.errors import InputError
 from recombinator.utils.files import copy_file, write_json
 from recombinator.utils.provenance import provenance
-from recombinator.weights.files import (
-    Weights,
-    load_weights,
-    save_weights,
-    score_map_weights,
-    write_tensors,
-)
+from recombinator.weights.files import Weights, load_weights, resolve, save_weights, write_tensors
 
 logger = logging.getLogger(__name__)
+
+PathLike = str | os.PathLike[str]
 
 REVIVE_SAMPLES = 512  # training samples that decide which channels are dead before they are re-initialized
 COUNT_SAMPLES = 64  # the same for the count of dead channels in the metrics
@@ -86,8 +82,8 @@ class Trainer:
 
     def __init__(
         self, model: str, train: FaceTable, valid: FaceTable, out: Path, recipe: Recipe, *, seed: int = 0,
-        device: str = "cpu", options: dict[str, Any] | None = None, start: Path | None = None,
-        errors_of: Path | None = None, teacher: Path | None = None,
+        device: str = "cpu", options: dict[str, Any] | None = None, start: PathLike | None = None,
+        errors_of: PathLike | None = None, teacher: PathLike | None = None,
     ) -> None:  # fmt: skip
         if recipe.balance and recipe.balance not in train.attributes:
             has = ", ".join(train.attributes) or "none"
@@ -99,9 +95,10 @@ class Trainer:
             )
         self.train_table, self.valid_table, self.out, self.recipe, self.seed = train, valid, out, recipe, seed
         self.device = torch.device(device)
-        torch.manual_seed(seed)
-        self.net = create_model(model, len(train.info.keypoints), **(options or {}))
-        self.net.initialize(train.points, train.mask)
+        with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay as they are
+            torch.default_generator.manual_seed(seed)
+            self.net = create_model(model, len(train.info.keypoints), **(options or {}))
+            self.net.initialize(train.points, train.mask)
         if start and not copy_matching(load_weights(start).net.state_dict(), self.net):
             raise InputError(f"{start}: no tensor matches {model} in name and shape; use weights of a similar network")
         self.net.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -109,12 +106,12 @@ class Trainer:
         if self.net.task not in TASKS:
             raise InputError(f"{model}: cannot be trained as a whole; train its parts, then `recombinator join` them")
         if teacher and self.net.task != "score_maps":
-            raise InputError(f"{teacher}: a teacher needs a network with score maps of images; {model} has none")
+            raise InputError(f"teacher {teacher}: is for networks with score maps of images; {model} has none")
         if recipe.revive and not self.net.rectified():
             raise InputError(f"revive=true: {model} lists no rectified convolutions whose channels could be dead")
         if errors_of and self.net.task != "denoising":
-            raise InputError(f"{errors_of}: errors_of is for a denoiser; {model} learns from images")
-        teacher_net = _load_teacher(errors_of or teacher, train)
+            raise InputError(f"errors_of {errors_of}: is for a denoiser; {model} learns from images")
+        teacher_net = load_teacher(errors_of or teacher, train)
         self.task = TASKS[self.net.task](self.net, train, valid, recipe, self.device, teacher_net)
         if len(train) < parallel.processes() or recipe.batch < parallel.processes():
             raise InputError(
@@ -129,8 +126,10 @@ class Trainer:
             "model": self.net.config, "recipe": recipe.to_dict(), "seed": seed, "data": train.fingerprint,
             "validation_data": valid.fingerprint, "dataset": train.info.dataset, "images": len(train),
             "validation_images": len(valid),
-            "start": str(start) if start else None, "errors_of": str(errors_of) if errors_of else None,
-            "teacher": str(teacher) if teacher else None,
+            **{
+                name: str(resolve(given)) if given else None
+                for name, given in (("start", start), ("errors_of", errors_of), ("teacher", teacher))
+            },
         }  # fmt: skip
 
     # ---- the run ---------------------------------------------------------------------------------------------
@@ -239,9 +238,18 @@ class Trainer:
         Raises:
             InputError: The loss is not finite.
         """
+        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+            torch.manual_seed(self._epoch_seed)  # for layers that draw random numbers, such as dropout
+            return self._run_epoch(progress)
+
+    @property
+    def _epoch_seed(self) -> int:
+        return self.seed * 1_000_003 + self.position.epoch
+
+    def _run_epoch(self, progress: Callable[[int, int], None]) -> float:
         self.net.train()
         epoch = self.position.epoch
-        generator = Generator().manual_seed(self.seed * 1_000_003 + epoch)
+        generator = Generator().manual_seed(self._epoch_seed)
         order = epoch_order(self.train_table, self.recipe, generator)
         self.revived = 0
         if self.recipe.revive and epoch < self.recipe.stable_epochs:
@@ -376,20 +384,3 @@ class Trainer:
             for number, average in enumerate(self.average.values):
                 average.copy_(tensors[f"average.{number}"])
         self.position = Position(**meta["position"])
-
-
-def _load_teacher(weights: Path | None, table: FaceTable) -> KeypointNet | None:
-    """Load the network whose predictions are learned, and check that its keypoints are those of the table."""
-    if weights is None:
-        return None
-    loaded = score_map_weights(weights)
-    check_same_keypoints(table.info.keypoints, loaded.keypoints, str(weights))
-    return loaded.net
-
-
-def copy_matching(tensors: dict[str, Tensor], net: KeypointNet) -> list[str]:
-    """Load tensors of another network into `net` where name and shape agree; return the names loaded."""
-    own, tensors = net.state_dict(), net.adapt(tensors)
-    matching = {k: v for k, v in tensors.items() if k in own and own[k].shape == v.shape}
-    net.load_state_dict(matching, strict=False)
-    return list(matching)

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -14,10 +13,10 @@ from typing import Any
 import torch
 
 from recombinator.models import OPTIONS
-from recombinator.models.base import KeypointNet, check_choice, check_groups
+from recombinator.models.base import KeypointNet, check_groups
 from recombinator.training.loss import LOSSES
 from recombinator.transforms.augment import Augment, check_ranges
-from recombinator.utils.errors import InputError
+from recombinator.utils.errors import InputError, check_choice, unknown
 from recombinator.utils.files import from_file_keys, to_file_keys
 
 # allowed values, both ends included
@@ -182,8 +181,7 @@ def get_recipe(name: str, model: str, **changes: Any) -> Recipe:
     Raises:
         InputError: Unknown name, or a value outside its range.
     """
-    if name not in RECIPES:
-        raise InputError(f"unknown recipe {name!r}; expected one of {', '.join(RECIPES)}")
+    check_choice("recipe", name, RECIPES)
     recipe = RECIPES[name]
     if name == "paper":
         family = "-".join(part for part in model.split("-") if part == "68" or not part.isdigit())
@@ -195,9 +193,7 @@ def changed(recipe: Recipe, **changes: Any) -> Recipe:
     """Return a copy of a recipe with new values of its fields or of those of its Augment."""
     for name in changes:
         if name not in Augment.__dataclass_fields__ and name not in Recipe.__dataclass_fields__:
-            near = difflib.get_close_matches(name, setting_types(), n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else "; `recombinator train --list-settings` lists them"
-            raise InputError(f"unknown setting {name!r}{hint}")
+            raise unknown("setting", name, setting_types())
     own = {k: v for k, v in changes.items() if k in Augment.__dataclass_fields__}
     rest = {k: v for k, v in changes.items() if k not in own}
     return replace(recipe, augment=replace(recipe.augment, **own), **rest)
@@ -247,9 +243,7 @@ def parse_settings(texts: list[str]) -> tuple[dict[str, Any], dict[str, Any]]:
     for text in texts:
         name, _, value = text.partition("=")
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(sorted(known))}"
-            raise InputError(f"--set {text}: unknown setting {name!r}; {hint}")
+            raise InputError(f"--set {text}: {unknown('setting', name, known)}")
         expected, parse = _PARSERS[known[name]]
         try:
             (options if name in OPTIONS else changes)[name] = parse(value)

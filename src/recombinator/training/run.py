@@ -11,13 +11,14 @@ from typing import Any
 
 import torch
 
-from recombinator.data.table import load_table
+from recombinator.data.table import load_table, read_info
+from recombinator.models import create_model
 from recombinator.training import parallel
 from recombinator.training.files import read_run, read_state
 from recombinator.training.loop import Trainer
 from recombinator.training.recipe import Recipe, changed, get_recipe
-from recombinator.utils.errors import InputError, remedy
-from recombinator.utils.files import lock_folder
+from recombinator.utils.errors import InputError, remedy, unknown
+from recombinator.utils.files import check_output_folder, lock_folder
 from recombinator.weights.files import resolve
 
 logger = logging.getLogger(__name__)
@@ -29,7 +30,7 @@ def _pick_device(device: str) -> str:
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if device != "cpu" and not device.startswith("cuda"):
-        raise InputError(f"unknown device {device!r}: use auto, cpu or cuda")
+        raise unknown("device", device, ("auto", "cpu", "cuda"))
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise InputError(f"device {device!r}: this machine has no CUDA GPU that torch can use; use cpu")
     return device
@@ -77,20 +78,22 @@ def train(
     Raises:
         InputError: the data or a setting cannot be used, OUT holds a run already, or the loss is not finite.
     """
-    folder, target = Path(data), Path(out)
+    folder, target, device = Path(data), Path(out), _pick_device(device)
     if folder.is_file():
         raise InputError(f"{data}: a file; give the folder with train.parquet and valid.parquet")
+    check_output_folder(target)
+    keypoints = read_info(folder / "train.parquet").keypoints
+    for weights in (w for w in (start, errors_of, teacher) if w):
+        resolve(weights)
     with (
-        parallel.joined(_pick_device(device)) as device,
+        parallel.joined(device) as device,
         nullcontext() if parallel.rank() else lock_folder(target),
     ):
         states = [p for p in (target / "last.safetensors", target / "stable.safetensors") if p.is_file()]
-        if states and not resume:
-            raise InputError(f"{out}: already holds a run; continue it with --resume or choose another --out")
-        before = read_state(states[0])[1] if states else read_run(target)
-        if resume and not before:
-            raise InputError(f"{out}: nothing to resume (no last.safetensors); leave --resume out")
         if resume:
+            before = read_state(states[0])[1] if states else read_run(target)
+            if not before:
+                raise InputError(f"{out}: nothing to resume (no last.safetensors); leave --resume out")
             options = {k: v for k, v in before["model"].items() if k not in ("name", "keypoints")} | (options or {})
             seed = before["seed"] if seed is None else seed
             errors_of = before.get("errors_of") if errors_of is None else errors_of
@@ -99,6 +102,10 @@ def train(
                 recipe = Recipe.from_dict(before["recipe"])
         named = recipe if isinstance(recipe, Recipe) else get_recipe(recipe or "fast", model)
         chosen = changed(named, **changes)
+        with torch.device("meta"):  # checks the name and the options; builds nothing
+            create_model(model, len(keypoints), **(options or {}))
+        if states and not resume:
+            raise InputError(f"{out}: already holds a run; continue it with --resume or choose another --out")
         channels = (options or {}).get("channels", 1)
         faces = load_table(folder / "train.parquet", channels, limit, spread=True, memory=chosen.memory)
         valid = load_table(folder / "valid.parquet", channels, memory=chosen.memory)
@@ -106,8 +113,7 @@ def train(
             raise InputError(f"{data}: train.parquet and valid.parquet have different keypoints")
         trainer = Trainer(
             model, faces, valid, target, chosen, seed=seed or 0, device=device, options=options,
-            start=resolve(start) if start else None, errors_of=resolve(errors_of) if errors_of else None,
-            teacher=resolve(teacher) if teacher else None,
+            start=start, errors_of=errors_of, teacher=teacher,
         )  # fmt: skip
         if resume and states:
             trainer.restore()

@@ -6,6 +6,7 @@ generator, so that they are the same on every device.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,7 +37,8 @@ def check_ranges(settings: Any, ranges: dict[str, tuple[float, float]]) -> None:
     for name, (low, high) in ranges.items():
         value = getattr(settings, name)
         if not low <= value <= high:
-            raise InputError(f"{name}={value}: must be between {low} and {high}")
+            limits = f"of {low} or more" if high == math.inf else f"from {low} to {high}"
+            raise InputError(f"{name}={value}: expected a number {limits}")
 
 
 @dataclass(frozen=True)

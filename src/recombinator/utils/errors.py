@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 # extra of the distribution -> the packages it installs; prediction with exported graphs needs none of them
 EXTRAS = {
-    "train": ("torch", "pyarrow", "safetensors", "matplotlib"), "onnx": ("onnx", "onnxscript"), "afw": ("h5py",),
-    "hub": ("huggingface_hub",), "tensorboard": ("tensorboard",),
+    "train": ("torch", "pyarrow", "safetensors", "matplotlib", "yaml"), "onnx": ("onnx", "onnxscript"),
+    "afw": ("h5py",), "hub": ("huggingface_hub",), "tensorboard": ("tensorboard",), "heif": ("pillow_heif",),
+    "formats": ("sleap_io",),
 }  # fmt: skip
 
 
@@ -19,6 +22,30 @@ class InputError(ValueError):
 
 class MissingPackageError(InputError, ImportError):
     """An optional package is not installed; the message gives the command that installs it."""
+
+
+SHORT = 12  # names; a message lists as many, and suggests the most similar one of a longer list
+
+
+def unknown(what: str, value: object, known: Iterable[str]) -> InputError:
+    """Return the error for a name that is not one of the known ones.
+
+    Args:
+        what: What has the name, such as "engine".
+        value: What the user gave.
+        known: The names that can be used.
+    """
+    names = list(known)
+    near = difflib.get_close_matches(str(value), names, n=1) if len(names) > SHORT else []
+    hint = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(names)}"
+    return InputError(f"unknown {what} {value!r}; {hint}")
+
+
+def check_choice(what: str, value: object, known: Iterable[str]) -> None:
+    """Raise InputError unless `value` is one of the known names; see `unknown`."""
+    names = tuple(known)
+    if value not in names:
+        raise unknown(what, value, names)
 
 
 def remedy(extra: str) -> str:

@@ -103,22 +103,24 @@ def check_output_file(path: Path, *endings: str) -> None:
         endings: what its name may end in, such as ".csv".
 
     Raises:
-        InputError: it is a folder, or ends in something else.
+        InputError: it is a folder, ends in something else, or its folder cannot be made.
     """
     if path.is_dir():
         raise InputError(f"{path}: is a folder; expected a file name that ends in {' or '.join(endings)}")
     if path.suffix.lower() not in endings:
         raise InputError(f"{path}: must end in {' or '.join(endings)}")
+    check_output_folder(path.parent)
 
 
 def check_output_folder(path: Path) -> None:
-    """Check that an output folder is not a file.
+    """Check that an output folder exists, or can be made where no file has its name or that of a folder above it.
 
     Raises:
-        InputError: it is a file.
+        InputError: a file is in the way.
     """
-    if path.exists() and not path.is_dir():
-        raise InputError(f"{path}: is a file; expected a folder")
+    existing = next((p for p in (path, *path.parents) if p.exists()), path)
+    if existing.exists() and not existing.is_dir():
+        raise InputError(f"{existing}: is a file; expected a folder, so choose another name or remove the file")
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:

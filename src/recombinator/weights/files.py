@@ -101,8 +101,9 @@ def resolve(name_or_path: str | os.PathLike[str]) -> Path:
     if path.is_file() and path.suffix != ".onnx":
         return path
     if path.is_dir():
-        if (path / "best.safetensors").is_file():
-            return path / "best.safetensors"
+        for name in ("model.safetensors", "best.safetensors"):  # of `fit`, of `train`
+            if (path / name).is_file():
+                return path / name
         raise InputError(f"{text}: the folder has no best.safetensors; training writes it after the first epoch")
     known = shipped_weights()
     if text in known:

@@ -12,10 +12,12 @@ from recombinator.data.annotations import (
     Entry,
     Numbering,
     Point,
+    Scheme,
+    Source,
     coordinate,
+    declared_size,
     image_name,
     plain_name,
-    read_text,
     visibility,
 )
 from recombinator.utils.errors import InputError
@@ -25,12 +27,13 @@ logger = logging.getLogger(__name__)
 _COCO_ORIGIN = -0.5  # COCO has a pixel's center at its integer
 
 
-def read_json(path: Path) -> list[Entry]:
+def read_json(source: Source) -> list[Entry]:
     """Read a JSON file of points.
 
     Args:
-        path: a file with a list of objects, each with a file name and `points` (`[[x, y], ...]`, `[[x, y, visibility],
-            ...]`, `[{"name": ..., "x": ..., "y": ...}, ...]` or `{"NAME": [x, y], ...}`); the report of `predict`; or
+        source: a file with a list of objects, each with a file name and `points` (`[[x, y], ...]`,
+            `[[x, y, visibility], ...]`, `[{"name": ..., "x": ..., "y": ...}, ...]` or
+            `{"NAME": [x, y], ...}`); the report of `predict`; or
             COCO keypoints, with the names of `categories`.
 
     Returns:
@@ -39,12 +42,7 @@ def read_json(path: Path) -> list[Entry]:
     Raises:
         InputError: the file cannot be read, is not JSON, or has another form.
     """
-    try:
-        whole = json.loads(read_text(path))
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path}:{error.lineno}: not JSON ({error.msg})") from None
-    except RecursionError:
-        raise InputError(f"{path}: not a points file (too deeply nested)") from None
+    path, whole = source.path, source.json
     if isinstance(whole, dict) and "annotations" in whole:
         return _coco(path, whole)
     if isinstance(whole, dict):
@@ -54,17 +52,17 @@ def read_json(path: Path) -> list[Entry]:
     return [e for i, item in enumerate(items, 1) for e in _objects(f"{path}: entry {i}", item, number)]
 
 
-def read_json_lines(path: Path) -> list[Entry]:
+def read_json_lines(source: Source) -> list[Entry]:
     """Read a file with one JSON object per line, each as `read_json` has them in a list.
 
     A line that is not JSON becomes an entry with that problem; blank lines are left out.
     """
     number = Numbering()
     entries: list[Entry] = []
-    for line, text in enumerate(read_text(path).split("\n"), 1):
+    for line, text in enumerate(source.text.split("\n"), 1):
         if not text.strip():
             continue
-        where = f"{path}:{line}"
+        where = f"{source}:{line}"
         try:
             entries += _objects(where, json.loads(text), number)
         except json.JSONDecodeError as error:
@@ -97,8 +95,21 @@ def _objects(where: str, item: Any, number: Numbering) -> list[Entry]:
     return entries
 
 
-def _entry(where: str, file: str, object_id: str, item: Any, names: list[str] | None = None) -> Entry:
-    """Return one object's entry. names: those of a COCO category, for points without names."""
+def _entry(
+    where: str, file: str, object_id: str, item: Any, names: list[str] | None = None,
+    size: tuple[float, float] | None = None, scheme: Scheme | None = None,
+) -> Entry:  # fmt: skip
+    """Return one object's entry.
+
+    Args:
+        where: the start of messages about it.
+        file: name of the image.
+        object_id: which of the image's objects it is.
+        item: the JSON value.
+        names: those of a COCO category, for points without names.
+        size: width and height of the image as COCO's `images` declares them.
+        scheme: the category's lines.
+    """
     points = _field(item, "points") if isinstance(item, dict) else None
     try:
         if not isinstance(points, list | dict):
@@ -115,7 +126,9 @@ def _entry(where: str, file: str, object_id: str, item: Any, names: list[str] | 
             found, positional = dict(zip(names, found.values(), strict=True)), False
     except InputError as error:
         return Entry(where, file, object_id, problem=str(error))
-    return Entry(where, file, object_id, found, positional, _COCO_ORIGIN if flat else 0.0)
+    other = {str(k): str(v) for k, v in item.items() if isinstance(v, str | int | float) and v is not True}
+    origin = _COCO_ORIGIN if flat else 0.0
+    return Entry(where, file, object_id, found, positional, origin, size=size, columns=other, scheme=scheme or Scheme())
 
 
 def _points(points: list[Any] | dict[str, Any]) -> tuple[dict[str, Point], bool]:
@@ -148,6 +161,11 @@ def _point(value: Any) -> Point:
 def _coco(path: Path, whole: dict[str, Any]) -> list[Entry]:
     """Return the entries of COCO's `annotations`, leaving out those that have no keypoints at all."""
     annotations, images = whole["annotations"], _image_names(path, whole.get("images"))
+    listed = whole.get("images")
+    sizes = {
+        str(i.get("id")): declared_size(i.get("width"), i.get("height"))
+        for i in (listed if isinstance(listed, list) else [])
+    }
     if not isinstance(annotations, list):
         raise InputError(f"{path}: `annotations` must be a list")
     names = _category_names(whole.get("categories"))
@@ -164,7 +182,9 @@ def _coco(path: Path, whole: dict[str, Any]) -> list[Entry]:
         file = images.get(str(image_id)) if image_id is not None else None
         file = file or _file_of(item)
         category = names.get(str(item.get("category_id")), next(iter(names.values())) if len(names) == 1 else None)
-        entry = _entry(where, file, str(item.get("id") or number(file)), item, category)
+        object_id = str(item.get("id") or number(file))
+        size, scheme = sizes.get(str(image_id)), _scheme(whole.get("categories"), item.get("category_id"), category)
+        entry = _entry(where, file, object_id, item, category, size, scheme)
         if images and not file and not entry.problem:
             entry = Entry(where, problem=f"image_id {image_id} is not in `images`")
         entries.append(entry)
@@ -182,6 +202,17 @@ def _image_names(path: Path, images: Any) -> dict[str, str]:
     if not isinstance(images, list) or not all(isinstance(i, dict) for i in images):
         raise InputError(f"{path}: `images` must be a list of objects with id and file_name")
     return {str(i.get("id")): _file_of(i) for i in images}
+
+
+def _scheme(categories: Any, category_id: Any, names: list[str] | None) -> Scheme:
+    """Return the lines of a COCO category's `skeleton`, which counts keypoints from 1."""
+    for category in categories if isinstance(categories, list) and names else []:
+        skeleton = category.get("skeleton") if isinstance(category, dict) else None
+        if isinstance(skeleton, list) and str(category.get("id")) == str(category_id):
+            pairs = [p for p in skeleton if isinstance(p, list) and len(p) == 2]
+            numbers = [p for p in pairs if all(isinstance(n, int) and 1 <= n <= len(names or ()) for n in p)]
+            return Scheme(lines=tuple((names[a - 1], names[b - 1]) for a, b in numbers) if names else ())
+    return Scheme()
 
 
 def _category_names(categories: Any) -> dict[str, list[str]]:

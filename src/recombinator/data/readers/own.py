@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from recombinator.data.annotations import Entry
+from recombinator.data.annotations import Entry, Scheme
 from recombinator.data.crops import GRID, RULES
 from recombinator.data.images import read_image
 from recombinator.data.points import PointSet, infer_names, point_sets, read_entries
@@ -46,7 +46,8 @@ def mirror_pairs(names: tuple[str, ...]) -> tuple[tuple[int, int], ...]:
 def infer_keypoints(entries: list[Entry], source: Path, normalizer: str | None = None) -> KeypointSet:
     """Infer the keypoint set of a points file: names where the file has them, else numbers from 1.
 
-    The names of a built-in set, in any order, give that set. Mirror pairs come from the names.
+    The names of a built-in set, in any order, give that set. Mirror pairs and lines are those that the file gives
+    (YOLO's flip_idx, SLEAP's symmetries and edges, COCO's skeleton); without them, names give the mirror pairs.
 
     Args:
         entries: the file's entries (`recombinator.data.points.read_entries`).
@@ -71,23 +72,20 @@ def infer_keypoints(entries: list[Entry], source: Path, normalizer: str | None =
         if len(set(wanted)) != 2 or len(wanted) != 2 or not set(wanted) <= set(names):
             raise InputError(f"--normalizer {normalizer}: expected two different keypoints of {', '.join(names[:12])}")
         pair = ((names.index(wanted[0]),), (names.index(wanted[1]),))
-    return KeypointSet(f"own-{len(names)}", names, mirror_pairs(names), pair)
-
-
-def _locate(folder: Path, names: list[str]) -> dict[str, Path]:
-    """Return each image's path in `folder`: under its name, else under its last part if no two names share that."""
-    last = [name.rsplit("/", 1)[-1] for name in names]
-    distinct = len(set(last)) == len(last)
-    paths = {}
-    for name, short in zip(names, last, strict=True):
-        use_short = distinct and not (folder / name).is_file() and (folder / short).is_file()
-        paths[name] = folder / (short if use_short else name)
-    return paths
+    scheme = next((e.scheme for e in entries if e.points), Scheme())
+    lines = [(names.index(a), names.index(b)) for a, b in scheme.lines if a in names and b in names]
+    given = scheme.mirror
+    mirror = (
+        mirror_pairs(names) if given is None
+        else tuple((names.index(a), names.index(b)) for a, b in given if a in names and b in names)
+    )  # fmt: skip
+    return KeypointSet(f"own-{len(names)}", names, mirror, pair, tuple(lines))
 
 
 def prepare_points(
     source: Path, out: Path, *, images: Path | None = None, normalizer: str | None = None, size: int = GRID,
     gray: bool = False, quality: int = 95, strict: bool = False, missing: str = "auto",
+    points_format: str | None = None, y_up: bool | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, int]:  # fmt: skip
     """Write OUT/{train,valid,test}.parquet from a file of points and the images it names.
@@ -96,7 +94,7 @@ def prepare_points(
     rule. A missing point is masked: nothing is learned from it.
 
     Args:
-        source: the points, in a format that `recombinator.data.points.read_points` reads.
+        source: the points: a file or folder in one of `recombinator.data.formats.FORMATS`.
         out: folder for the tables.
         images: folder of the images; without it, the folder of `source`.
         normalizer: two keypoints, "a,b", whose distance errors are divided by; without it the points' bounding box is.
@@ -106,6 +104,8 @@ def prepare_points(
         strict: raise the first error instead of leaving an object out.
         missing: coordinates that stand for a missing point: "auto" (0,0 and -1,-1 where two or more points have them),
             a pair such as "0,0", or "none".
+        points_format: a key of `recombinator.data.formats.FORMATS`; None: it is found out from the content.
+        y_up: y counts from the image's bottom edge upward; None: the format decides.
         progress: called with the numbers of objects done and in all.
 
     Returns:
@@ -114,7 +114,7 @@ def prepare_points(
     Raises:
         InputError: the file cannot be read, or too little of it can be used.
     """
-    entries, folder, rule = read_entries(source, missing), images or source.parent, RULES["300w"]
+    entries, rule = read_entries(source, missing, form=points_format, images=images, y_up=y_up), RULES["300w"]
     keypoints = infer_keypoints(entries, source, normalizer)
     dropped: list[str] = []
 
@@ -130,7 +130,6 @@ def prepare_points(
     files = sorted(photographs)
     if files == [""]:
         raise InputError(f"{source}: nothing in it names the images; expected a column or field `file`")
-    paths = _locate(folder, files)
     order = [files[i] for i in np.random.RandomState(SPLIT_SEED).permutation(len(files))]
     tenth = max(1, len(files) // 10)
     if len(files) < 3:
@@ -149,7 +148,7 @@ def prepare_points(
             points = np.where(known[:, None], face.points, face.points[known].mean(axis=0))
             if keypoints.scale(points) < 1:
                 raise InputError("its normalizer is below one pixel; choose two points with --normalizer a,b")
-            image = read_image(paths[face.file])
+            image = face.entry.image() if face.entry.image else read_image(face.entry.path or face.file)
             return crop_row(image, points, face.file, rule, size=size, gray=gray, quality=quality, mask=known)
         except InputError as error:
             raise InputError(f"{face.where}: {error}") from None

@@ -10,7 +10,7 @@ import numpy as np
 
 from recombinator.data.crops import GRID, RULES
 from recombinator.data.images import read_image
-from recombinator.data.points import read_pts
+from recombinator.data.readers.pts import read_pts
 from recombinator.data.rows import crop_row
 from recombinator.data.table import SPLIT_SEED, Row, TableInfo, write_splits
 from recombinator.keypoints import FACE_68

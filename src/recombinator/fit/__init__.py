@@ -1,0 +1,1 @@
+"""From a file of points and its images to a working localizer."""

@@ -1,0 +1,133 @@
+"""Errors of a fitted model in pixels of the original images, and in millimeters where a pixel's size is known."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from recombinator.data.table import FaceTable
+from recombinator.evaluation import metrics
+from recombinator.evaluation.tables import evaluate_table
+from recombinator.keypoints import RADII, SURE
+from recombinator.models import KeypointNet
+
+RADII_PIXELS = (2, 4, 8, 16)  # of the original images, for success rates
+SUSPICIOUS = 4.0  # times the keypoint's median error
+
+
+@dataclass
+class Measured:
+    """Predictions for N objects, in pixels of the original images.
+
+    Attributes:
+        true: (N, K, 2) annotated points; any value where not known.
+        predicted: (N, K, 2) predicted points.
+        known: (N, K) whether a point is annotated.
+        confidence: (N, K) confidence of each point.
+        correct: (N, K) whether the event that the confidence is for came true.
+        pixel: (N,) image pixels per pixel of the network's input.
+        files: names of the images.
+    """
+
+    true: np.ndarray
+    predicted: np.ndarray
+    known: np.ndarray
+    confidence: np.ndarray
+    correct: np.ndarray
+    pixel: np.ndarray
+    files: list[str]
+
+    @classmethod
+    def joined(cls, parts: Sequence[Measured]) -> Measured:
+        """Return the results of several models on different images as one."""
+        names = ("true", "predicted", "known", "confidence", "correct", "pixel")
+        arrays: dict[str, Any] = {name: np.concatenate([getattr(p, name) for p in parts]) for name in names}
+        return cls(**arrays, files=[f for p in parts for f in p.files])
+
+    @property
+    def errors(self) -> np.ndarray:
+        """(N, K) distances between predicted and annotated points, NaN where not known."""
+        return np.where(self.known, np.linalg.norm(self.predicted - self.true, axis=2), np.nan)
+
+    @property
+    def known_errors(self) -> np.ndarray:
+        """(P,) distances of all known points."""
+        return self.errors[self.known]
+
+    def summary(self) -> dict[str, Any]:
+        """Return errors in pixels of the original images, and shares of points within RADII_PIXELS."""
+        errors = self.known_errors
+        low, high = metrics.bootstrap_ci(np.nanmean(self.errors, axis=1))
+        _, gap = metrics.reliability(self.confidence[self.known], self.correct[self.known])
+        return {
+            "objects": len(self.files), "points": len(errors), "median": float(np.median(errors)),
+            "mean": float(errors.mean()), "mean_ci95": [low, high], "p95": float(np.quantile(errors, 0.95)),
+            "largest": float(errors.max()),
+            "within": {str(r): float((errors <= r).mean()) for r in RADII_PIXELS},
+            "calibration_error": gap,
+        }  # fmt: skip
+
+    def per_keypoint(self, names: Sequence[str]) -> list[dict[str, Any]]:
+        """Return one row per keypoint: name, known points, median and mean error, share within RADII_PIXELS."""
+        rows = []
+        for k, name in enumerate(names):
+            errors = self.errors[self.known[:, k], k]
+            row: dict[str, Any] = {"keypoint": name, "points": len(errors)}
+            if len(errors):
+                row |= {"median": float(np.median(errors)), "mean": float(errors.mean())}
+                row |= {"within": {str(r): float((errors <= r).mean()) for r in RADII_PIXELS}}
+            rows.append(row)
+        return rows
+
+    def sentence(self) -> str:
+        """Return the errors in one line."""
+        row = self.summary()
+        return (
+            f"median error {row['median']:.2f} pixels, mean {row['mean']:.2f}, "
+            + ", ".join(f"{100 * v:.0f} % within {r}" for r, v in row["within"].items())
+            + f" ({row['points']} points)"
+        )
+
+    def suspects(self, names: Sequence[str], count: int = 20) -> list[dict[str, Any]]:
+        """Rank probable label errors: points far from a prediction that the model is sure of.
+
+        Args:
+            names: the keypoints.
+            count: largest number of rows.
+
+        Returns:
+            One row per point, the most suspicious first: object (its index), file, keypoint, error in pixels, ratio to
+            the keypoint's median error, and confidence.
+        """
+        errors = self.errors
+        middle = np.array([np.nanmedian(e) if np.isfinite(e).any() else np.nan for e in errors.T])
+        ratio = np.nan_to_num(errors / np.maximum(middle, 0.5))
+        score = np.where(self.confidence >= 0.5, ratio, 0) * self.confidence
+        order = np.argsort(-score, axis=None)[:count]
+        rows = []
+        for i, k in zip(*np.unravel_index(order, score.shape), strict=True):
+            if score[i, k] >= SUSPICIOUS:
+                rows.append({
+                    "object": int(i), "file": self.files[i], "keypoint": names[k], "error": float(errors[i, k]),
+                    "ratio": float(ratio[i, k]), "confidence": float(self.confidence[i, k]),
+                })  # fmt: skip
+        return rows
+
+
+def measure(net: KeypointNet, table: FaceTable) -> Measured:
+    """Predict the objects of a table."""
+    result = evaluate_table(net, table)
+    corner, side = table.boxes[:, :2], table.boxes[:, 2:]
+
+    def to_file(points: np.ndarray) -> np.ndarray:
+        inside = points * (side / result.size)[:, None] + corner[:, None]
+        return inside * table.to_file[:, 0, 0][:, None, None] + table.to_file[:, None, :, 2]
+
+    near = np.abs(result.highest - result.true).max(axis=2) <= RADII[SURE] + 0.5
+    return Measured(
+        to_file(result.true), to_file(result.predicted), result.mask, result.within[..., SURE], near,
+        result.file_pixels, list(result.files),
+    )  # fmt: skip

@@ -1,0 +1,242 @@
+"""Tables in memory for the stages of a fit: whole inputs, coarse inputs, and patches around keypoints."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from recombinator.data.crops import RULES
+from recombinator.data.images import read_image, to_gray
+from recombinator.data.points import point_sets, read_entries
+from recombinator.data.readers.own import infer_keypoints
+from recombinator.data.resample import resized
+from recombinator.data.table import FaceTable, TableInfo, batched
+from recombinator.keypoints import KeypointSet
+from recombinator.utils.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+FEW_ROWS = 512  # rows of a training table: a smaller one is repeated, so that an epoch has enough steps
+MOST_PATCHES = 40_000  # patches in memory
+IN_MEMORY = 64  # images that are decoded at the same time
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One annotated object.
+
+    Attributes:
+        points: (K, 2) x, y in pixels of the image; NaN where a point is missing.
+        file: name of the image in the points file.
+        path: the image.
+        where: the place in the points file, for messages.
+        face: which of the image's objects it is.
+    """
+
+    points: np.ndarray
+    file: str
+    path: Path
+    where: str
+    face: str
+
+    @property
+    def known(self) -> np.ndarray:
+        """(K,) whether a point has coordinates."""
+        return np.isfinite(self.points).all(axis=1)
+
+    @property
+    def filled(self) -> np.ndarray:
+        """(K, 2) the points, missing ones at the mean of the known ones."""
+        return np.where(self.known[:, None], self.points, self.points[self.known].mean(axis=0))
+
+
+@dataclass(frozen=True)
+class Crop:
+    """What the predictor would cut for a sample, at a given resolution.
+
+    Attributes:
+        image: (H, H) or (H, H, 3) uint8 stage-1 crop.
+        to_file: (2, 3) affine from crop to image.
+        box: (3,) the network's square in crop pixels.
+        file_size: width and height of the image.
+    """
+
+    image: np.ndarray
+    to_file: np.ndarray
+    box: np.ndarray
+    file_size: tuple[int, int]
+
+
+def crops(samples: Sequence[Sample], rule: str, size: int, channels: int) -> Iterator[tuple[Sample, Crop]]:
+    """Cut the stage-1 crop of every sample, in order.
+
+    Args:
+        samples: the samples.
+        rule: the crop rule.
+        size: side of the network's input in pixels.
+        channels: 1 for gray, 3 for RGB.
+    """
+
+    def cut(sample: Sample) -> Crop:
+        image = read_image(sample.path)
+        height, width = image.shape[:2]
+        pixels = to_gray(image) if channels == 1 else image
+        try:
+            crop, to_file, box = RULES[rule].crop(pixels, sample.filled, RULES[rule].stored_size(size))
+        except InputError as error:
+            raise InputError(f"{sample.where}: {error}") from None
+        return Crop(crop, to_file, box, (width, height))
+
+    with ThreadPoolExecutor() as pool:
+        for group in batched(samples, IN_MEMORY):
+            yield from zip(group, pool.map(cut, group), strict=True)
+
+
+def _table(info: TableInfo, rows: list[tuple[Sample, Crop, np.ndarray]]) -> FaceTable:
+    """Return a table of crops with their points, (K, 2) in crop pixels and NaN where unknown."""
+    points = np.stack([p for _, _, p in rows]).astype(np.float32)
+    mask = np.asarray(np.isfinite(points).all(axis=2))
+    center = np.nanmean(np.where(mask[..., None], points, np.nan), axis=1, keepdims=True)
+    points = np.where(mask[..., None], points, center)
+    images = np.stack([c.image if c.image.ndim == 3 else c.image[..., None] for _, c, _ in rows]).transpose(0, 3, 1, 2)
+    to_file = np.stack([c.to_file for _, c, _ in rows])
+    scale, corner = to_file[:, 0, :1], to_file[:, :, 2]
+    sizes = np.array([c.file_size for _, c, _ in rows], np.float64)
+    return FaceTable(
+        info=info, images=np.ascontiguousarray(images), points=points, mask=mask,
+        boxes=np.stack([c.box for _, c, _ in rows]).astype(np.float32), to_file=to_file,
+        limits=np.concatenate([-corner / scale, (sizes - corner) / scale], axis=1), files=[s.file for s, _, _ in rows],
+        subsets=[""] * len(rows), fingerprint=hashlib.sha256(images.tobytes() + points.tobytes()).hexdigest()[:16],
+    )  # fmt: skip
+
+
+def repeated(table: FaceTable) -> FaceTable:
+    """Repeat the rows of a small table, so that it has at least FEW_ROWS."""
+    times = -(-FEW_ROWS // len(table))
+    arrays: dict[str, Any] = {
+        n: np.concatenate([getattr(table, n)] * times) for n in ("images", "points", "mask", "boxes", "to_file")
+    }
+    return replace(
+        table, **arrays, limits=np.concatenate([table.limits] * times), files=table.files * times,
+        subsets=table.subsets * times,
+    )  # fmt: skip
+
+
+def _info(split: str, keypoints: KeypointSet, rule: str, size: int, channels: int) -> TableInfo:
+    return TableInfo("fit", split, keypoints, rule, size, channels == 1)
+
+
+def _shrunk(crop: Crop, size: int) -> Crop:
+    """Return the crop at another resolution."""
+    factor = crop.image.shape[0] / size
+    if factor == 1:
+        return crop
+    scale = np.array([factor, factor, 1.0])
+    return Crop(resized(crop.image, size), crop.to_file * scale, crop.box / factor, crop.file_size)
+
+
+def _inside(sample: Sample, crop: Crop) -> np.ndarray:
+    """Return the (K, 2) points in crop pixels."""
+    return (sample.points - crop.to_file[:, 2]) / crop.to_file[0, 0]
+
+
+def whole_table(
+    samples: Sequence[Sample], keypoints: KeypointSet, rule: str, size: int, channels: int, split: str
+) -> FaceTable:
+    """Return the table of a network whose input has `size` pixels."""
+    rows = [(s, c, _inside(s, c)) for s, c in crops(samples, rule, size, channels)]
+    return _table(_info(split, keypoints, rule, size, channels), rows)
+
+
+def training_tables(
+    samples: Sequence[Sample], keypoints: KeypointSet, rule: str, size: int, factor: int, patch: int, channels: int,
+    seed: int = 0, fine: bool = True,
+) -> list[FaceTable]:  # fmt: skip
+    """Return the training tables of the networks of a cascade.
+
+    Args:
+        samples: the training samples.
+        keypoints: their keypoint set.
+        rule: the crop rule.
+        size: side of the coarse network's input in pixels.
+        factor: pixels of the cascade's input per pixel of the coarse one.
+        patch: side of the fine network's input in pixels.
+        channels: 1 for gray, 3 for RGB.
+        seed: of the choice of patches, where there are too many.
+        fine: also make the table of patches.
+
+    Returns:
+        The table of coarse inputs at twice their resolution, which jitter needs; and with `fine` the table of patches
+        around known points, of twice the patch's side, with every point that is inside.
+    """
+    coarse: list[tuple[Sample, Crop, np.ndarray]] = []
+    patches: list[tuple[Sample, Crop, np.ndarray]] = []
+    generator, share = np.random.default_rng(seed), MOST_PATCHES / max(1, sum(int(s.known.sum()) for s in samples))
+    stored = RULES[rule].stored_size(size * min(factor, 2))
+    for sample, crop in crops(samples, rule, size * factor, channels):
+        small = _shrunk(crop, stored)
+        coarse.append((sample, small, _inside(sample, small)))
+        inside = _inside(sample, crop)
+        kept = sample.known & fine & (generator.random(len(sample.known)) < share)
+        patches += [(sample, *_patch(crop, inside, inside[k], patch)) for k in np.flatnonzero(kept)]
+    tables = [_table(_info("train", keypoints, rule, stored, channels), coarse)]
+    if fine:
+        tables.append(_table(_info("train", keypoints, rule, 2 * patch, channels), patches))
+    return tables
+
+
+def _patch(crop: Crop, points: np.ndarray, center: np.ndarray, side: int) -> tuple[Crop, np.ndarray]:
+    """Cut a square of 2 x side pixels around a point; points outside it are unknown."""
+    corner = np.round(center - side).astype(int)
+    low = np.maximum(corner, 0)
+    part = crop.image[low[1] : max(corner[1] + 2 * side, 0), low[0] : max(corner[0] + 2 * side, 0)]
+    image = np.zeros((2 * side, 2 * side, *crop.image.shape[2:]), np.uint8)
+    x, y = low - corner
+    image[y : y + part.shape[0], x : x + part.shape[1]] = part
+    moved = points - corner
+    moved = np.where(((moved >= 0) & (moved < 2 * side)).all(axis=1, keepdims=True), moved, np.nan)
+    to_file = crop.to_file.copy()
+    to_file[:, 2] += to_file[0, 0] * corner
+    box = np.array([*(center - corner - side / 2), side])
+    return Crop(image, to_file, box, crop.file_size), moved
+
+
+def read_samples(source: Path, images: Path | None) -> tuple[list[Sample], KeypointSet]:
+    """Read a points file with the paths of its images.
+
+    Args:
+        source: the points, in any format that `recombinator.data.points.read_entries` reads.
+        images: folder of the images; None: that of `source`.
+
+    Returns:
+        The objects with two or more known points (one, for a single keypoint), and their keypoint set. What cannot be
+        used is logged.
+
+    Raises:
+        InputError: the file cannot be read, or it names no images.
+    """
+    entries = read_entries(source, "auto", images=images)
+    keypoints = infer_keypoints(entries, source)
+    dropped: list[InputError] = []
+    sets = [p for p in point_sets(entries, keypoints, dropped.append) if np.isfinite(p.points).any()]
+    for error in dropped:
+        logger.warning("%s", error)
+    if not sets or {p.file for p in sets} == {""}:
+        raise InputError(f"{source}: nothing in it names the images; expected a column or field `file`")
+    paths = {p.file: p.entry.path or Path(p.file) for p in sets}
+    missing = [name for name, path in sorted(paths.items()) if not path.is_file()]
+    for name in missing[:10]:
+        logger.warning("%s: no such image (%s)", name, paths[name])
+    least = min(2, len(keypoints))
+    samples = [Sample(p.points, p.file, paths[p.file], p.where, p.face) for p in sets if p.file not in missing]
+    samples = [s for s in samples if s.known.sum() >= least]
+    if not samples:
+        raise InputError(f"{source}: none of its {len(paths)} images was found; give their folder with --images")
+    return samples, keypoints
