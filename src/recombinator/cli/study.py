@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from recombinator.cli.options import (
+    DEFAULT_WEIGHTS,
     Command,
     Data,
     Group,
@@ -33,6 +34,7 @@ Runs = Annotated[Path, typer.Option(metavar="FOLDER", help="Folder of the studie
 Epochs = Annotated[
     int | None, typer.Option(min=1, metavar="N", show_default="the study's", help="Epochs of each run, in results too.")
 ]
+Rounds = Annotated[int, typer.Option(min=1, metavar="N", help="Measurements of each kind, in turn.")]
 FigureOut = Annotated[Path, typer.Option(metavar="FOLDER", help="Folder for the PNG and the PDF.")]
 
 
@@ -124,19 +126,20 @@ def robustness(
 
 @study.command("memory", cls=Command)
 def memory(
-    crops: Annotated[int, typer.Option(min=1000, metavar="N", help="crops of the table that is written")] = 1_000_000,
+    crops: Annotated[int, typer.Option(min=1000, metavar="N", help="Crops of the table on disk.")] = 1_000_000,
     data: Annotated[
-        Path | None, typer.Option(metavar="TABLE", show_default="drawn faces", help="table whose rows are repeated")
+        Path | None, typer.Option(metavar="TABLE", show_default="drawn faces", help="Table whose rows are repeated.")
     ] = None,
     folder: Annotated[
         Path | None,
-        typer.Option(metavar="FOLDER", help="existing folder with room for 9 kB per crop, freed afterwards"),
+        typer.Option(metavar="FOLDER", help="Existing folder with room for 9 kB per crop, which are removed again."),
     ] = None,
-    model: Annotated[str, typer.Option(metavar="MODEL", help="network to train")] = "rcn-6",
-    steps: Annotated[int, typer.Option(min=1, metavar="N", help="training steps that are timed")] = 300,
-    rounds: Annotated[int, typer.Option(min=1, metavar="N", help="trainings from disk and in memory, in turn")] = 3,
+    model: Annotated[str, typer.Option(metavar="MODEL", help="Network to train.")] = "rcn-6",
+    steps: Annotated[int, typer.Option(min=1, metavar="N", help="Training steps that are timed.")] = 300,
+    rounds: Rounds = 3,
     threads: Threads = None,
     json_out: JsonOut = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Measure memory and speed of a training from disk.
 
@@ -144,6 +147,7 @@ def memory(
     """
     from recombinator.study.memory import PLACES, measure
 
+    check_outputs(json_out, overwrite=overwrite)
     with progress("crops") as advance:
         report = measure(
             crops, source=data, folder=folder, model=model, steps=steps, rounds=rounds, threads=threads,
@@ -156,6 +160,28 @@ def memory(
             f"{row['images_per_second']:.0f} images/s [{row['low']:.0f}, {row['high']:.0f}]"
         )
     write_report(json_out, "memory", report)
+
+
+@study.command("ray", cls=Command)
+def ray_rates(
+    photographs: Annotated[int, typer.Option(min=1, metavar="N", help="Photographs to predict.")] = 2000,
+    weights: Annotated[str, typer.Option(metavar="WEIGHTS", help="Shipped name or path.")] = DEFAULT_WEIGHTS,
+    rounds: Rounds = 3,
+    json_out: JsonOut = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Measure the speed of predict with and without Ray.
+
+    Predicts shifted copies of the sample photograph in both ways, in turn.
+    """
+    from recombinator.study.ray import measure
+
+    check_outputs(json_out, overwrite=overwrite)
+    with progress("runs") as advance:
+        report = measure(photographs, weights, rounds=rounds, progress=advance)
+    for way, row in report["rows"].items():
+        print(f"{way}: {row['median']:.0f} photographs/s [{row['low']:.0f}, {row['high']:.0f}]")
+    write_report(json_out, "ray", report)
 
 
 @study.command("curves", cls=Command)

@@ -101,6 +101,16 @@ class TableReader:
     def __len__(self) -> int:
         return sum(group.rows for group in self.groups)
 
+    def check_streamable(self) -> None:
+        """Raise InputError if a row group is too large for a table that stays on disk."""
+        largest = max(self.groups, key=lambda group: group.bytes)
+        if largest.bytes > LARGEST:
+            raise InputError(
+                f"{self.files[largest.file]}: row group {largest.number} has {largest.bytes / 1e6:.0f} MB, too much "
+                f"for a table that stays on disk; write it with at most {LARGEST / 1e6:.0f} MB per row group "
+                "(row_group_size), or raise the setting `memory`"
+            )
+
     def read(self, group: RowGroup, columns: list[str]) -> Any:
         """Return columns of a row group as an Arrow table."""
         with self._lock:
@@ -135,7 +145,7 @@ def decode_crop(data: Any, where: str, out: np.ndarray) -> None:
 def read_rows(
     reader: TableReader, rows: np.ndarray, numbers: dict[str, np.ndarray], texts: Sequence[str],
     images: np.ndarray | None,
-) -> tuple[dict[str, list[str]], str]:  # fmt: skip
+) -> tuple[dict[str, list[str]], str, int]:  # fmt: skip
     """Read rows of a table in one pass, with two row groups in memory.
 
     Args:
@@ -146,11 +156,11 @@ def read_rows(
         images: (N, C, S, S) uint8 array that receives the decoded crops; None leaves them encoded.
 
     Returns:
-        The columns of text, and the SHA-256 of what a network learns from, encoded crops and points: the layout of the
-        files does not change it.
+        The columns of text, the SHA-256 of what a network learns from, encoded crops and points (the layout of the
+        files does not change it), and the bytes of the encoded crops.
     """
     columns: dict[str, list[str]] = {name: [] for name in texts}
-    content, decoding = hashlib.sha256(), list[Future[None]]()
+    content, size, decoding = hashlib.sha256(), 0, list[Future[None]]()
     with ThreadPoolExecutor() as pool:
         for group in reader.groups:
             first, last = np.searchsorted(rows, (group.start, group.start + group.rows)).tolist()
@@ -166,6 +176,7 @@ def read_rows(
             crops = encoded(part)
             for crop in crops:
                 content.update(crop.as_buffer())
+                size += crop.as_buffer().size
             for future in decoding:  # the row group before was decoded meanwhile
                 future.result()
             if images is not None:
@@ -175,7 +186,7 @@ def read_rows(
         for future in decoding:
             future.result()
     content.update(numbers["points"].tobytes())
-    return columns, content.hexdigest()
+    return columns, content.hexdigest(), size
 
 
 def _flat(column: Any) -> np.ndarray:
@@ -199,29 +210,19 @@ class StreamedImages:
         rows: (N,) rows of the table, in rising order.
         channels: 1 (gray) or 3 (RGB).
         size: Side of the crops in pixels.
+        crop_bytes: Mean size of an encoded crop.
 
     Attributes:
         shape: (N, C, S, S).
         group_of: (N,) number of each crop's row group.
         window: Number of row groups whose crops are mixed in training; twice as many are kept.
-
-    Raises:
-        InputError: A row group is too large.
     """
 
-    def __init__(self, reader: TableReader, rows: np.ndarray, channels: int, size: int) -> None:
-        largest = max(reader.groups, key=lambda group: group.bytes)
-        if largest.bytes > LARGEST:
-            raise InputError(
-                f"{reader.files[largest.file]}: row group {largest.number} has {largest.bytes / 1e6:.0f} MB, too much "
-                f"for a table that stays on disk; write it with at most {LARGEST / 1e6:.0f} MB per row group "
-                "(row_group_size), or raise the setting `memory`"
-            )
+    def __init__(self, reader: TableReader, rows: np.ndarray, channels: int, size: int, crop_bytes: float) -> None:
         self.reader, self.rows, self.shape = reader, rows, (len(rows), channels, size, size)
         starts = np.array([group.start for group in reader.groups])
         self.group_of = np.searchsorted(starts, rows, side="right") - 1
-        mean = sum(group.bytes for group in reader.groups) / len(reader.groups)
-        self.window = max(1, int(WINDOW / max(mean, 1)))
+        self.window = max(1, int(WINDOW * len(reader.groups) / (crop_bytes * len(reader))))
         self._cache: OrderedDict[int, Any] = OrderedDict()
         self._lock = threading.Lock()
         self._pool = ThreadPoolExecutor(WORKERS)

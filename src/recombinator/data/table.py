@@ -360,13 +360,17 @@ def load_table(
         raise InputError(f"{path}: holds gray crops, expected RGB; prepare the table again, in color")
     n, k, shape = len(rows), len(info.keypoints), (channels, info.size, info.size)
     streamed = n * math.prod(shape) > memory * 1e9
-    images: Any = StreamedImages(reader, rows, channels, info.size) if streamed else np.empty((n, *shape), np.uint8)
+    if streamed:
+        reader.check_streamable()
+    images: Any = None if streamed else np.empty((n, *shape), np.uint8)
     values: dict[str, np.ndarray] = {
         "points": np.empty((n, k, 2), np.float32), "mask": np.empty((n, k), bool), "box": np.empty((n, 3), np.float32),
         "to_file": np.empty((n, 2, 3)), "file_size": np.empty((n, 2)),
         **{a: np.empty(n, np.int64) for a in attributes},
     }  # fmt: skip
-    texts, fingerprint = read_rows(reader, rows, values, ("file", "subset"), None if streamed else images)
+    texts, fingerprint, size = read_rows(reader, rows, values, ("file", "subset"), images)
+    if streamed:
+        images = StreamedImages(reader, rows, channels, info.size, size / n)
     to_file = values["to_file"]
     scale, corner = to_file[:, 0, :1], to_file[:, :, 2]
     return FaceTable(

@@ -273,3 +273,14 @@ def memory_table(results: Results) -> str:
                              f"{row['peak_bytes'] / 1e9:.2f} GB", rate, f"{row['open_seconds']:.0f} s"])  # fmt: skip
     header = ["training", "crops", "peak memory", "images per second", "opening the table"]
     return markdown(header, rows)
+
+
+def ray_table(results: Results) -> str:
+    """Compare the plain prediction of many photographs with that by Ray."""
+    rows = []
+    for name, r in results.items():
+        if r.get("kind") == "ray":
+            for way, row in r["rows"].items():
+                rate = f"{row['median']:.0f} [{row['low']:.0f}, {row['high']:.0f}]"
+                rows.append([link(name, f"{r['weights']}, {way}"), str(r["cores"]), rate])
+    return markdown(["prediction", "cores", "photographs per second"], rows)
