@@ -86,7 +86,7 @@ def test_missing_image_and_wrong_folder(layout, tmp_path):
     with pytest.raises(InputError, match=r"image_a\.pts: no image of that name"):
         prepare_300w(layout, tmp_path / "out", strict=True)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match="is this 300-W"):
+    with pytest.raises(InputError, match="each with a .pts file of the same name"):
         prepare_300w(tmp_path / "empty", tmp_path / "out")
 
 

@@ -70,7 +70,7 @@ def test_every_whole_face_becomes_a_row_with_five_points(afw, tmp_path, transpos
 
 def test_what_is_not_afw(afw, tmp_path, caplog):
     source, photographs, _ = afw
-    with pytest.raises(InputError, match=r"no anno.mat"):
+    with pytest.raises(InputError, match=r"expected anno.mat"):
         prepare_afw(source, tmp_path / "out")
     (source / "anno.mat").write_bytes(b"MATLAB 5.0 MAT-file")
     with pytest.raises(InputError, match=r"not AFW's anno.mat"):

@@ -150,7 +150,7 @@ def test_boxes_from_a_file_and_detectors_by_name(album, tmp_path):
     for name, message in bad:
         with pytest.raises(InputError, match=message):
             detector_by_name(name)
-    with pytest.raises(InputError, match="between 0 and 1"):
+    with pytest.raises(InputError, match="expected a number from 0 to 1"):
         load("rcn-6-mtfl").predict(HOPPER, min_confidence=float("nan"))
     with pytest.raises(InputError, match="unknown format 'xml'; expected one of json, csv, coco, pts"):
         command(album, tmp_path / "x", "--format", "xml")

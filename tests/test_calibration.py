@@ -13,7 +13,7 @@ from recombinator.data.table import load_table
 from recombinator.evaluation import calibration, metrics
 from recombinator.evaluation.plots import plot_reliability
 from recombinator.keypoints import FACE_5, RADII, SURE
-from recombinator.models import KeypointNet, create_model, decode
+from recombinator.models import KeypointNet, create_model
 from recombinator.predict.predictor import load
 from recombinator.predict.result import Face
 from recombinator.transforms.samples import fixed_samples
@@ -46,8 +46,8 @@ def test_the_temperature_is_the_factor_of_overconfidence(factor, faces5, monkeyp
     net, table = Overconfident(factor), load_table(faces5 / "train.parquet")
     sample = calibration.fixed_samples
 
-    def samples_that_the_network_knows(*arguments):
-        for pixels, points in sample(*arguments):
+    def samples_that_the_network_knows(*arguments, **options):
+        for pixels, points in sample(*arguments, **options):
             net.points.append(points)
             yield pixels, points
 
@@ -64,7 +64,7 @@ def test_a_masked_network_is_calibrated_by_its_own_decoding(faces5):
     with torch.no_grad():
         points_of = calibration.collect(net, table, False, (1.0,))
         inputs, points = next(fixed_samples(table, 80, calibration.JITTER, torch.device("cpu")))
-        decoded = decode.answers(net, inputs)
+        decoded = net.decode(net(inputs))
     inside = ((points >= 0) & (points < 80)).all(dim=2)
     n = int(inside.sum())
     gap = (decoded.highest - points).abs().amax(dim=2)[inside]
@@ -117,7 +117,7 @@ def test_a_face_has_confidences_and_flags(weights, tmp_path):
     image = np.random.default_rng(0).integers(0, 255, (300, 300), np.uint8)
     box = [(60, 60, 150, 150)]
     (plain,) = load(weights).predict(image, boxes=box)
-    assert plain.covered is None and "covered" not in plain.to_dict()["keypoints"][0]
+    assert plain.occluded is None and "covered" not in plain.to_dict()["keypoints"][0]
     with pytest.raises(InputError, match="not calibrated"):
         plain.ellipses()
     loaded = load_weights(weights)
@@ -125,7 +125,7 @@ def test_a_face_has_confidences_and_flags(weights, tmp_path):
     save_weights(tmp_path / "c.safetensors", loaded)
     (face,) = load(tmp_path / "c.safetensors").predict(image, boxes=box)
     np.testing.assert_allclose(face.points, plain.points)
-    assert face.covered.tolist() == [True, False, False, False, False]
+    assert face.occluded.tolist() == [True, False, False, False, False]
     steps = [face.probability_within(r) for r in (0.0, *face.reach, 1e9)]
     assert (np.diff(steps, axis=0) >= 0).all() and (steps[0] == 0).all()
     np.testing.assert_allclose(steps[3], face.confidence, rtol=1e-6)
@@ -138,7 +138,7 @@ def test_a_face_has_confidences_and_flags(weights, tmp_path):
 def test_ellipses():
     face = Face(
         np.zeros((3, 2)), np.ones(3), np.array([0.0, 0.0, 80.0]), FACE_5, within=np.ones((3, 5)), reach=np.arange(5.0),
-        covariance=np.array([[4.0, 0, 1], [1, 0, 9], [2, 1, 2]]), covered=np.zeros(3, bool),
+        covariance=np.array([[4.0, 0, 1], [1, 0, 9], [2, 1, 2]]), occluded=np.zeros(3, bool),
     )  # fmt: skip
     ellipses = face.ellipses(deviations=1)
     np.testing.assert_allclose(ellipses[:, 0], [2, 3, 3**0.5])
@@ -207,11 +207,11 @@ def test_refused_before_anything_is_measured(weights, faces5, tmp_path, monkeypa
     table.write_bytes((faces5 / "valid.parquet").read_bytes())
     before = table.read_bytes()
     for command, options, words in (
-        ("calibrate", ["--out", str(table)], "would overwrite the input"),
+        ("calibrate", ["--out", str(table)], "must end in .safetensors"),
         ("calibrate", ["--out", str(tmp_path / "a.onnx")], "must end in .safetensors"),
         ("calibrate", ["--out", str(tmp_path / "a.json")], "expected a JSON object"),
         ("reliability", ["--plot", str(tmp_path / "a.abc")], "must end in .png or .pdf"),
-        ("reliability", ["--json", str(tmp_path / "r.json"), "--plot", str(table)], f"{table}: would overwrite"),
+        ("reliability", ["--json", str(tmp_path / "r.json"), "--plot", str(table)], f"{table}: must end in .png"),
     ):
         with pytest.raises(InputError, match=words):
             CliRunner().invoke(app, [command, str(weights), "--data", str(table), *options], catch_exceptions=False)

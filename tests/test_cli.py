@@ -76,7 +76,7 @@ def test_version():
 def test_every_setting_is_listed_with_its_default():
     shown = CliRunner().invoke(app, ["train", "--list-settings"])
     assert shown.exit_code == 0
-    rows = {line.split()[0]: line.split()[1:3] for line in shown.stdout.splitlines() if line.startswith("  ")}
+    rows = {line.split()[0]: line.split()[1:3] for line in shown.stdout.splitlines() if re.match(r"  \S", line)}
     assert rows.keys() == setting_types().keys()
     changes, options = parse_settings([f"{n}={d}" for n, (_, d) in rows.items() if d not in ("-", "all")])
     assert changed(FAST, **changes) == FAST

@@ -196,7 +196,7 @@ def test_a_bad_line_is_named_and_left_out(mtfl_layout, tmp_path, line, reason, c
 def test_a_folder_that_is_not_mtfl(tmp_path):
     with pytest.raises(InputError, match="no such folder"):
         prepare_mtfl(tmp_path / "none", tmp_path / "out")
-    with pytest.raises(InputError, match="is this MTFL"):
+    with pytest.raises(InputError, match="expected training.txt and testing.txt"):
         prepare_mtfl(tmp_path, tmp_path / "out")
 
 

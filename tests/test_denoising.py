@@ -146,7 +146,7 @@ def test_evaluation_of_a_denoiser(trained, faces68, tmp_path):
     )
     assert out.exit_code == 0 and "mean shape" in out.output
     assert json.loads((tmp_path / "a.json").read_text())["rows"] == rows
-    with pytest.raises(InputError, match="not a denoiser"):
+    with pytest.raises(InputError, match="expected the weights of a denoiser"):
         evaluate_denoiser("rcn-6-mtfl", faces68 / "test.parquet")
 
 
@@ -172,7 +172,8 @@ def test_repair_corrects_a_wrong_point_in_any_frame(trained, faces68):
     np.testing.assert_array_equal(kept.points[kept.kept], wrong[kept.kept])
     assert kept.kept.sum() == 67
     for bad, what in (
-        (points[:67], "expected points"), (np.full((68, 2), np.nan), "0 known points"), (np.ones((68, 2)), "coincide"),
+        (points[:67], "expected points"), (np.full((68, 2), np.nan), "3 or more known points"),
+        (np.ones((68, 2)), "coincide"),
     ):  # fmt: skip
         with pytest.raises(InputError, match=what):
             repair(weights, bad)
@@ -228,8 +229,8 @@ def test_every_form_of_points_is_read(tmp_path, faces68):
         ("a.json", '[{\n"where": }]', "a.json:2: not JSON"),
         ("a.jsonl", '\n\n{"points": \n', "a.jsonl:3: not JSON"),
         ("a.csv", "keypoint,x,y\n\u00b2,1,2\n", "unknown keypoint"),
-        ("a.pts", "1 2\n", "expected 68 points, got 1"),
-        ("a.txt", "", "must end in .csv"),
+        ("a.pts", "1 2\n", "expected 5 keypoints (face-5), got 1"),
+        ("a.txt", "", "unknown points format"),
     ],
 )
 def test_points_that_cannot_be_read_name_file_and_line(tmp_path, name, text, message):

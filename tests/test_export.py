@@ -250,7 +250,7 @@ def test_a_graph_is_evaluated_as_its_weights(faces5, tmp_path):
         graph["images"] == net["images"] and abs(graph["nme"] / net["nme"] - 1) < 0.05
     )  # whole gray levels in a graph
     run = CliRunner().invoke(app, ["evaluate", str(tmp_path / "a.onnx"), "--data", str(faces5 / "test.parquet")])
-    assert run.exit_code == 0 and "nme_paper" in run.output
+    assert run.exit_code == 0 and "paper's protocol" in run.output
 
 
 def test_prediction_needs_no_torch():
@@ -275,7 +275,7 @@ def test_choosing_an_engine(tmp_path):
     assert isinstance(load(path).engine, TorchEngine)
     (tmp_path / "bad.onnx").write_bytes(b"no graph")
     for name, engine, message in (
-        (path, "onnx", "has no exported graph"), ("rcn-6-mtfl", "tensorrt", "not known"),
+        (path, "onnx", "has no exported graph"), ("rcn-6-mtfl", "tensorrt", "unknown engine"),
         (tmp_path / "none.onnx", None, "no such file"), (tmp_path / "bad.onnx", None, "not a readable ONNX file"),
         ("nothing", None, "neither a weights file"), (tmp_path / "bad.onnx", "torch", "an exported graph"),
     ):  # fmt: skip

@@ -41,7 +41,7 @@ def test_there_and_back(hub):
     for engine in (None, "torch"):
         (found,) = from_pretrained("me/eyes", engine=engine).predict(image, boxes=box)
         np.testing.assert_allclose(found.points, wanted.points, atol=0.05)
-        assert found.covered.tolist() == wanted.covered.tolist()
+        assert found.occluded.tolist() == wanted.occluded.tolist()
 
 
 def test_what_the_hub_refuses(hub, monkeypatch):

@@ -229,7 +229,7 @@ def test_a_face_gives_its_keypoints_by_name(predictor):
     assert face["left_eye"].shape == (2,) and face["left_eye"][0] < face["right_eye"][0]  # left in the image
     with pytest.raises(KeyError, match="did you mean 'left_eye'"):
         face["lefteye"]
-    with pytest.raises(KeyError, match="use one of left_eye, right_eye, nose, left_mouth, right_mouth"):
+    with pytest.raises(KeyError, match="expected one of left_eye, right_eye, nose, left_mouth, right_mouth"):
         face["chin"]
     with pytest.raises(IndexError):
         face[5]

@@ -15,7 +15,7 @@ from recombinator.evaluation.robustness import measure
 from recombinator.evaluation.tables import choose_joint, compare, evaluate
 from recombinator.keypoints import FACE_5
 from recombinator.models import Joint, create_model
-from recombinator.transforms.augment import COVERED
+from recombinator.transforms.augment import OCCLUSION
 from recombinator.transforms.samples import fixed_samples
 from recombinator.utils.errors import InputError
 from recombinator.weights import files
@@ -91,7 +91,7 @@ def test_an_evaluation_gives_back_the_images_that_the_network_saw(paths, faces5,
     np.testing.assert_array_equal(result.inputs(), everything)
     np.testing.assert_array_equal(result.inputs([7, 0, 3]), everything[[7, 0, 3]])
     occluded, _ = evaluate(paths["a"], table, occlude=True)
-    expected = torch.cat([x for x, _ in fixed_samples(table, 24, COVERED, torch.device("cpu"))]).numpy()
+    expected = torch.cat([x for x, _ in fixed_samples(table, 24, OCCLUSION, torch.device("cpu"))]).numpy()
     assert (expected != everything).any()
     np.testing.assert_array_equal(occluded.inputs(), expected)
     plot_worst(tmp_path / "worst.png", result, count=4)

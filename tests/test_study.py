@@ -30,7 +30,7 @@ def test_the_papers_rows_are_there():
             assert recipe.epochs == one.changes.get("epochs", plan.epochs) * one.part and recipe.augment.flip == (
                 one.model == "rcn-68"
             )
-        for other in plan.beside:
+        for other in plan.also:
             study, name = other.split("/")
             assert name in {r.name for r in STUDIES[study].runs} and STUDIES[study].epochs == plan.epochs
 

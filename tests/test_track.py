@@ -124,7 +124,9 @@ def test_track_command(video, tmp_path):
     plain = [f for _, f, _ in frames(str(video))]
     assert len(drawn) == 10 and drawn[0].shape == plain[0].shape
     assert np.abs(drawn[5].astype(int) - plain[5]).max() > 100
-    moved, as_found = (float(v) for v in re.search(r"move by ([\d.]+) % .* ([\d.]+) %", run.output).groups())
+    moved, as_found = (
+        float(v) for v in re.search(r"move by ([\d.]+) % .* without smoothing ([\d.]+) %", run.output).groups()
+    )
     side = lines[0]["faces"][0]["box"][2]
     assert as_found == pytest.approx(100 * 3 / side, rel=0.3) and moved == pytest.approx(as_found, rel=0.3)
     run = CliRunner().invoke(

@@ -27,7 +27,7 @@ def test_every_block_of_the_quick_start_and_of_the_page_on_own_keypoints(tmp_pat
     names = {}
     for page, block in blocks:
         exec(compile(block, page, "exec"), names)
-    assert names["faces"][0].covered.shape == (5,) and names["report"]["images"] == 6
+    assert names["faces"][0].occluded.shape == (5,) and names["report"]["images"] == 6
     assert sum(v for k, v in names["counts"].items() if k != "dropped") == 3
     assert (tmp_path / "drawn.png").is_file()
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from recombinator.keypoints import KeypointSet
     from recombinator.models import create_model, model_names
     from recombinator.predict.predictor import Predictor, load
-    from recombinator.predict.result import Face
+    from recombinator.predict.result import Face, Faces
     from recombinator.training.recipe import Recipe
     from recombinator.training.run import train
     from recombinator.transforms.augment import Augment
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from recombinator.weights.shipped import shipped_models
 
 _HOMES = {
-    "load": "predict.predictor", "Predictor": "predict.predictor", "Face": "predict.result",
+    "load": "predict.predictor", "Predictor": "predict.predictor", "Face": "predict.result", "Faces": "predict.result",
     "shipped_models": "weights.shipped", "from_pretrained": "deploy.hub", "push_to_hub": "deploy.hub",
     "fit": "fit.run", "train": "training.run", "Recipe": "training.recipe", "Augment": "transforms.augment",
     "evaluate": "evaluation.tables", "Evaluation": "evaluation.tables", "compare": "evaluation.tables",
@@ -53,10 +53,10 @@ _HOMES = {
 }  # fmt: skip
 
 __all__ = [
-    "Augment", "Evaluation", "Face", "InputError", "KeypointSet", "Predictor", "Recipe", "Weights", "__version__",
-    "calibrate", "compare", "create_model", "evaluate", "export", "fit", "from_pretrained", "load", "load_weights",
-    "model_names", "prepare_300w", "prepare_afw", "prepare_mtfl", "prepare_points", "prepare_synthetic", "push_to_hub",
-    "save_weights", "shipped_models", "train",
+    "Augment", "Evaluation", "Face", "Faces", "InputError", "KeypointSet", "Predictor", "Recipe", "Weights",
+    "__version__", "calibrate", "compare", "create_model", "evaluate", "export", "fit", "from_pretrained", "load",
+    "load_weights", "model_names", "prepare_300w", "prepare_afw", "prepare_mtfl", "prepare_points", "prepare_synthetic",
+    "push_to_hub", "save_weights", "shipped_models", "train",
 ]  # fmt: skip
 
 

@@ -92,24 +92,24 @@ def _described(keypoints: KeypointSet) -> str:
     return f"{keypoints.name}: {shown}{', ...' if len(keypoints) > 5 else ''}"
 
 
-def check_same_keypoints(expected: KeypointSet, found: KeypointSet, where: str) -> None:
+def check_same_keypoints(expected: KeypointSet, actual: KeypointSet, where: str) -> None:
     """Check that two keypoint sets have the same names in the same order.
 
     Args:
         expected: the set that is needed.
-        found: the set that is there.
-        where: the start of the message: the file or field that `found` comes from.
+        actual: the set that was given.
+        where: the start of the message: the file or field that `actual` comes from.
 
     Raises:
         InputError: the names differ, in number, spelling or order.
     """
-    if expected.names == found.names:
+    if expected.names == actual.names:
         return
     message = f"{where}: expected {len(expected)} keypoints ({_described(expected)}), got "
-    message += f"{len(found)} ({_described(found)})"
-    if len(expected) == len(found):
-        i = next(i for i, (a, b) in enumerate(zip(expected.names, found.names, strict=True)) if a != b)
-        message += f"; keypoint {i + 1} must be {expected.names[i]}, got {found.names[i]}"
+    message += f"{len(actual)} ({_described(actual)})"
+    if len(expected) == len(actual):
+        i = next(i for i, (a, b) in enumerate(zip(expected.names, actual.names, strict=True)) if a != b)
+        message += f"; keypoint {i + 1} must be {expected.names[i]}, got {actual.names[i]}"
     raise InputError(message)
 
 

@@ -285,7 +285,8 @@ def denoise(
             rows += repairs.repair_rows(face, repaired, loaded.keypoints)
             advance(i, len(sets))
     if not rows:
-        raise InputError(f"{points}: no face could be used ({dropped} dropped)")
+        needed = f"{weights} repairs {len(loaded.keypoints)} keypoints ({loaded.keypoints.name})"
+        raise InputError(f"{points}: no face could be used ({dropped} dropped); {needed}")
     repairs.write_repairs(out, rows)
     faces = len(rows) // len(loaded.keypoints)
     moved = sum(not r["kept"] for r in rows)

@@ -17,7 +17,7 @@ from recombinator.evaluation import metrics
 from recombinator.evaluation.sources import TableLike, as_table, identity
 from recombinator.keypoints import RADII, SURE
 from recombinator.models.base import KeypointNet, check_takes_images
-from recombinator.transforms.augment import COVERED, Augment, occluded
+from recombinator.transforms.augment import OCCLUSION, Augment, occluded
 from recombinator.transforms.samples import fixed_samples
 from recombinator.utils.errors import InputError
 from recombinator.weights.files import Weights, WeightsLike, load_weights
@@ -61,7 +61,7 @@ def collect(
         start += len(points)
         under_rectangle = torch.zeros(points.shape[:2], dtype=torch.bool)
         if occlude:
-            visible = occluded(torch.ones_like(pixels[:, :1]), COVERED.occlude, generator)
+            visible = occluded(torch.ones_like(pixels[:, :1]), OCCLUSION.occlude, generator)
             pixels = pixels * visible
             cell = points.floor().long().clamp(0, net.size - 1)
             under_rectangle = visible[torch.arange(len(points))[:, None], 0, cell[..., 1], cell[..., 0]] == 0

@@ -120,7 +120,7 @@ def evaluate_denoiser(
     """
     loaded = load_weights(weights)
     if loaded.net.task != "denoising":
-        raise InputError(f"{weights}: not a denoiser")
+        raise InputError(f"{weights}: expected the weights of a denoiser")
     net, name = cast(Denoiser, loaded.net), str(weights)
     table = as_table(data, loaded.keypoints, None, name, limit=limit)
     if not 0 < count < len(loaded.keypoints) - 1:

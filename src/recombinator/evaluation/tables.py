@@ -16,7 +16,7 @@ from recombinator.evaluation.sources import NetworkLike, TableLike, as_engine, a
 from recombinator.keypoints import SURE, KeypointSet
 from recombinator.models import Joint, KeypointNet
 from recombinator.predict.engine import Engine, TorchEngine
-from recombinator.transforms.augment import COVERED, Augment
+from recombinator.transforms.augment import OCCLUSION, Augment
 from recombinator.transforms.samples import fixed_samples
 from recombinator.utils.errors import InputError
 from recombinator.utils.files import write_atomically
@@ -95,7 +95,7 @@ def evaluate(
     loaded = as_engine(weights, engine)
     about = loaded.about
     table = as_table(data, about.keypoints, about.channels, name_of(weights), limit=limit, memory=IN_MEMORY)
-    augment = COVERED if occlude else None
+    augment = OCCLUSION if occlude else None
     net = loaded.net if isinstance(loaded, TorchEngine) else loaded
     result = evaluate_table(net, table, augment)
     # decoding passes the coordinates of a regression network on unchanged
@@ -192,7 +192,7 @@ def choose_joint(joint: WeightsLike, data: TableLike) -> list[dict[str, float]]:
     rows = []
     for weight, iterations in ((0.0, 1), *((w, n) for w in (0.25, 0.5, 0.75, 1.0, 1.5, 2.0) for n in (1, 2))):
         net.weight, net.iterations = weight, iterations
-        plain, occluded = (evaluate_table(net, table, a).image_errors("paper") for a in (None, COVERED))
+        plain, occluded = (evaluate_table(net, table, a).image_errors("paper") for a in (None, OCCLUSION))
         rows.append({
             "weight": weight, "iterations": iterations, "plain": 100 * float(np.nanmean(plain)),
             "occluded": 100 * float(np.nanmean(occluded)),

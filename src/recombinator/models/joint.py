@@ -36,8 +36,8 @@ class Joint(KeypointNet):
         super().__init__()
         if (image.keypoints, image.size) != (denoiser.keypoints, denoiser.size):
             raise InputError(
-                f"the image network has {image.keypoints} keypoints at {image.size}x{image.size}, the denoiser "
-                f"{denoiser.keypoints} at {denoiser.size}x{denoiser.size}: they cannot be joined"
+                f"cannot be joined: the network for images has {image.keypoints} keypoints at "
+                f"{image.size}x{image.size}, the denoiser {denoiser.keypoints} at {denoiser.size}x{denoiser.size}"
             )
         self.image, self.denoiser, self.weight, self.iterations = image, denoiser, weight, iterations
         self.size, self.channels, self.keypoints = image.size, image.channels, image.keypoints

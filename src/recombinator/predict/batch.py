@@ -68,7 +68,8 @@ def find_photographs(inputs: Iterable[str | os.PathLike[str]], out: Path | None 
         if not inside and earlier:
             raise InputError(f"{item}: all its photographs are in --out {out}; choose another folder")
         if not inside:
-            raise InputError(f"{item}: no photograph in it ({', '.join(ENDINGS)})")
+            what = "no photograph in this folder" if os.path.isdir(item) else "no photograph matches this pattern"
+            raise InputError(f"{item}: {what} ({', '.join(ENDINGS)})")
         names |= dict.fromkeys(inside)
     return list(names)
 
@@ -364,7 +365,7 @@ def read_boxes(path: Path) -> dict[str, list[list[float]]]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read as text ({error})") from None
+        raise InputError(f"{path}: cannot be read as text ({getattr(error, 'strerror', None) or error})") from None
     rows = csv.DictReader(text.splitlines())
     columns = ("file", "x", "y", "width", "height")
     if not set(columns) <= set(rows.fieldnames or ()):

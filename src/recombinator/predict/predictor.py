@@ -103,7 +103,7 @@ class Predictor:
         """
         passes = self.passes if passes is None else _check_passes(passes)
         if min_confidence is not None and not 0 <= min_confidence <= 1:
-            raise InputError(f"min_confidence={min_confidence} must lie between 0 and 1")
+            raise InputError(f"min_confidence={min_confidence}: expected a number from 0 to 1")
         if isinstance(image, list | tuple | Iterator) and not hasattr(image, "read"):  # a file yields its lines
             if boxes is not None:
                 raise InputError("boxes belong to one image; give the images one by one")
@@ -238,7 +238,7 @@ class Predictor:
             calibrated = {
                 "within": within, "reach": (np.array(RADII) + 0.5) * crop.pixel,
                 "covariance": _turned(predictions.covariance[i] * crop.pixel**2, angle),
-                "covered": within[:, SURE] < np.array(below),
+                "occluded": within[:, SURE] < np.array(below),
             }  # fmt: skip
         return Face(
             points, within[:, SURE], np.array([*(center - side / 2), side]), self.keypoints,

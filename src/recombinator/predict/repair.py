@@ -91,13 +91,13 @@ def repair(weights: Weights, points: np.ndarray, keep_below: float = 0.0) -> Rep
     """
     net = weights.net
     if not isinstance(net, Denoiser):
-        raise InputError("these are not weights of a denoiser")
+        raise InputError(f"{weights}: expected the weights of a denoiser, such as denoiser-lite-300w")
     points = np.asarray(points, np.float64)
     if points.shape != (net.keypoints, 2):
         raise InputError(f"expected points of shape ({net.keypoints}, 2), got {points.shape}")
     given = np.isfinite(points).all(axis=1)
     if given.sum() < 3:
-        raise InputError(f"has {given.sum()} known points; at least 3 are needed")
+        raise InputError(f"expected 3 or more known points, got {given.sum()}")
     if np.ptp(points[given], axis=0).max() <= 0:
         raise InputError("all points coincide")
     # crop rules count whole pixels, so the face is brought to the scale of a photograph first; the fitted template

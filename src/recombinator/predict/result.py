@@ -42,7 +42,7 @@ class Face:
         reach: (5,) half sides of these squares in image pixels; None without calibrated weights.
         covariance: (K, 3) covariance of the point's error in square pixels: xx, xy, yy; None without calibrated
             weights.
-        covered: (K,) True where the point is probably occluded; on validation images one visible point in twenty is
+        occluded: (K,) True where the point is probably occluded; on validation images one visible point in twenty is
             called so. None without calibrated weights.
         inside: (K,) True where the point is inside the image; None if that is not known.
         angle: Rotation of the square about its center in degrees, clockwise on the screen; 0 for an upright face.
@@ -55,7 +55,7 @@ class Face:
     within: np.ndarray | None = None
     reach: np.ndarray | None = None
     covariance: np.ndarray | None = None
-    covered: np.ndarray | None = None
+    occluded: np.ndarray | None = None
     inside: np.ndarray | None = None
     angle: float = 0.0
 
@@ -84,7 +84,7 @@ class Face:
         names = self.keypoints.names
         if key not in names:
             near = difflib.get_close_matches(key, names, n=3)
-            hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"use one of {', '.join(names)}"
+            hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"expected one of {', '.join(names)}"
             raise KeyError(f"unknown keypoint {key!r}; {hint}")
         return self.points[names.index(key)]
 
@@ -106,7 +106,7 @@ class Face:
         if self.within is None or self.reach is None:
             raise InputError(_NOT_CALIBRATED)
         if not pixels >= 0:
-            raise InputError(f"pixels={pixels} must be 0 or more")
+            raise InputError(f"pixels={pixels}: expected a number of 0 or more")
         steps = np.concatenate([[0.0], self.reach])
         return np.array([np.interp(pixels, steps, [0.0, *row]) for row in self.within])
 
@@ -169,9 +169,9 @@ class Face:
     def _keypoint(self, i: int) -> dict[str, Any]:
         x, y = (round(float(v), 2) for v in self.points[i])
         row = {"name": self.keypoints.names[i], "x": x, "y": y, "confidence": round(float(self.confidence[i]), 4)}
-        if self.covered is not None and self.covariance is not None:
+        if self.occluded is not None and self.covariance is not None:
             covariance = [round(float(v), 3) for v in self.covariance[i]]
-            row |= {"covered": bool(self.covered[i]), "covariance": covariance}
+            row |= {"covered": bool(self.occluded[i]), "covariance": covariance}
         if self.inside is not None:
             row["inside"] = bool(self.inside[i])
         return row

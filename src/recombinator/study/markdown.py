@@ -20,6 +20,11 @@ def link(name: str, text: str = "") -> str:
     return f"[{text or name}](results/{name}.json)"
 
 
+def figure(r: Result, key: str) -> str:
+    """Return an error in percent with two digits, or "-" where the result has none of that name."""
+    return f"{r[key]:.2f}" if key in r else "-"
+
+
 def interval(r: Result, key: str, bold: bool = False, unit: str = "") -> str:
     """Return a figure with its 95 % interval, such as "5.47 [5.37, 5.59]"."""
     low, high = r[f"{key}_ci95"]

@@ -43,7 +43,7 @@ class Study:
         runs: Its trainings.
         epochs: Epochs of each training, chosen for two CPU cores.
         shared: Changes to the recipe of all runs.
-        beside: "STUDY/RUN" of other studies, with equal epochs, that the study's table also shows.
+        also: "STUDY/RUN" of other studies, with equal epochs, that the study's table also shows.
         watched: Measure the test error of the best weights so far after every epoch. The training's clock does not
             count it, and it decides nothing.
     """
@@ -53,7 +53,7 @@ class Study:
     epochs: int
     # chosen on validation among 2e-3 and 1e-3, with and without new weights for dead channels (docs/log.md)
     shared: dict[str, Any] = field(default_factory=lambda: {"flip": False, "learning_rate": 2e-3})
-    beside: tuple[str, ...] = ()
+    also: tuple[str, ...] = ()
     watched: bool = False
 
 
@@ -112,7 +112,7 @@ STUDIES: dict[str, Study] = {
             Run("tcdcn-alone", "tcdcn-alone", {}, {**UPRIGHT, "epochs": 200}),
         ),
         epochs=30,
-        beside=("table2/sumnet-6-occlusion", "table2/rcn-6-occlusion"),
+        also=("table2/sumnet-6-occlusion", "table2/rcn-6-occlusion"),
     ),
     "alternatives": Study(
         "What the paper mentions without figures (footnotes 3, 4, 8; Eq. 1)",
@@ -124,7 +124,7 @@ STUDIES: dict[str, Study] = {
             Run("sumnet-5-pixel", "sumnet-5", {"alpha": "pixel"}, PLAIN),
         ),
         epochs=30,
-        beside=("table2/rcn-5", "table2/sumnet-5"),
+        also=("table2/rcn-5", "table2/sumnet-5"),
     ),
 }
 STUDIES["convergence"] = Study(

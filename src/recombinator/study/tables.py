@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from recombinator.study.markdown import POSES, Results, interval, link, markdown
+from recombinator.study.markdown import POSES, Result, Results, figure, interval, link, markdown
 from recombinator.study.plan import QUOTED, QUOTED_COMMON, STUDIES, Run, run_at
+from recombinator.utils.text import plural
 
 # The paper's Table 2: AFLW errors of the networks with six branches, trained with occlusion.
 PAPER_AFLW = {"rcn-6": 5.60, "sumnet-6": 6.27}
@@ -32,8 +34,49 @@ def _started_from(training: dict[str, Any]) -> str:
 def _budget(training: dict[str, Any]) -> str:
     """Describe epochs and minutes of a training; of each one where the weights are a mean of several."""
     parts = training.get("averaged", [training])
-    texts = [f"{p['epoch']} of {p['recipe']['epochs']}, {p['seconds'] / 60:.0f} min" for p in parts]
-    return (f"mean of {len(parts)}: " if len(parts) > 1 else "") + "; ".join(texts) + _started_from(parts[0])
+    texts = [f"epoch {p['epoch']} of {p['recipe']['epochs']} ({p['seconds'] / 60:.0f} min)" for p in parts]
+    return (
+        (f"mean of {len(parts)} trainings: " if len(parts) > 1 else "") + " and ".join(texts) + _started_from(parts[0])
+    )
+
+
+def _minutes(training: dict[str, Any]) -> str:
+    """Describe the time of a training, summed where the weights are a mean of several."""
+    parts = training.get("averaged", [training])
+    total = f"{sum(p['seconds'] for p in parts) / 60:.0f} min"
+    return total + (f" (mean of {len(parts)} trainings)" if len(parts) > 1 else "") + _started_from(parts[0])
+
+
+# columns of a result of `evaluate`, by their titles
+COLUMNS: dict[str, Callable[[Result], str]] = {
+    "paper's protocol": lambda r: interval(r, "nme_paper", bold=True),
+    "here": lambda r: interval(r, "nme_paper", bold=True),
+    "continuous": lambda r: interval(r, "nme"),
+    "without the offset": lambda r: figure(r, "nme_without_offset"),
+    "outer eye corners": lambda r: figure(r, "nme_outer"),
+    "49 points": lambda r: figure(r, "nme_paper_49"),
+    "over 10 %": lambda r: f"{100 * r['failure_rate_10']:.1f} %",
+    "AUC to 10 %": lambda r: f"{r['auc_10']:.3f}",
+    "training images": lambda r: f"{_training(r)['images']:,}",
+    "training time": lambda r: _minutes(_training(r)),
+    "kept epoch, time": lambda r: _budget(_training(r)),
+}
+
+
+def _training(r: Result) -> dict[str, Any]:
+    """Return how a network was trained; of a joint model, how its network for images was."""
+    return r["training"].get("image", r["training"])
+
+
+def _table(first: list[str], rows: list[tuple[list[str], Result]], columns: list[str]) -> str:
+    """Return a table in Markdown.
+
+    Args:
+        first: Titles of the columns that are not measured.
+        rows: Cells of these columns, and the result that the others come from.
+        columns: Titles of the others, keys of COLUMNS.
+    """
+    return markdown([*first, *columns], [[*cells, *(COLUMNS[c](r) for c in columns)] for cells, r in rows])
 
 
 def _options(model: dict[str, Any]) -> str:
@@ -53,15 +96,9 @@ def aflw_table(results: Results, suffix: str = "-mtfl") -> str:
     for name, r in sorted(selected.items(), key=lambda item: item[1]["nme_paper"]):
         model = r["model"]["name"] + _options(r["model"])
         paper = PAPER_AFLW.get(model)
-        rows.append([
-            f"{link(name)}: {model}", f"{paper:.2f}" if paper else "-",
-            interval(r, "nme_paper", bold=True), interval(r, "nme"),
-            f"{r['nme_without_offset']:.2f}" if "nme_without_offset" in r else "-",
-            f"{100 * r['failure_rate_10']:.1f} %", f"{r['auc_10']:.3f}", _budget(r["training"]),
-        ])  # fmt: skip
-    header = ["network", "paper", "paper's protocol", "continuous", "without the offset", "over 10 %", "AUC to 10 %",
-              "best epoch, time"]  # fmt: skip
-    return markdown(header, rows)
+        rows.append(([f"{link(name)}: {model}", f"{paper:.2f}" if paper else "-"], r))
+    return _table(["network", "paper"], rows, ["paper's protocol", "continuous", "without the offset", "over 10 %",
+                                               "AUC to 10 %", "kept epoch, time"])  # fmt: skip
 
 
 # README's small table: (method, test set, the paper's figure, our result)
@@ -75,14 +112,12 @@ SUMMARY = (
 
 def summary_table(results: Results) -> str:
     """Compare the main networks with the paper, one row per network."""
-    rows = []
-    for method, where, paper, name in SUMMARY:
-        if name in results:
-            r = results[name]
-            training = r["training"].get("image", r["training"])
-            rows.append([link(name, method), where, f"{paper:.2f}", interval(r, "nme_paper", bold=True),
-                         f"{training['images']:,}", _budget(training)])  # fmt: skip
-    return markdown(["network", "test set", "paper", "here", "training images", "best epoch, time"], rows)
+    rows = [
+        ([link(name, method), where, f"{paper:.2f}"], results[name])
+        for method, where, paper, name in SUMMARY
+        if name in results
+    ]
+    return _table(["network", "test set", "paper"], rows, ["here", "training images", "training time"])
 
 
 FASTEST = "rcn-6-fast-mtfl-int8"
@@ -120,8 +155,7 @@ def beyond_table(results: Results) -> str:
         rows.append([
             f"{link(name)}: {r['model']['name']}{_options(r['model'])}", f"{net.size}x{net.size}",
             f"{count:,}", f"{net.multiply_adds() / 1e6:.0f}",
-            interval(r, "nme_paper", bold=True),
-            f"{r['nme']:.2f}", f"{r['nme_without_offset']:.2f}",
+            interval(r, "nme_paper", bold=True), figure(r, "nme"), figure(r, "nme_without_offset"),
         ])  # fmt: skip
     header = ["network", "input, grid", "parameters", "million multiply-adds", "AFLW, paper's protocol",
               "continuous", "without the offset"]  # fmt: skip
@@ -155,8 +189,8 @@ def _run_text(training: dict[str, Any]) -> str:
     recipe, machine = training["recipe"], training["machine"]
     return (
         f"recipe {recipe['name']}, seed {training['seed']}, best epoch {training['epoch']} of {recipe['epochs']}"
-        f"{_started_from(training)}, {training['seconds'] / 60:.0f} minutes on {machine['threads']} thread"
-        f"{'s' * (machine['threads'] > 1)} of {machine['processor']}, commit {training['commit']}"
+        f"{_started_from(training)}, {training['seconds'] / 60:.0f} minutes on {plural(machine['threads'], 'thread')} "
+        f"of {machine['processor']}, commit {training['commit']}"
     )
 
 
@@ -202,19 +236,10 @@ def common_table(results: Results) -> str:
     """Compare networks on 300-W's Common set with the paper's Table 4."""
     rows = []
     for name, r in sorted(_on_common(results).items(), key=lambda item: -item[1]["nme_paper"]):
-        model = r["model"]["name"]
-        training = r["training"].get("image", r["training"])
-        paper = QUOTED_COMMON.get(model, (None, None))[0]
-        rows.append([
-            link(name), f"{paper:.2f}" if paper else "-",
-            interval(r, "nme_paper", bold=True),
-            interval(r, "nme"), f"{r['nme_outer']:.2f}",
-            f"{r['nme_paper_49']:.2f}", f"{100 * r['failure_rate_10']:.1f} %", f"{r['auc_10']:.3f}",
-            f"{training['images']:,}",
-        ])  # fmt: skip
-    header = ["network", "paper", "paper's protocol", "continuous", "outer eye corners", "49 points",
-              "over 10 %", "AUC to 10 %", "training images"]  # fmt: skip
-    return markdown(header, rows)
+        paper = QUOTED_COMMON.get(r["model"]["name"], (None, None))[0]
+        rows.append(([link(name), f"{paper:.2f}" if paper else "-"], r))
+    return _table(["network", "paper"], rows, ["paper's protocol", "continuous", "outer eye corners", "49 points",
+                                               "over 10 %", "AUC to 10 %", "training images"])  # fmt: skip
 
 
 def table4(results: Results) -> str:
@@ -239,7 +264,7 @@ def _study_rows(results: Results, name: str) -> list[tuple[str, Run, dict[str, A
     """Return (result's name, run, result) of a study's finished rows, in the paper's order."""
     plan = STUDIES[name]
     runs = [(f"{name}/{r.name}", r) for r in plan.runs]
-    runs += [(other, run_at(other)[1]) for other in plan.beside]
+    runs += [(other, run_at(other)[1]) for other in plan.also]
     return [(key, run, results[key]) for key, run in runs if key in results]
 
 
@@ -308,6 +333,6 @@ def speedrun_table(results: Results) -> str:
             f"[{key.split('/')[-1]}](results/{key}.json)", str(training["recipe"]["epochs"]),
             f"{training['seconds']:.0f} s", f"{sum(speed) / len(speed):.0f}" if speed else "-",
             f"**{r['nme_paper']:.2f}** [{low:.2f}, {high:.2f}]",
-            f"{machine['processor']}, {machine['threads']} thread{'s' * (machine['threads'] > 1)}",
+            f"{machine['processor']}, {plural(machine['threads'], 'thread')}",
         ])  # fmt: skip
     return markdown(["run", "epochs", "seconds", "images/s", "AFLW, paper's protocol", "machine"], table)

@@ -1,4 +1,4 @@
-"""An average of the weights over the steps of a training."""
+"""Average the weights of a network over its training."""
 
 from __future__ import annotations
 

@@ -39,35 +39,35 @@ class Recipe:
     """All settings of a training except network, data and seed.
 
     Attributes:
-        name: name of the recipe.
-        epochs: passes over the training images.
-        batch: images per step.
-        optimizer: adamw or adadelta (the paper).
-        augment: ranges of the random changes to training images; see `Augment`.
-        learning_rate: learning rate of AdamW; a factor on Adadelta's steps.
-        weight_decay: weight decay of AdamW.
-        warmup_steps: steps over which the learning rate rises at the start, at most two epochs.
-        decay: share of the epochs, at the end, over which the learning rate falls to zero.
-        loss: softmax (Eq. 2) or l2 (footnote 4).
-        sigma: spread of the target in cells; 0 has the true cell only, as in Eq. 2.
-        outside: points that leave the crop: ignore them, or clamp them to its border (the authors' code).
-        shuffle: whether the images are in another random order in each epoch.
-        balance: attribute whose classes are drawn in proportion to the square root of their size, so that rare classes
-            are seen more often (Mahajan et al., ECCV 2018); empty: every image once per epoch.
-        revive: whether dead channels are re-initialized before each epoch until the learning rate falls.
-        precision: auto (bfloat16 where it is fast), bfloat16 or float32.
-        ema: decay per step of the exponential moving average of the weights that is validated and kept; 0 keeps the
+        name: Name of the recipe in result files.
+        epochs: Passes over the training images.
+        batch: Images per step.
+        optimizer: "adamw" or "adadelta" (the paper).
+        augment: Ranges of the random changes to training images; see `Augment`.
+        learning_rate: Highest learning rate of AdamW; a factor on Adadelta's steps.
+        weight_decay: Weight decay of AdamW.
+        warmup_steps: Steps over which the learning rate rises at the start, at most two epochs.
+        decay: Share of the epochs, at the end, over which the learning rate falls to zero.
+        loss: "softmax" (Eq. 2) or "l2" (footnote 4).
+        sigma: Spread of the target in cells; 0 has the true cell only, as in Eq. 2.
+        outside: Points that leave the crop: "ignore" them, or "clamp" them to its border (the authors' code).
+        shuffle: Draw the images in another random order in each epoch.
+        balance: Attribute of the table whose classes are drawn in proportion to the square root of their size, so that
+            rare classes are seen more often (Mahajan et al., ECCV 2018); empty: every image once per epoch.
+        revive: Re-initialize dead channels before each epoch until the learning rate falls.
+        precision: "auto" (bfloat16 where it is fast), "bfloat16" or "float32".
+        patience: Epochs without a lower validation error after which training stops; 0 never stops early.
+        distil: With a teacher: weight of the teacher's score maps in the loss, from 0 to 1.
+        corrupt: Denoiser: number of corrupted keypoints per face.
+        corruption: Denoiser: "uniform" (random cells, section 4) or "mixed" (for half of the faces, the predictions of
+            the network given as errors_of).
+        auxiliary: TCDCN: weight of the loss of each facial attribute.
+        judged: Denoiser: keypoints that count in the loss, "corrupted" (section 4) or "all".
+        ema: Decay per step of the exponential moving average of the weights that is validated and kept; 0 keeps the
             weights themselves.
-        memory: gigabytes of decoded crops that are kept in memory; those of a larger table stay on disk, and are mixed
+        memory: Gigabytes of decoded crops that are kept in memory; those of a larger table stay on disk, and are mixed
             by blocks in place of all at once.
-        patience: epochs without a lower validation error after which training stops; 0 never stops early.
-        distil: with a teacher: weight of the teacher's score maps in the loss, from 0 to 1.
-        corrupt: denoiser: number of corrupted keypoints per face.
-        corruption: denoiser: uniform (random cells, section 4) or mixed (for half of the faces, the predictions of the
-            network given as errors_of).
-        auxiliary: tcdcn: weight of the loss of each facial attribute.
-        judged: denoiser: keypoints that count in the loss, corrupted (section 4) or all.
-        regularize: factor lambda of the L2 penalty in Eq. 2 for trunk, branch and alpha weights, with Adadelta.
+        regularize: Factor lambda of the L2 penalty in Eq. 2 for trunk, branch and alpha weights, with Adadelta.
     """
 
     name: str

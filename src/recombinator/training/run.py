@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from recombinator.data.table import load_table, read_info
+from recombinator.keypoints import check_same_keypoints
 from recombinator.models import create_model
 from recombinator.training import parallel
 from recombinator.training.files import read_run, read_state
@@ -109,8 +110,7 @@ def train(
         channels = (options or {}).get("channels", 1)
         faces = load_table(folder / "train.parquet", channels, limit, spread=True, memory=chosen.memory)
         valid = load_table(folder / "valid.parquet", channels, memory=chosen.memory)
-        if faces.info.keypoints != valid.info.keypoints:
-            raise InputError(f"{data}: train.parquet and valid.parquet have different keypoints")
+        check_same_keypoints(faces.info.keypoints, valid.info.keypoints, f"{folder / 'valid.parquet'}")
         trainer = Trainer(
             model, faces, valid, target, chosen, seed=seed or 0, device=device, options=options,
             start=start, errors_of=errors_of, teacher=teacher,

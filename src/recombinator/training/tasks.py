@@ -248,7 +248,7 @@ class FromPoints(Task):
         """(VERSIONS, N, K, 2) centers of the teacher's highest cells and true points, in network pixels."""
         if (teacher.keypoints, teacher.size) != (self.net.keypoints, self.size):
             raise InputError(
-                f"the errors_of network has {teacher.keypoints} keypoints at {teacher.size} pixels, "
+                f"the network of errors_of has {teacher.keypoints} keypoints at {teacher.size} pixels, "
                 f"the denoiser {self.net.keypoints} at {self.size}"
             )
         teacher.eval().to(self.device)

@@ -82,7 +82,7 @@ class Augment:
         return bool(self.shift or self.zoom or self.degrees or self.turned or self.stretch or self.flip)
 
 
-COVERED = Augment(shift=0.0, zoom=0.0, degrees=0)  # one black rectangle, nothing else
+OCCLUSION = Augment(shift=0.0, zoom=0.0, degrees=0)  # one black rectangle, nothing else
 
 
 def draw_points(

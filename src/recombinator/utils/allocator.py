@@ -11,7 +11,7 @@ _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4  # of malloc.h
 def keep_freed_memory() -> None:
     """Keep what is freed for the next allocation, for the whole process.
 
-    By default glibc maps every large block anew, and the kernel clears its pages at first use. A training step
+    By default glibc maps every large block again, and the kernel clears its pages at first use. A training step
     allocates the same large blocks again and again, so that keeping them makes it faster. Does nothing with another C
     library. For the command line only: a library leaves this to the program that uses it.
     """

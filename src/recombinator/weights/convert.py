@@ -80,7 +80,10 @@ def read_arrays(path: Path) -> list[np.ndarray]:
         try:
             arrays.append(_ArraysOnly(stream, encoding="latin1").load().value)
         except Exception as error:
-            raise InputError(f"{path}: object {len(arrays) + 1} is not a float32 array ({error})") from None
+            raise InputError(
+                f"{path}: object {len(arrays) + 1} is not a float32 array ({error}); expected the authors' "
+                "shared_conv_params_*.pickle, and other pickles are not read, since they can run code"
+            ) from None
     return arrays
 
 
@@ -102,7 +105,7 @@ def convert(path: Path, model: str = "rcn-68", keypoints: int | None = None, **o
     arrays = read_arrays(path)
     net = create_model(model, keypoints, **options)
     if not isinstance(net, RCN):  # the order of the arrays is that of an RCN's trunk and branches
-        raise InputError(f"model {model}: only RCN's parameter files can be converted")
+        raise InputError(f"model {model}: expected an RCN, such as rcn-68; the authors released no other parameters")
     targets: list[torch.nn.Parameter] = []
     for conv in [*net.trunk, *(c for _, convs in net.branches() for c in convs)]:
         targets += list(conv.parameters())

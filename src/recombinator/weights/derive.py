@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from recombinator.keypoints import check_same_keypoints
 from recombinator.utils.errors import InputError
 from recombinator.weights.files import Weights, WeightsLike, load_weights, score_map_weights
 
@@ -26,10 +27,11 @@ def average(weights: Sequence[WeightsLike]) -> Weights:
     parts = [load_weights(w) for w in weights]
     first = parts[0]
     for given, part in zip(weights, parts, strict=True):
-        if (part.net.config, part.keypoints.names, part.crop_rule) != (
-            first.net.config, first.keypoints.names, first.crop_rule,
-        ):  # fmt: skip
-            raise InputError(f"{given}: not of the same network, keypoints and crop rule as {weights[0]}")
+        check_same_keypoints(first.keypoints, part.keypoints, f"{given}, for {weights[0]}")
+        ours, theirs = ({**w.net.config, "crop rule": w.crop_rule} for w in (first, part))
+        differing = [k for k in {**ours, **theirs} if ours.get(k) != theirs.get(k)]
+        if differing:
+            raise InputError(f"{given}: cannot be averaged with {weights[0]}, they differ in {', '.join(differing)}")
     states = [part.net.state_dict() for part in parts]
     mean = {k: sum(s[k] for s in states) / len(states) if v.is_floating_point() else v for k, v in states[0].items()}
     training = {**parts[-1].training, "averaged": [part.training for part in parts]}

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
-from recombinator.keypoints import KeypointSet
+from recombinator.keypoints import KeypointSet, check_same_keypoints
 from recombinator.utils.errors import InputError
 from recombinator.utils.files import write_atomically, write_json
 from recombinator.weights.shipped import is_graph, shipped_weights, unknown_model
@@ -244,9 +244,13 @@ def join(
 
     first, second = load_weights(image), load_weights(denoiser)
     if first.net.task != "score_maps" or second.net.task != "denoising":
-        raise InputError(f"{image} and {denoiser}: expected an image network's weights, then a denoiser's")
-    if first.keypoints.names != second.keypoints.names or first.crop_rule != second.crop_rule:
-        raise InputError(f"{image} and {denoiser}: different keypoints or crop rules")
+        raise InputError(f"{image} and {denoiser}: expected the weights of a network for images, then a denoiser's")
+    check_same_keypoints(first.keypoints, second.keypoints, f"{denoiser}, for {image}")
+    for what, one, other in (
+        ("crop rule", first.crop_rule, second.crop_rule), ("input size", first.net.size, second.net.size),
+    ):  # fmt: skip
+        if one != other:
+            raise InputError(f"{image} and {denoiser}: cannot be joined, their {what}s differ: {one} and {other}")
     net = Joint(cast("ScoreMapNet", first.net), cast("Denoiser", second.net), weight, iterations).eval()
     training = {"image": first.training, "denoiser": second.training}
     joined = Weights(net, first.keypoints, first.crop_rule, first.template, training, calibration or {})

@@ -34,6 +34,21 @@ def is_graph(name_or_path: str | os.PathLike[str]) -> bool:
     return text.endswith(".onnx") or only
 
 
+def _weights_of(architecture: str) -> list[str] | None:
+    """Return the shipped models of an architecture, or None where there is no such one, or no torch to know it."""
+    try:
+        from recombinator.models import MODELS
+    except ImportError:
+        return None
+    if architecture not in MODELS:
+        return None
+    # a shipped name begins with that of its architecture: rcn-6-fast-mtfl is no rcn-6
+    built = {
+        name: max((m for m in MODELS if name.startswith(f"{m}-")), key=len, default="") for name in shipped_models()
+    }
+    return [name for name, model in built.items() if model == architecture]
+
+
 def unknown_model(name_or_path: str | os.PathLike[str]) -> InputError:
     """Return the error for something that is neither a file or folder nor a shipped name.
 
@@ -47,9 +62,13 @@ def unknown_model(name_or_path: str | os.PathLike[str]) -> InputError:
     text, names = os.fspath(name_or_path), shipped_models()
     if os.sep in text or Path(text).suffix in (".safetensors", ".json"):
         return InputError(f"{text}: no such file or folder")
+    users = _weights_of(text)
+    if users is not None:
+        hint = f"its shipped weights: {', '.join(users)}" if users else "no weights of it are shipped; train it"
+        return InputError(f"{text!r} is an architecture, not trained weights; {hint}")
     near = difflib.get_close_matches(text, names, n=1)
     if near:
         return InputError(f"unknown model {text!r}; did you mean {near[0]!r}?")
     return InputError(
-        f"unknown model {text!r}: neither a weights file, nor a run's folder, nor a shipped name ({', '.join(names)})"
+        f"unknown model {text!r}: neither a weights file, nor a run folder, nor a shipped name ({', '.join(names)})"
     )

@@ -88,7 +88,7 @@ def prepare_afw(
     """
     path = next((p for p in (source / "anno.mat", source / "testimages" / "anno.mat") if p.is_file()), None)
     if path is None:
-        raise InputError(f"{source}: has no anno.mat; is this AFW?")
+        raise InputError(f"{source}: expected anno.mat and the photographs, here or in the folder testimages")
     rule = RULES["mtfl"]
 
     def make(face: tuple[str, int, np.ndarray]) -> Row:

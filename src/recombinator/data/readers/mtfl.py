@@ -124,7 +124,10 @@ def prepare_mtfl(
     if (source / "testing.txt").is_file():
         jobs["test"] = _lines(source / "testing.txt")
     if not any(jobs.values()):
-        raise InputError(f"{source}: has no line in training.txt or testing.txt; is this MTFL?")
+        raise InputError(
+            f"{source}: expected training.txt and testing.txt (one line per face: image, 5 x, 5 y, 4 attributes) and "
+            "the images that they name"
+        )
     rule = RULES["mtfl"]
 
     def make(job: tuple[str, int, str]) -> Row:

@@ -75,7 +75,7 @@ def prepare_300w(
         raise InputError(f"{source}: no such folder; give the one that holds 300-W's folders")
     jobs = split_files(source, sorted(source.rglob("*.pts")))
     if not any(jobs.values()):
-        raise InputError(f"{source}: has no .pts file; is this 300-W?")
+        raise InputError(f"{source}: expected folders of images, each with a .pts file of the same name; found none")
     rule = RULES["300w"]
 
     def make(file: Path) -> Row:
