@@ -207,11 +207,11 @@ def test_refused_before_anything_is_measured(weights, faces5, tmp_path, monkeypa
     table.write_bytes((faces5 / "valid.parquet").read_bytes())
     before = table.read_bytes()
     for command, options, words in (
-        ("calibrate", ["--out", str(table)], "must end in .safetensors"),
+        ("calibrate", ["--out", str(table)], "would overwrite the input"),
         ("calibrate", ["--out", str(tmp_path / "a.onnx")], "must end in .safetensors"),
         ("calibrate", ["--out", str(tmp_path / "a.json")], "expected a JSON object"),
         ("reliability", ["--plot", str(tmp_path / "a.abc")], "must end in .png or .pdf"),
-        ("reliability", ["--json", str(tmp_path / "r.json"), "--plot", str(table)], f"{table}: must end in .png"),
+        ("reliability", ["--json", str(tmp_path / "r.json"), "--plot", str(table)], f"{table}: would overwrite"),
     ):
         with pytest.raises(InputError, match=words):
             CliRunner().invoke(app, [command, str(weights), "--data", str(table), *options], catch_exceptions=False)

@@ -84,6 +84,15 @@ def test_changed_decisions_are_checked(upright):
         changed(plan, sise=3)
     with pytest.raises(InputError, match="expected a value of type int"):
         changed(plan, size="large")
+    with pytest.raises(InputError, match="flip='maybe': expected a value of type bool: true or false"):
+        changed(plan, flip="maybe")
+
+
+def test_a_damaged_plan_is_named(upright, tmp_path):
+    for text in ("{", "[]", '{"size": 80, "reasons": []}'):
+        (tmp_path / "plan.json").write_text(text)
+        with pytest.raises(InputError, match="plan.json: not a plan of `recombinator fit`"):
+            fit(upright, tmp_path, resume=True)
 
 
 def test_held_out_images_are_no_training_images(upright):

@@ -151,8 +151,8 @@ def test_a_jittered_row_keeps_its_points_on_their_pixels(faces5):
 
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_crops(tmp_path):
-    report = memory.measure(20_000, folder=tmp_path, model="rcn-4", steps=20, rounds=1)
+    report = memory.measure(20_000, folder=tmp_path, model="rcn-4", steps=20, rounds=1, threads=1)
     disk, held = report["on disk"], report["in memory"]
     assert disk["crops"] == held["crops"] == 20_000 and not list(tmp_path.iterdir())
     assert held["peak_bytes"] - disk["peak_bytes"] > 0.7 * 20_000 * 160**2
-    assert disk["images_per_second"] > 0 and json.dumps(report)
+    assert 0 < report["speed"]["low"] <= report["speed"]["high"] and json.dumps(report)

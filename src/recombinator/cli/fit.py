@@ -31,29 +31,29 @@ def _show(plan: Plan) -> None:
 
 
 def fit(
-    points: Annotated[Path, typer.Argument(metavar="POINTS", help="points file, as `prepare points` takes it")],
-    out: Annotated[Path, typer.Option(metavar="FOLDER", help="folder of the run, which is created")],
+    points: Annotated[Path, typer.Argument(metavar="POINTS", help="Points file, as `prepare points` takes it.")],
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder of the run, which is created.")],
     images: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", show_default="that of POINTS", help="folder of the images")
+        Path | None, typer.Option(metavar="FOLDER", show_default="that of POINTS", help="Folder of the images.")
     ] = None,
     test: Annotated[
-        Path | None, typer.Option(metavar="POINTS2", help="points of further images, to measure on")
+        Path | None, typer.Option(metavar="POINTS2", help="Points of further images, to measure on.")
     ] = None,
-    minutes: Annotated[float, typer.Option(min=0.1, metavar="N", help="time for everything")] = 30.0,
-    plan: Annotated[bool, typer.Option("--plan", help="print the decisions and train nothing")] = False,
-    resume: Annotated[bool, typer.Option("--resume", help="continue the run in --out, with its plan")] = False,
-    seed: Annotated[int, typer.Option(min=0, max=2**31 - 2, metavar="N", help="seed of all random numbers")] = 0,
-    boxes: Annotated[bool, typer.Option("--boxes", help="you give a box per object at prediction")] = False,
+    minutes: Annotated[float, typer.Option(min=0.1, metavar="N", help="Time for everything.")] = 30.0,
+    plan: Annotated[bool, typer.Option("--plan", help="Print the decisions and train nothing.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out, with its plan.")] = False,
+    seed: Annotated[int, typer.Option(min=0, max=2**31 - 2, metavar="N", help="Seed of all random numbers.")] = 0,
+    boxes: Annotated[bool, typer.Option("--boxes", help="You give a box per object at prediction.")] = False,
     folds: Annotated[
-        int, typer.Option(min=0, metavar="N", help="cross-validate with N folds instead; --minutes is per fold")
+        int, typer.Option(min=0, metavar="N", help="Cross-validate with N folds instead; --minutes is per fold.")
     ] = 0,
     fold: Annotated[
-        list[int] | None, typer.Option(min=1, metavar="I", help="with --folds: only this fold (repeatable)")
+        list[int] | None, typer.Option(min=1, metavar="I", help="With --folds: only this fold (repeatable).")
     ] = None,
     json_out: JsonOut = None,
     settings: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="NAME=VALUE", help="replace a decision, such as size=128 (repeatable)"),
+        typer.Option("--set", metavar="NAME=VALUE", help="Replace a decision, such as size=128 (repeatable)."),
     ] = None,
     threads: Threads = None,
 ) -> None:

@@ -187,8 +187,8 @@ def calibrate(
     from recombinator.evaluation import calibration
     from recombinator.weights.files import read_pair, resolve, save_weights, write_pair
 
-    check_output_file(out, ".safetensors", ".json")
     check_outputs(out, overwrite=overwrite, source=data)
+    check_output_file(out, ".safetensors", ".json")
     pair = read_pair(resolve(weights)) if out.suffix == ".json" else None  # raises where it is none
     done = calibration.calibrate(weights, data)
     if pair:
@@ -216,9 +216,9 @@ def reliability(
     from recombinator.evaluation import calibration
 
     picture = plots / "reliability.png" if plots and not plots.suffix else plots
+    check_outputs(json_out, picture, overwrite=overwrite, source=data)
     if picture:
         check_output_file(picture, ".png", ".pdf")
-    check_outputs(json_out, picture, overwrite=overwrite, source=data)
     report = calibration.report(weights, data, limit=limit)
     temperature = report["calibration"].get("temperature", 1.0)
     print(f"{weights} on {data}: {plural(report['images'], 'image')}, jittered; temperature {temperature:g}")

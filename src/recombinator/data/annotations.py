@@ -203,6 +203,12 @@ def plain_name(text: str) -> str:
     return re.sub(r"[\s_-]", "", text).casefold()
 
 
+def image_of_stem(stem: Path) -> Path:
+    """Return the image file with this path without ending; STEM.jpg if there is none."""
+    candidates = [stem.with_name(stem.name + e) for lower in IMAGE_ENDINGS for e in (lower, lower.upper())]
+    return next((path for path in candidates if path.is_file()), candidates[0])
+
+
 def image_name(text: str) -> str:
     """Return an image's name with forward slashes: files written on Windows have backslashes."""
     return text.strip().replace("\\", "/")

@@ -13,7 +13,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -214,15 +214,23 @@ def write_splits(
 
 
 def batched(items: Iterable[Any], n: int) -> Iterator[list[Any]]:
-    """Yield lists of n consecutive items; the last one may be shorter."""
-    group: list[Any] = []
-    for item in items:
-        group.append(item)
-        if len(group) == n:
-            yield group
-            group = []
-    if group:
-        yield group
+    """Return an iterator of lists of n consecutive items; the last one may be shorter."""
+    rest = iter(items)
+    return iter(lambda: list(islice(rest, n)), [])
+
+
+def file_limits(to_file: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """Return the edges of image files in crop pixels.
+
+    Args:
+        to_file: (N, 2, 3) affines from crop to image file, which scale and shift.
+        sizes: (N, 2) width and height of the files in pixels.
+
+    Returns:
+        (N, 4) left, top, right and bottom edge.
+    """
+    scale, corner = to_file[:, 0, :1], to_file[:, :, 2]
+    return np.concatenate([-corner / scale, (sizes - corner) / scale], axis=1)
 
 
 @dataclass
@@ -264,6 +272,14 @@ class FaceTable:
             "dataset": self.info.dataset, "split": self.info.split, "images": len(self),
             "fingerprint": self.fingerprint,
         }  # fmt: skip
+
+    @property
+    def template(self) -> np.ndarray:
+        """(K, 2) mean points relative to the stage-2 square, from 0 to 1; NaN for a point that no row has."""
+        some = slice(None, None, 1 + len(self) // 200_000)  # of a large table, rows spread over it
+        relative = (self.points[some] - self.boxes[some, None, :2]) / self.boxes[some, None, 2:]
+        mean: np.ndarray = np.nanmean(np.where(self.mask[some, :, None], relative, np.nan), axis=0)
+        return mean
 
     @property
     def at_border(self) -> np.ndarray:
@@ -323,9 +339,6 @@ def _read_info(path: Path) -> TableInfo:
     return TableInfo(**{**from_file_keys(meta), "keypoints": KeypointSet.from_dict(meta["keypoints"])})
 
 
-_COLUMNS = ("image", "points", "mask", "box", "to_file", "file", "file_size", "subset")
-
-
 def load_table(
     path: str | os.PathLike[str], channels: int = 1, limit: int | None = None, spread: bool = False,
     memory: float = math.inf,
@@ -348,12 +361,10 @@ def load_table(
 
     info = read_info(path)
     reader = TableReader(table_files(path))
-    attributes = [f.name for f in pq.read_schema(reader.files[0]) if f.name not in (*_COLUMNS, "split")]
+    attributes = [name for name in pq.read_schema(reader.files[0]).names if name not in _schema(info, ()).names]
     rows = np.arange(len(reader))
-    if limit and spread:
-        rows = np.sort(np.random.RandomState(0).permutation(len(rows))[:limit])
-    elif limit:
-        rows = rows[:limit]
+    if limit:
+        rows = np.sort(np.random.RandomState(0).permutation(len(rows))[:limit]) if spread else rows[:limit]
     if not len(rows):
         raise InputError(f"{path}: the table has no rows")
     if channels == 3 and info.gray:
@@ -371,16 +382,14 @@ def load_table(
     texts, fingerprint, size = read_rows(reader, rows, values, ("file", "subset"), images)
     if streamed:
         images = StreamedImages(reader, rows, channels, info.size, size / n)
-    to_file = values["to_file"]
-    scale, corner = to_file[:, 0, :1], to_file[:, :, 2]
     return FaceTable(
         info=info,
         images=images,
         points=values["points"],
         mask=values["mask"],
         boxes=values["box"],
-        to_file=to_file,
-        limits=np.concatenate([-corner / scale, (values["file_size"] - corner) / scale], axis=1),
+        to_file=values["to_file"],
+        limits=file_limits(values["to_file"], values["file_size"]),
         files=texts["file"],
         subsets=texts["subset"],
         fingerprint=fingerprint[:16],

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +13,7 @@ import numpy as np
 from recombinator.data.images import read_image
 from recombinator.fit.samples import Sample
 from recombinator.keypoints import KeypointSet
+from recombinator.training.recipe import PARSERS
 from recombinator.transforms.shapes import ShapeModel, apply_similarity, similarity
 from recombinator.utils.errors import InputError
 
@@ -108,6 +111,18 @@ class Plan:
     @classmethod
     def from_dict(cls, value: dict[str, Any]) -> Plan:
         return cls(**{**value, "reasons": tuple(value["reasons"])})
+
+    @classmethod
+    def read(cls, path: Path) -> Plan:
+        """Read a plan that `to_dict` gave, as JSON.
+
+        Raises:
+            InputError: the file is damaged.
+        """
+        try:
+            return cls.from_dict(json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, KeyError, TypeError):
+            raise InputError(f"{path}: not a plan of `recombinator fit`; choose another --out") from None
 
 
 RULE = {"image": "image", "box": "object"}  # crop rule by `Plan.where`
@@ -255,13 +270,12 @@ def changed(plan: Plan, **values: Any) -> Plan:
     for name, value in values.items():
         if name not in known:
             raise InputError(f"unknown setting {name!r}; expected one of {', '.join(known)}")
-        kind = type(known[name])
+        kind = type(known[name]).__name__
+        expected, parse = PARSERS[kind]
         try:
-            merged[name] = (
-                value.lower() in ("1", "true", "yes") if kind is bool and isinstance(value, str) else kind(value)
-            )
-        except ValueError:
-            raise InputError(f"{name}={value!r}: expected a value of type {kind.__name__}") from None
+            merged[name] = parse(str(value))
+        except (KeyError, ValueError):
+            raise InputError(f"{name}={value!r}: expected a value of type {kind}: {expected}") from None
         merged["reasons"] = (*merged["reasons"], f"{name}: {merged[name]}, as you set it")
     if merged["where"] not in RULE:
         raise InputError(f"where={merged['where']!r}: expected one of {', '.join(RULE)}")

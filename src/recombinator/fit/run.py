@@ -140,10 +140,9 @@ def _reach(net: ScoreMapNet, table: FaceTable, plan: Plan) -> float:
 
 
 def _weights(net: Any, keypoints: KeypointSet, plan: Plan, table: FaceTable, training: dict[str, Any]) -> Weights:
-    relative = (table.points - table.boxes[:, None, :2]) / table.boxes[:, None, 2:]
-    template = np.nanmean(np.where(table.mask[..., None], relative, np.nan), axis=0)
+    template = np.nan_to_num(table.template, nan=0.5).round(4).tolist()
     net.config = json.loads(json.dumps(net.config))
-    return Weights(net.eval(), keypoints, plan.rule, np.nan_to_num(template, nan=0.5).round(4).tolist(), training)
+    return Weights(net.eval(), keypoints, plan.rule, template, training)
 
 
 def train_plan(
@@ -224,8 +223,7 @@ def _calibrated(weights: Weights, table: FaceTable, plan: Plan) -> Weights:
 
 def fit(
     points: PathLike, out: PathLike, *, images: PathLike | None = None, test: PathLike | None = None,
-    minutes: float = 30.0,
-    seed: int = 0, boxes: bool = False, resume: bool = False, plan_only: bool = False,
+    minutes: float = 30.0, seed: int = 0, boxes: bool = False, resume: bool = False, plan_only: bool = False,
     settings: dict[str, Any] | None = None, on_plan: Callable[[Plan], None] = lambda plan: None,
     progress: Progress = lambda done, total: None,
 ) -> dict[str, Any]:  # fmt: skip
@@ -263,7 +261,7 @@ def fit(
     if stored.is_file() and not resume and not plan_only:
         raise InputError(f"{out}: already holds a run; continue it with --resume or choose another --out")
     if resume:
-        plan = Plan.from_dict(json.loads(stored.read_text(encoding="utf-8")))
+        plan = Plan.read(stored)
     else:
         plan = changed(decide(examine(samples, keypoints), keypoints, boxes=boxes), **(settings or {}))
     tested: list[Sample] = []
@@ -275,18 +273,26 @@ def fit(
         plan, _ = train_plan(plan, train, held_out, keypoints, out, minutes=minutes, stop_at_plan=True, on_plan=on_plan)
         return plan.to_dict()
     with lock_folder(out):
-        plan, weights = train_plan(
+        plan, weights = _train_and_save(
             plan, train, held_out, keypoints, out, minutes=minutes, seed=seed, resume=resume, on_plan=on_plan,
             progress=progress,
         )  # fmt: skip
-        assert weights is not None
-        save_weights(out / "model.safetensors", weights)
         parts: dict[str, tuple[list[Sample], Measured]] = {}
         for name, part in (("held_out", held_out), ("training", train), ("test", tested)):
             if part:
                 parts[name] = (list(part), measure_samples(weights, part, plan, keypoints))
         seconds = time.perf_counter() - began
         return write_reports(out, str(points), keypoints, plan, parts, seconds, weights.training.get("chosen", {}))
+
+
+def _train_and_save(
+    plan: Plan, train: Sequence[Sample], held_out: Sequence[Sample], keypoints: KeypointSet, out: Path, **options: Any
+) -> tuple[Plan, Weights]:
+    """Train a model by `train_plan`, and write it to OUT/model.safetensors."""
+    plan, weights = train_plan(plan, train, held_out, keypoints, out, **options)
+    assert weights is not None  # only a stop at the plan returns none
+    save_weights(out / "model.safetensors", weights)
+    return plan, weights
 
 
 def measure_samples(weights: Weights, samples: Sequence[Sample], plan: Plan, keypoints: KeypointSet) -> Measured:
@@ -335,14 +341,12 @@ def fit_folds(
         plan = changed(decide(examine(rest, keypoints), keypoints, boxes=boxes), **(settings or {}))
         folder, began = out / f"fold-{fold + 1}", time.perf_counter()
         if (folder / "plan.json").is_file():
-            plan = Plan.from_dict(json.loads((folder / "plan.json").read_text(encoding="utf-8")))
+            plan = Plan.read(folder / "plan.json")
         with lock_folder(folder):
-            plan, weights = train_plan(
+            plan, weights = _train_and_save(
                 plan, train, held_out, keypoints, folder, minutes=minutes, seed=seed, resume=True, on_plan=on_plan,
                 progress=progress,
             )  # fmt: skip
-            assert weights is not None
-            save_weights(folder / "model.safetensors", weights)
         seen = measure_samples(weights, tested, plan, keypoints)
         measured.append(seen)
         rows.append({

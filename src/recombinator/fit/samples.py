@@ -17,7 +17,7 @@ from recombinator.data.images import read_image, to_gray
 from recombinator.data.points import point_sets, read_entries
 from recombinator.data.readers.own import infer_keypoints
 from recombinator.data.resample import resized
-from recombinator.data.table import FaceTable, TableInfo, batched
+from recombinator.data.table import FaceTable, TableInfo, batched, file_limits
 from recombinator.keypoints import KeypointSet
 from recombinator.utils.errors import InputError
 
@@ -107,12 +107,11 @@ def _table(info: TableInfo, rows: list[tuple[Sample, Crop, np.ndarray]]) -> Face
     points = np.where(mask[..., None], points, center)
     images = np.stack([c.image if c.image.ndim == 3 else c.image[..., None] for _, c, _ in rows]).transpose(0, 3, 1, 2)
     to_file = np.stack([c.to_file for _, c, _ in rows])
-    scale, corner = to_file[:, 0, :1], to_file[:, :, 2]
     sizes = np.array([c.file_size for _, c, _ in rows], np.float64)
     return FaceTable(
         info=info, images=np.ascontiguousarray(images), points=points, mask=mask,
         boxes=np.stack([c.box for _, c, _ in rows]).astype(np.float32), to_file=to_file,
-        limits=np.concatenate([-corner / scale, (sizes - corner) / scale], axis=1), files=[s.file for s, _, _ in rows],
+        limits=file_limits(to_file, sizes), files=[s.file for s, _, _ in rows],
         subsets=[""] * len(rows), fingerprint=hashlib.sha256(images.tobytes() + points.tobytes()).hexdigest()[:16],
     )  # fmt: skip
 

@@ -26,6 +26,7 @@ from recombinator.predict.predictor import Predictor
 from recombinator.predict.result import Face
 from recombinator.utils.errors import InputError, check_choice
 from recombinator.utils.files import lock_folder, write_text
+from recombinator.utils.text import plural
 
 STDIN = "-"
 STEM_BYTES = 180  # of the names of results; a file name may have 255
@@ -88,8 +89,8 @@ def _photographs(where: str, files: Iterable[str]) -> list[str]:
             left_out[ending or "no ending"] += 1
     if inside and left_out:
         kinds = ", ".join(f"{n} {ending}" for ending, n in left_out.most_common(10))
-        number = sum(left_out.values())
-        logger.warning("%s: %d file%s left out, not of an image type: %s", where, number, "s" * (number > 1), kinds)
+        number = plural(sum(left_out.values()), "file")
+        logger.warning("%s: %s left out, not of an image type: %s", where, number, kinds)
     return sorted(inside)
 
 

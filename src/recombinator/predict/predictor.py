@@ -24,7 +24,7 @@ SAME_FACE = 0.5  # two results nearer than this share of the face's extent are o
 
 def _check_passes(passes: int) -> int:
     if passes < 1:
-        raise InputError(f"passes={passes} must be 1 or more")
+        raise InputError(f"passes={passes}: expected a number of 1 or more")
     return passes
 
 

@@ -1,16 +1,17 @@
-"""Memory and speed of a training whose crops stay on disk, next to one whose crops are in memory."""
+"""Memory and speed of a training from disk, compared with one in memory."""
 
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
+from subprocess import PIPE, Popen
 from typing import Any
 
 import numpy as np
@@ -18,12 +19,12 @@ import numpy as np
 from recombinator.data.images import encode_image
 from recombinator.data.readers.synthetic import prepare_synthetic
 from recombinator.data.table import FaceTable, Row, load_table, write_splits
+from recombinator.utils.errors import InputError
 
 SOURCES = 500  # rows that are repeated
 VALID = 64  # rows of the validation table, which is not timed
 IN_MEMORY = 20_000  # crops of the training in memory that the one from disk is compared with
-WARM_UP = 20  # steps before the clock starts
-PLACES = {"on disk": 0.0, "in memory": 1e6}  # the setting `memory`
+PLACES = ("on disk", "in memory")
 
 
 def jittered_row(table: FaceTable, index: int) -> Row:
@@ -75,54 +76,65 @@ def write_crops(
 
 
 def measure(
-    crops: int, *, source: Path | None = None, folder: Path | None = None, model: str = "rcn-6", steps: int = 300,
-    rounds: int = 3, threads: int | None = None, progress: Callable[[int, int], None] = lambda done, total: None,
+    crops: int, *, source: Path | None = None, folder: Path | None = None, model: str = "rcn-6", steps: int = 100,
+    rounds: int = 5, threads: int | None = None, progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Train a few hundred steps from disk and in memory, in turn, each time in a process of its own.
+    """Train from disk and in memory in turn, each in a process of its own that waits meanwhile.
+
+    Only the ratio of the speeds is reported, since other work on the machine slows both.
 
     Args:
         crops: Crops of the table on disk; the training in memory takes at most `IN_MEMORY` of them.
         source: A table whose rows are repeated with jitter; None: drawn faces.
         folder: Where the crops are written, 9 kB each, and removed again; None: the system's folder for such files.
         model: Network to train.
-        steps: Steps that are timed.
-        rounds: Trainings of each kind.
+        steps: Steps of each training per round.
+        rounds: How often they take turns; a first round is not timed.
         threads: CPU threads of torch; None: all cores.
         progress: Called with the numbers of crops written and in all.
 
     Returns:
-        A report: for each kind the peak memory of the process in bytes, images per second (median, lowest, highest)
-        and the seconds to open the table.
+        A report: for each training the number of crops and the peak memory of the process in bytes, and the images per
+        second from disk divided by those in memory (median, lowest, highest of the rounds).
     """
-    with tempfile.TemporaryDirectory(dir=folder) as name:
+    with tempfile.TemporaryDirectory(dir=folder) as name, ExitStack() as stack:
         data = Path(name)
         write_crops(data, crops, source, progress)
         size = (data / "train.parquet").stat().st_size
-        rows: dict[str, list[dict[str, Any]]] = {place: [] for place in PLACES}
-        for _ in range(rounds):
-            for place in PLACES:
-                limit = min(crops, IN_MEMORY) if place == "in memory" else None
-                call = (str(data), model, steps, PLACES[place], limit, threads)
-                code = f"from recombinator.study.memory import train_steps; train_steps(*{call!r})"
-                done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, check=True)
-                rows[place].append(json.loads(done.stdout.splitlines()[-1]))
-    report: dict[str, Any] = {"crops": crops, "file_bytes": size, "model": model, "steps": steps, "rounds": rounds}
-    for place, measured in rows.items():
-        rates = [row["images_per_second"] for row in measured]
-        report[place] = {
-            "crops": measured[0]["crops"], "peak_bytes": max(row["peak_bytes"] for row in measured),
-            "images_per_second": median(rates), "low": min(rates), "high": max(rates),
-            "open_seconds": median(row["open_seconds"] for row in measured),
-        }  # fmt: skip
-    return report
+        workers = []
+        for memory, limit in ((0.0, None), (1e6, min(crops, IN_MEMORY))):
+            arguments = (name, model, memory, limit, threads)
+            command = [sys.executable, "-c", f"from {__name__} import serve; serve(*{arguments!r})"]
+            workers.append(stack.enter_context(Popen(command, stdin=PIPE, stdout=PIPE, text=True, bufsize=1)))
+        seconds = [[float(_ask(worker, steps)) for worker in workers] for _ in range(rounds + 1)][1:]
+        reports = [json.loads(_ask(worker, 0)) for worker in workers]
+    ratios = [in_memory / on_disk for on_disk, in_memory in seconds]
+    return {
+        "crops": crops, "file_bytes": size, "model": model, "steps": steps, "rounds": rounds,
+        "threads": threads, **dict(zip(PLACES, reports, strict=True)),
+        "speed": {"median": median(ratios), "low": min(ratios), "high": max(ratios)},
+    }  # fmt: skip
+
+
+def _ask(worker: Popen[str], steps: int) -> str:
+    """Send a number of steps to a process that runs `serve`, and return its answer."""
+    assert worker.stdin and worker.stdout
+    print(steps, file=worker.stdin)
+    answer = worker.stdout.readline()
+    if not answer:
+        raise InputError("a training stopped, for the reason above")
+    return answer
 
 
 class _Enough(Exception):
     pass
 
 
-def train_steps(data: str, model: str, steps: int, memory: float, limit: int | None, threads: int | None) -> None:
-    """Train, and print images per second and the peak memory of this process as JSON."""
+def serve(data: str, model: str, memory: float, limit: int | None, threads: int | None) -> None:
+    """Train the numbers of steps that standard input gives, one per line, and print the seconds that each took.
+
+    After a 0, print the number of crops and the peak memory of this process as JSON, and return.
+    """
     import torch
 
     from recombinator.training.loop import Trainer
@@ -132,28 +144,27 @@ def train_steps(data: str, model: str, steps: int, memory: float, limit: int | N
     keep_freed_memory()  # as `recombinator train` does
     if threads:
         torch.set_num_threads(threads)
-    began = time.perf_counter()
     train, valid = (
         load_table(Path(data) / f"{name}.parquet", 1, count, spread=True, memory=memory)
         for name, count in (("train", limit), ("valid", None))
     )
-    opened = time.perf_counter() - began
-    recipe = get_recipe("fast", model, memory=memory)
-    trainer = Trainer(model, train, valid, Path(data), recipe)
-    times: list[float] = []
+    trainer = Trainer(model, train, valid, Path(data), get_recipe("fast", model, memory=memory))
+    left, began = int(input()), time.perf_counter()
 
     def count(done: int, total: int) -> None:
-        times.append(time.perf_counter())
-        if len(times) > WARM_UP + steps:
-            raise _Enough
+        nonlocal left, began
+        left -= 1
+        if left == 0:
+            print(time.perf_counter() - began, flush=True)
+            left = int(input())
+            if left == 0:
+                raise _Enough
+            began = time.perf_counter()
 
-    try:
+    with suppress(_Enough):
         while True:
             trainer.run_epoch(count)
-    except _Enough:
-        rate = recipe.batch * steps / (times[-1] - times[WARM_UP])
-    report = {"crops": len(train), "images_per_second": rate, "peak_bytes": peak_memory(), "open_seconds": opened}
-    print(json.dumps(report))
+    print(json.dumps({"crops": len(train), "peak_bytes": peak_memory()}))
 
 
 def peak_memory() -> int:

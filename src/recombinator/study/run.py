@@ -55,13 +55,16 @@ def finished(path: Path, run: Run, recipe: Recipe, seed: int) -> bool:
     if run.same:
         run = run_at(run.same)[1]
     try:
-        training = json.loads(path.read_text(encoding="utf-8"))["training"]
-        model = {k: v for k, v in training["model"].items() if k != "keypoints"}
-        trained_with = Recipe.from_dict(training["recipe"])
+        return _is_training_of(json.loads(path.read_text(encoding="utf-8"))["training"], run, recipe, seed)
     except (OSError, json.JSONDecodeError, KeyError, TypeError):
         return False
+
+
+def _is_training_of(settings: dict[str, Any], run: Run, recipe: Recipe, seed: int) -> bool:
+    """Return whether a training's settings are exactly this network, recipe and seed."""
+    model = {k: v for k, v in settings["model"].items() if k != "keypoints"}
     expected = json.loads(json.dumps({"name": run.model, **run.options}))
-    return (model, trained_with, training["seed"]) == (expected, recipe, seed)
+    return (model, Recipe.from_dict(settings["recipe"]), settings["seed"]) == (expected, recipe, seed)
 
 
 def _measure_test_error(name: str, out: Path, test: FaceTable, metrics: dict[str, Any]) -> None:
@@ -190,13 +193,10 @@ def _train_and_evaluate(
 def _summary_of(out: Path, run: Run, recipe: Recipe, seed: int) -> dict[str, Any] | None:
     """Return the summary of a finished training in `out`, such as one copied from another machine, or None."""
     path, settings = out / "summary.json", read_run(out)
-    if not path.is_file() or not settings:
+    if not path.is_file() or not settings or not _is_training_of(settings, run, recipe, seed):
         return None
-    model = {k: v for k, v in settings["model"].items() if k != "keypoints"}
-    same = model == json.loads(json.dumps({"name": run.model, **run.options})) and settings["seed"] == seed
-    same = same and Recipe.from_dict(settings["recipe"]) == recipe
     summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return summary if same and summary["epochs"] == recipe.epochs else None
+    return summary if summary["epochs"] == recipe.epochs else None
 
 
 def _archive_finished(root: Path, study: str, run: Run, runs: Path, data: Path, path: Path) -> None:

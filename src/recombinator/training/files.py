@@ -23,6 +23,7 @@ from torch import Tensor
 from recombinator.training.recipe import Recipe
 from recombinator.utils.errors import InputError
 from recombinator.utils.files import write_json, write_text
+from recombinator.utils.text import plural
 from recombinator.weights.files import read_tensors
 
 logger = logging.getLogger(__name__)
@@ -110,7 +111,7 @@ def begin_session(out: Path, settings: dict[str, Any], session: dict[str, Any], 
     before, now = (s.get("processes", 1) for s in (earlier[-1] if earlier else session, session))
     if before != now:
         logger.warning(
-            f"{out}: continues with {now} process{'es' * (now > 1)} in place of {before}; the batches are the same, "
+            f"{out}: continues with {plural(now, 'process')} in place of {before}; the batches are the same, "
             "their random changes are others"
         )
     write_json(out / "run.json", {**settings, "sittings": [*earlier, {"from_epoch": epoch, **session}]})

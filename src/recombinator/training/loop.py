@@ -15,7 +15,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Generator, Tensor
 
@@ -299,10 +298,9 @@ class Trainer:
 
     def _weights(self, training: dict[str, Any]) -> Weights:
         """The network with what prediction needs: keypoints, crop rule and mean face relative to the box."""
-        table, some = self.train_table, slice(None, None, 1 + len(self.train_table) // 200_000)
-        relative = (table.points[some] - table.boxes[some, None, :2]) / table.boxes[some, None, 2:]
-        template = np.nanmean(np.where(table.mask[some, :, None], relative, np.nan), axis=0)
-        return Weights(self.net, table.info.keypoints, table.info.crop_rule, template.round(4).tolist(), training)
+        table = self.train_table
+        template = table.template.round(4).tolist()
+        return Weights(self.net, table.info.keypoints, table.info.crop_rule, template, training)
 
     def save(self, name: str) -> None:
         """Write the complete state of the training to a file of the run."""

@@ -208,7 +208,7 @@ def _integers(text: str) -> tuple[int, ...]:
     return tuple(int(t) for t in text.split(","))
 
 
-_PARSERS: dict[str, tuple[str, Callable[[str], Any]]] = {  # by type of a field: how messages name it, its parser
+PARSERS: dict[str, tuple[str, Callable[[str], Any]]] = {  # by type of a setting: how messages name it, its parser
     "int": ("an integer", int), "float": ("a number", float), "str": ("text", str),
     "bool": ("true or false", lambda text: {"true": True, "false": False}[text.lower()]),
     "tuple[int, int]": ("two integers, such as 20,50", _pair),
@@ -221,7 +221,7 @@ def setting_types() -> dict[str, str]:
 
     These are fields of Recipe and Augment, then options of `create_model`.
     """
-    recipe = {f.name: str(f.type) for c in (Recipe, Augment) for f in fields(c) if str(f.type) in _PARSERS}
+    recipe = {f.name: str(f.type) for c in (Recipe, Augment) for f in fields(c) if str(f.type) in PARSERS}
     return recipe | OPTIONS
 
 
@@ -244,7 +244,7 @@ def parse_settings(texts: list[str]) -> tuple[dict[str, Any], dict[str, Any]]:
         name, _, value = text.partition("=")
         if name not in known:
             raise InputError(f"--set {text}: {unknown('setting', name, known)}")
-        expected, parse = _PARSERS[known[name]]
+        expected, parse = PARSERS[known[name]]
         try:
             (options if name in OPTIONS else changes)[name] = parse(value)
         except (ValueError, KeyError):

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from recombinator.data.annotations import Entry, Point, Source, coordinate, image_name
 from recombinator.utils.errors import InputError
+from recombinator.utils.text import plural
 
 logger = logging.getLogger(__name__)
 
@@ -107,5 +108,5 @@ def _read_file(source: Source) -> list[Entry]:
             except InputError as error:
                 entries.append(replace(entry, problem=str(error)))
     if empty:
-        logger.warning("%s: %d animals or frames without a labeled point are left out", path, empty)
+        logger.warning("%s: %s left out, without a labeled point", path, plural(empty, "object"))
     return entries

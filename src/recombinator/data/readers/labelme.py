@@ -18,6 +18,7 @@ from recombinator.data.annotations import (
     image_name,
 )
 from recombinator.utils.errors import InputError
+from recombinator.utils.text import plural
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +64,7 @@ def read(source: Source) -> list[Entry]:
             except InputError as error:
                 entries.append(Entry(str(path), problem=str(error).removeprefix(f"{path}: ")))
     if skipped:
-        logger.warning("%s: %d shapes that are not points are left out", source, skipped)
+        logger.warning("%s: %s left out, not a point", source, plural(skipped, "shape"))
     return entries
 
 

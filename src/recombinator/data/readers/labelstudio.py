@@ -22,6 +22,7 @@ from recombinator.data.annotations import (
     image_name,
 )
 from recombinator.utils.errors import InputError
+from recombinator.utils.text import plural
 
 logger = logging.getLogger(__name__)
 
@@ -63,10 +64,10 @@ def read(source: Source) -> list[Entry]:
     entries: list[Entry] = []
     several = 0
     for number, task in enumerate(source.json, 1):
-        where = f"{source}: task {as_text(task.get('id')) if isinstance(task, dict) else ''}".rstrip() or str(number)
         if not isinstance(task, dict):
             entries.append(Entry(f"{source}: task {number}", problem="expected an object"))
             continue
+        where = f"{source}: task {as_text(task.get('id')) or number}"
         data, results, extra = _parts(task)
         several += extra
         name = next((v for v in data.values() if _is_image(v)), "")
@@ -76,7 +77,7 @@ def read(source: Source) -> list[Entry]:
         for i, (parent, members) in enumerate(group_by(keypoints, lambda r: r["parent"]).items(), 1):
             entries.append(_entry(replace(base, object_id=as_text(parent) or str(i)), members))
     if several:
-        logger.warning("%s: %d further annotations of the same images are left out", source, several)
+        logger.warning("%s: %s of the same images left out", source, plural(several, "further annotation"))
     return entries
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from recombinator.data.annotations import IMAGE_ENDINGS, Entry, Numbering, Point, Source
+from recombinator.data.annotations import Entry, Numbering, Point, Source, image_of_stem
 from recombinator.data.crops import FILE_ORIGIN, RULES
 from recombinator.keypoints import FACE_68
 from recombinator.utils.errors import InputError
@@ -101,9 +101,5 @@ def _entry(path: Path, file: str) -> Entry:
 
 def _image_of(path: Path) -> Path:
     """Return the image of a .pts file: of the same name, or of that without _NUMBER at its end."""
-    endings = [e for lower in IMAGE_ENDINGS for e in (lower, lower.upper())]
-    for stem in (path.stem, re.sub(r"_\d+$", "", path.stem)):
-        for ending in endings:
-            if path.with_name(stem + ending).is_file():
-                return path.with_name(stem + ending)
-    return path.with_suffix(".jpg")
+    own, shared = (image_of_stem(path.with_name(stem)) for stem in (path.stem, re.sub(r"_\d+$", "", path.stem)))
+    return own if own.is_file() or not shared.is_file() else shared

@@ -12,6 +12,7 @@ import numpy as np
 
 from recombinator.data.annotations import IMAGE_ENDINGS, Entry, Point, Scheme, Source, image_name
 from recombinator.utils.errors import InputError, import_optional
+from recombinator.utils.text import plural
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +50,7 @@ def read(source: Source) -> list[Entry]:
         for number, instance in enumerate(instances, 1):
             entries.append(_entry(source, frame, instance, number, lock))
     if predicted:
-        logger.warning("%s: %d predicted instances in frames with labeled ones are left out", source, predicted)
+        logger.warning("%s: %s left out, in frames with labeled ones", source, plural(predicted, "predicted instance"))
     return entries
 
 

@@ -23,6 +23,7 @@ from recombinator.data.annotations import (
     plain_name,
 )
 from recombinator.utils.errors import InputError
+from recombinator.utils.text import plural
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +70,7 @@ def read(source: Source) -> list[Entry]:
         for number, (name, members) in enumerate(group_by(points, lambda r: _attribute(r[1], "object")).items(), 1):
             entries.append(_entry(replace(base, object_id=name or str(number)), members))
     if skipped:
-        logger.warning("%s: %d regions that are not points are left out", source, skipped)
+        logger.warning("%s: %s left out, not a point", source, plural(skipped, "region"))
     return entries
 
 

@@ -20,6 +20,7 @@ from recombinator.data.annotations import (
     image_name,
 )
 from recombinator.utils.errors import InputError
+from recombinator.utils.text import plural
 
 logger = logging.getLogger(__name__)
 
@@ -76,7 +77,7 @@ def read_dlib(source: Source) -> list[Entry]:
             except InputError as error:
                 entries.append(replace(entry, problem=str(error)))
     if empty:
-        logger.warning("%s: %d boxes without parts, or ignored ones, are left out", source, empty)
+        logger.warning("%s: %s left out, without parts or ignored", source, plural(empty, "box"))
     return entries
 
 
@@ -94,7 +95,7 @@ def read_cvat(source: Source) -> list[Entry]:
     entries = [e for group in _cvat_images(source) for e in _cvat_objects(*group, number)]
     shapes = sum(1 for tag in ("box", "polygon", "polyline", "mask", "ellipse") for _ in source.xml.iter(tag))
     if shapes:
-        logger.warning("%s: %d shapes that are not points are left out", source, shapes)
+        logger.warning("%s: %s left out, not a point", source, plural(shapes, "shape"))
     return entries
 
 

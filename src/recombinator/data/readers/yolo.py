@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from recombinator.data.annotations import (
-    IMAGE_ENDINGS,
     LABELED,
     Entry,
     Point,
     Scheme,
     Source,
     coordinate,
+    image_of_stem,
     visibility,
 )
 from recombinator.utils.errors import InputError, import_optional
@@ -105,11 +105,7 @@ def _image(root: Path, file: Path) -> str:
     parts = list(file.relative_to(root).parts)
     at = len(parts) - 1 - parts[::-1].index("labels")
     parts[at] = "images"
-    stem = Path(*parts).with_suffix("")
-    for ending in (e for lower in IMAGE_ENDINGS for e in (lower, lower.upper())):
-        if (root / stem).with_name(stem.name + ending).is_file():
-            return stem.with_name(stem.name + ending).as_posix()
-    return stem.with_name(stem.name + ".jpg").as_posix()
+    return image_of_stem((root / Path(*parts)).with_suffix("")).relative_to(root).as_posix()
 
 
 def _entry(base: Entry, values: list[str], names: tuple[str, ...], each: int) -> Entry:
