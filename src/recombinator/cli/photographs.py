@@ -124,7 +124,9 @@ def predict(
     ] = 200_000_000,
     ray: Annotated[
         str | None,
-        typer.Option(metavar="[ADDRESS]", help="Use Ray, here or at an address; inputs may be URLs and Parquet files."),
+        typer.Option(
+            metavar="[ADDRESS]", help="Use Ray here or on a cluster: photographs, URLs, Parquet to json or parquet."
+        ),
     ] = None,
 ) -> None:
     """Predict the keypoints of every face, in pixels of the photograph.

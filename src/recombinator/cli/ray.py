@@ -14,7 +14,7 @@ from recombinator.utils.console import progress, warn
 from recombinator.utils.errors import InputError
 from recombinator.utils.text import plural
 
-_ADDRESS = re.compile(r"(auto|local|ray://.+|[\w.-]+:\d+)$")
+_ADDRESS = re.compile(r"(auto|local|[\w.-]+:\d+)$")
 
 
 class PredictCommand(Command):

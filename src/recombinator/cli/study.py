@@ -168,7 +168,7 @@ def ray_rates(
     json_out: JsonOut = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Measure the speed of predict with and without Ray.
+    """Measure the cost of predict with and without Ray.
 
     Predicts shifted copies of the sample photograph in both ways, in turn.
     """
@@ -177,8 +177,10 @@ def ray_rates(
     check_outputs(json_out, overwrite=overwrite)
     with progress("runs") as advance:
         report = measure(photographs, weights, rounds=rounds, progress=advance)
-    for way, row in report["rows"].items():
-        print(f"{way}: {row['median']:.0f} photographs/s [{row['low']:.0f}, {row['high']:.0f}]")
+    for way, row in report["cpu_seconds"].items():
+        print(f"{way}: {row['median']:.3f} s of CPU time per photograph [{row['low']:.3f}, {row['high']:.3f}]")
+    speed = report["speed"]
+    print(f"speed with Ray / plain: {speed['median']:.2f} [{speed['low']:.2f}, {speed['high']:.2f}]")
     write_report(json_out, "ray", report)
 
 

@@ -12,6 +12,8 @@ import io
 import json
 import logging
 import os
+import socket
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,7 +24,7 @@ from recombinator.predict.batch import Done, find_photographs, in_order, point_r
 from recombinator.predict.detect import detector_by_name
 from recombinator.predict.predictor import load
 from recombinator.utils.errors import InputError, check_choice, import_optional
-from recombinator.utils.files import write_atomically
+from recombinator.utils.urls import file_system, is_url, list_files, read_file, remove_file, write_file
 
 WRITERS = ("jsonl", "parquet")
 SMALLEST, LARGEST, PARTS = 25, 1000, 32  # photographs in a part, and how many parts a small input should have
@@ -55,56 +57,19 @@ class Settings:
     min_confidence: float | None = None
 
 
-# ---- inputs, local or by fsspec -----------------------------------------------------------------------------------
-
-
-def _is_url(path: str) -> bool:
-    return "://" in path
-
-
-def _read(path: str) -> bytes:
-    """Return the content of a file.
-
-    Raises:
-        InputError: It cannot be read.
-    """
-    try:
-        if not _is_url(path):
-            return Path(path).read_bytes()
-        with import_optional("fsspec", f"reading {path}").open(path, "rb") as stream:
-            return stream.read()
-    except (OSError, ValueError) as error:  # ValueError: a null byte in the name
-        raise InputError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
-
-
-def _write(path: str, data: bytes) -> None:
-    """Write a file so that no reader meets half of it. Stores of objects write whole files anyway."""
-    if _is_url(path):
-        files, inside = import_optional("fsspec", f"writing {path}").core.url_to_fs(path)
-        files.makedirs(files._parent(inside), exist_ok=True)
-        files.pipe_file(inside, data)
-    else:
-        write_atomically(Path(path), lambda p: p.write_bytes(data))
-
-
-def _files_in(folder: str) -> list[str]:
-    """Return the names of the files in a folder; [] if there is none."""
-    if not _is_url(folder):
-        return os.listdir(folder) if os.path.isdir(folder) else []
-    files, inside = import_optional("fsspec", f"reading {folder}").core.url_to_fs(folder)
-    return [os.path.basename(p) for p in files.ls(inside, detail=False)] if files.isdir(inside) else []
+# ---- inputs -------------------------------------------------------------------------------------------------------
 
 
 def _find(inputs: Sequence[str], out: str) -> list[str]:
     """Return photographs, or Parquet files, that files, folders, patterns and URLs name."""
     names: dict[str, None] = {}
     for item in inputs:
-        if not _is_url(item):
+        if not is_url(item):
             tables = sorted(glob.glob(os.path.join(item, "*.parquet") if os.path.isdir(item) else item))
             tables = [p for p in tables if p.endswith(".parquet")]
-            names |= dict.fromkeys(tables or find_photographs([item], None if _is_url(out) else Path(out)))
+            names |= dict.fromkeys(tables or find_photographs([item], None if is_url(out) else Path(out)))
             continue
-        files, inside = import_optional("fsspec", f"reading {item}").core.url_to_fs(item)
+        files, inside = file_system(item)
         found = files.glob(inside) if glob.has_magic(inside) else files.find(inside)
         found = sorted(files.unstrip_protocol(p) for p in found if p.lower().endswith((*ENDINGS, ".parquet")))
         if not found:
@@ -113,12 +78,20 @@ def _find(inputs: Sequence[str], out: str) -> list[str]:
     kinds = {name.endswith(".parquet") for name in names}
     if len(kinds) > 1:
         raise InputError("photographs and Parquet files: predict them one after the other, into two folders")
+    if not any(is_url(name) or os.path.exists(name) for name in names):
+        raise InputError(f"{next(iter(names))}: no such file")
     return list(names)
 
 
 def _open_parquet(path: str) -> Any:
-    pq = import_optional("pyarrow.parquet", "reading Parquet files")
-    return pq.ParquetFile(path if not _is_url(path) else import_optional("fsspec", "a URL").open(path, "rb").open())
+    pa, pq = (import_optional(m, "reading Parquet files") for m in ("pyarrow", "pyarrow.parquet"))
+    try:
+        if not is_url(path):
+            return pq.ParquetFile(path)
+        files, inside = file_system(path)
+        return pq.ParquetFile(files.open(inside, "rb"))
+    except (pa.ArrowInvalid, OSError) as error:
+        raise InputError(f"{path}: not a Parquet file ({error})") from None
 
 
 def make_parts(names: Sequence[str]) -> list[dict[str, Any]]:
@@ -161,7 +134,7 @@ def _photographs(part: dict[str, Any]) -> Iterator[tuple[str, bytes | InputError
 
         def read(name: str, _: str) -> bytes | InputError:
             try:
-                return _read(name)
+                return read_file(name)
             except InputError as error:
                 return error
 
@@ -224,7 +197,7 @@ class PartPredictor:
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         """Predict a part, write its file of failures if there are any, then its results. Return their numbers."""
-        part = json.loads(row["part"])
+        part, began = json.loads(row["part"]), time.process_time()
         records, failures = [], []
         for name, data in _photographs(part):
             done = self._predict(name, data)
@@ -233,10 +206,13 @@ class PartPredictor:
             else:
                 failures.append({"file": name, "error": str(done)})
         if failures:
-            _write(f"{self.out}/failed-{part['number']:05}.jsonl", _encode(failures, "jsonl"))
-        _write(f"{self.out}/{_part_name(part, self.kind)}", _encode(records, self.kind))
+            write_file(f"{self.out}/failed-{part['number']:05}.jsonl", _encode(failures, "jsonl"))
+        write_file(f"{self.out}/{_part_name(part, self.kind)}", _encode(records, self.kind))
         faces = sum(len(record["faces"]) for record in records)
-        return {"size": part["size"], "photographs": len(records), "faces": faces, "failed": len(failures)}
+        return {
+            "size": part["size"], "photographs": len(records), "faces": faces, "failed": len(failures),
+            "cpu_seconds": time.process_time() - began,
+        }  # fmt: skip
 
     def _predict(self, name: str, data: bytes | InputError) -> Done | InputError:
         if isinstance(data, InputError):
@@ -258,7 +234,7 @@ def predict_with_ray(
     inputs: Sequence[str], out: str, settings: Settings, *, address: str = "local", kind: str = "jsonl",
     resume: bool = False, overwrite: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
-) -> dict[str, int]:  # fmt: skip
+) -> dict[str, Any]:  # fmt: skip
     """Predict photographs with Ray, and write results by parts.
 
     OUT gets part-NNNNN.jsonl or .parquet, one record per photograph as in points.jsonl, failed-NNNNN.jsonl for
@@ -269,14 +245,15 @@ def predict_with_ray(
             photographs.
         out: Folder or URL for the results.
         settings: How to predict.
-        address: "local" starts Ray on this machine; "auto", HOST:PORT or ray://HOST:PORT use a running cluster.
+        address: As in `start_ray`.
         kind: "jsonl" or "parquet".
         resume: Leave out the parts that an earlier run finished.
         overwrite: Replace the results of an earlier run.
         progress: Called with the numbers of photographs done and in all.
 
     Returns:
-        Numbers of photographs, faces and failures of this run, and of photographs done before (`skipped`).
+        Numbers of photographs, faces and failures of this run, and of photographs done before (`skipped`); CPU time of
+        the actors in seconds.
 
     Raises:
         InputError: The inputs cannot be used, or OUT holds results that must not be replaced.
@@ -291,20 +268,18 @@ def predict_with_ray(
     present = _check_results(out, asked, resume, overwrite)
     todo = [part for part in parts if _part_name(part, kind) not in present]
     skipped = sum(part["size"] for part in parts) - sum(part["size"] for part in todo)
-    outcome = {"photographs": 0, "faces": 0, "failed": 0, "skipped": skipped}
+    outcome = {"photographs": 0, "faces": 0, "failed": 0, "skipped": skipped, "cpu_seconds": 0.0}
     if not todo:
         return outcome
     load(settings.weights, engine=settings.engine, device=settings.device)  # fails here rather than in an actor
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    ray = import_optional("ray", "predict --ray")
-    data = import_optional("ray.data", "predict --ray")
+    ray, data = (import_optional(m, "predict --ray") for m in ("ray", "ray.data"))
     own = not ray.is_initialized()
     if own:
-        ray.init(address=address, log_to_driver=False, logging_level="error")
+        start_ray(address)
     logging.getLogger("ray.data").setLevel(logging.ERROR)  # it reports each run by several lines
     try:
         data.DataContext.get_current().enable_progress_bars = False
-        _write(f"{out}/{MANIFEST}", (json.dumps(asked, indent=2) + "\n").encode())
+        write_file(f"{out}/{MANIFEST}", (json.dumps(asked, indent=2) + "\n").encode())
         gpus = 1 if settings.device != "cpu" else 0
         room = ray.cluster_resources().get("GPU" if gpus else "CPU", 1) // (gpus or settings.threads)
         actors = max(1, min(int(room), len(todo)))
@@ -315,7 +290,7 @@ def predict_with_ray(
         done = 0
         for row in results.iter_rows():
             done += row["size"]
-            for key in ("photographs", "faces", "failed"):
+            for key in ("photographs", "faces", "failed", "cpu_seconds"):
                 outcome[key] += row[key]
             progress(done, sum(part["size"] for part in todo))
     finally:
@@ -324,11 +299,33 @@ def predict_with_ray(
     return outcome
 
 
+def start_ray(address: str) -> None:
+    """Start Ray, or connect to it.
+
+    Args:
+        address: "local" starts Ray on this machine; "auto" (the cluster of this machine) and HOST:PORT connect to a
+            running one.
+
+    Raises:
+        InputError: There is no cluster at the address.
+    """
+    ray = import_optional("ray", "predict --ray")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # Ray warns of what Ray Data does on purpose
+    try:
+        if ":" in address:  # Ray itself tries for minutes
+            host, _, port = address.rpartition(":")
+            socket.create_connection((host, int(port)), 10).close()
+        ray.init(address=address, log_to_driver=False, logging_level="error")
+    except (OSError, RuntimeError, ValueError, OverflowError) as error:
+        raise InputError(f"--ray {address}: {error}") from None
+
+
 def _check_results(out: str, asked: dict[str, Any], resume: bool, overwrite: bool) -> set[str]:
     """Return the finished parts in `out` that may be kept, after removing those that may not."""
     if resume and overwrite:
         raise InputError("--resume keeps earlier results and --overwrite replaces them; give one of them")
-    present = set(_files_in(out))
+    present = set(list_files(out))
     if MANIFEST not in present:
         return set()
     if not (resume or overwrite):
@@ -337,21 +334,14 @@ def _check_results(out: str, asked: dict[str, Any], resume: bool, overwrite: boo
             "choose another --out"
         )
     if overwrite:
-        _remove(out, [name for name in present if name.startswith(("part-", "failed-"))])
+        for name in present:
+            if name.startswith(("part-", "failed-")):
+                remove_file(f"{out}/{name}")
         return set()
-    before = json.loads(_read(f"{out}/{MANIFEST}"))
+    before = json.loads(read_file(f"{out}/{MANIFEST}"))
     changed = [key for key, value in asked.items() if before.get(key) != value and key != "threads"]
     if changed:
         raise InputError(
             f"{out}: cannot be resumed, it was written with other {', '.join(changed)}; give another --out"
         )
     return present
-
-
-def _remove(folder: str, names: Sequence[str]) -> None:
-    for name in names:
-        if _is_url(folder):
-            files, inside = import_optional("fsspec", f"writing {folder}").core.url_to_fs(f"{folder}/{name}")
-            files.rm_file(inside)
-        else:
-            os.unlink(os.path.join(folder, name))

@@ -264,17 +264,19 @@ def offset_table(results: Results) -> str:
     return markdown(header, rows)
 
 
+def _in_range(row: dict[str, float]) -> str:
+    return f"{row['median']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"
+
+
 def memory_table(results: Results) -> str:
     """Compare a training from disk with one in memory: peak memory and speed."""
     rows = []
     for name, r in results.items():
         if r.get("kind") == "memory":
-            speed = r["speed"]
-            ratios = [f"{speed['median']:.2f} [{speed['low']:.2f}, {speed['high']:.2f}]", "1"]
-            for place, ratio in zip(("on disk", "in memory"), ratios, strict=True):
+            for place, speed in (("on disk", _in_range(r["speed"])), ("in memory", "1")):
                 row = r[place]
                 rows.append([link(name, f"{r['model']}, crops {place}"), f"{row['crops']:,}",
-                             f"{row['peak_bytes'] / 1e9:.2f} GB", ratio])  # fmt: skip
+                             f"{row['peak_bytes'] / 1e9:.2f} GB", speed])  # fmt: skip
     return markdown(["training", "crops", "peak memory", "relative speed"], rows)
 
 
@@ -283,7 +285,9 @@ def ray_table(results: Results) -> str:
     rows = []
     for name, r in results.items():
         if r.get("kind") == "ray":
-            for way, row in r["rows"].items():
-                rate = f"{row['median']:.0f} [{row['low']:.0f}, {row['high']:.0f}]"
-                rows.append([link(name, f"{r['weights']}, {way}"), str(r["cores"]), rate])
-    return markdown(["prediction", "cores", "photographs per second"], rows)
+            for way, speed in (("plain", "1"), ("with Ray", _in_range(r["speed"]))):
+                cpu = r["cpu_seconds"][way]["median"]
+                rows.append([link(name, f"{r['weights']}, {way}"), f"{1000 * cpu:.0f} ms", f"{1e8 * cpu / 3600:,.0f}",
+                             speed])  # fmt: skip
+    header = ["prediction", "CPU time per photograph", "core-hours for 100 million", "relative speed"]
+    return markdown(header, rows)
