@@ -135,8 +135,8 @@ def memory(
         typer.Option(metavar="FOLDER", help="Existing folder with room for 9 kB per crop, which are removed again."),
     ] = None,
     model: Annotated[str, typer.Option(metavar="MODEL", help="Network to train.")] = "rcn-6",
-    steps: Annotated[int, typer.Option(min=1, metavar="N", help="Training steps of each kind per round.")] = 100,
-    rounds: Rounds = 5,
+    steps: Annotated[int, typer.Option(min=1, metavar="N", help="Training steps of each kind per round.")] = 10,
+    rounds: Rounds = 30,
     threads: Threads = None,
     json_out: JsonOut = None,
     overwrite: Overwrite = False,
@@ -155,8 +155,9 @@ def memory(
         )  # fmt: skip
     for place in PLACES:
         print(f"{place}: {report[place]['crops']:,} crops, peak {report[place]['peak_bytes'] / 1e9:.2f} GB")
-    speed = report["speed"]
-    print(f"speed on disk / in memory: {speed['median']:.3f} [{speed['low']:.3f}, {speed['high']:.3f}]")
+    for what, key in (("images per second", "speed"), ("CPU time per image", "cpu")):
+        row = report[key]
+        print(f"{what}, on disk / in memory: {row['median']:.3f} [{row['low']:.3f}, {row['high']:.3f}]")
     write_report(json_out, "memory", report)
 
 

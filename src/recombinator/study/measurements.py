@@ -273,11 +273,11 @@ def memory_table(results: Results) -> str:
     rows = []
     for name, r in results.items():
         if r.get("kind") == "memory":
-            for place, speed in (("on disk", _in_range(r["speed"])), ("in memory", "1")):
-                row = r[place]
+            for place in ("on disk", "in memory"):
+                row, ratios = r[place], [_in_range(r[k]) if place == "on disk" else "1" for k in ("speed", "cpu")]
                 rows.append([link(name, f"{r['model']}, crops {place}"), f"{row['crops']:,}",
-                             f"{row['peak_bytes'] / 1e9:.2f} GB", speed])  # fmt: skip
-    return markdown(["training", "crops", "peak memory", "relative speed"], rows)
+                             f"{row['peak_bytes'] / 1e9:.2f} GB", *ratios])  # fmt: skip
+    return markdown(["training", "crops", "peak memory", "images per second", "CPU time per image"], rows)
 
 
 def ray_table(results: Results) -> str:

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
-from statistics import median
 from subprocess import PIPE, Popen
 from typing import Any
 
@@ -76,12 +75,12 @@ def write_crops(
 
 
 def measure(
-    crops: int, *, source: Path | None = None, folder: Path | None = None, model: str = "rcn-6", steps: int = 100,
-    rounds: int = 5, threads: int | None = None, progress: Callable[[int, int], None] = lambda done, total: None,
+    crops: int, *, source: Path | None = None, folder: Path | None = None, model: str = "rcn-6", steps: int = 10,
+    rounds: int = 30, threads: int | None = None, progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Any]:  # fmt: skip
     """Train from disk and in memory in turn, each in a process of its own that waits meanwhile.
 
-    Only the ratio of the speeds is reported, since other work on the machine slows both.
+    Only ratios are reported, since other work on the machine slows both.
 
     Args:
         crops: Crops of the table on disk; the training in memory takes at most `IN_MEMORY` of them.
@@ -94,8 +93,9 @@ def measure(
         progress: Called with the numbers of crops written and in all.
 
     Returns:
-        A report: for each training the number of crops and the peak memory of the process in bytes, and the images per
-        second from disk divided by those in memory (median, lowest, highest of the rounds).
+        A report: for each training the number of crops and the peak memory of the process in bytes, and the ratios of
+        disk to memory (median and quartiles of the rounds): `speed` of images per second, `cpu` of the CPU time per
+        image, that of the decoding threads included.
     """
     with tempfile.TemporaryDirectory(dir=folder) as name, ExitStack() as stack:
         data = Path(name)
@@ -106,14 +106,18 @@ def measure(
             arguments = (name, model, memory, limit, threads)
             command = [sys.executable, "-c", f"from {__name__} import serve; serve(*{arguments!r})"]
             workers.append(stack.enter_context(Popen(command, stdin=PIPE, stdout=PIPE, text=True, bufsize=1)))
-        seconds = [[float(_ask(worker, steps)) for worker in workers] for _ in range(rounds + 1)][1:]
+        times = np.array([[json.loads(_ask(worker, steps)) for worker in workers] for _ in range(rounds + 1)][1:])
         reports = [json.loads(_ask(worker, 0)) for worker in workers]
-    ratios = [in_memory / on_disk for on_disk, in_memory in seconds]
+    seconds, cpu = (times[:, 0] / times[:, 1]).T
     return {
         "crops": crops, "file_bytes": size, "model": model, "steps": steps, "rounds": rounds,
         "threads": threads, **dict(zip(PLACES, reports, strict=True)),
-        "speed": {"median": median(ratios), "low": min(ratios), "high": max(ratios)},
+        "speed": _quartiles(1 / seconds), "cpu": _quartiles(cpu),
     }  # fmt: skip
+
+
+def _quartiles(values: np.ndarray) -> dict[str, float]:
+    return dict(zip(("low", "median", "high"), np.quantile(values, [0.25, 0.5, 0.75]).tolist(), strict=True))
 
 
 def _ask(worker: Popen[str], steps: int) -> str:
@@ -131,7 +135,7 @@ class _Enough(Exception):
 
 
 def serve(data: str, model: str, memory: float, limit: int | None, threads: int | None) -> None:
-    """Train the numbers of steps that standard input gives, one per line, and print the seconds that each took.
+    """Train the numbers of steps that standard input gives, one per line, and print seconds and CPU seconds of each.
 
     After a 0, print the number of crops and the peak memory of this process as JSON, and return.
     """
@@ -149,17 +153,17 @@ def serve(data: str, model: str, memory: float, limit: int | None, threads: int 
         for name, count in (("train", limit), ("valid", None))
     )
     trainer = Trainer(model, train, valid, Path(data), get_recipe("fast", model, memory=memory))
-    left, began = int(input()), time.perf_counter()
+    left, began, cpu = int(input()), time.perf_counter(), time.process_time()
 
     def count(done: int, total: int) -> None:
-        nonlocal left, began
+        nonlocal left, began, cpu
         left -= 1
         if left == 0:
-            print(time.perf_counter() - began, flush=True)
+            print([time.perf_counter() - began, time.process_time() - cpu], flush=True)
             left = int(input())
             if left == 0:
                 raise _Enough
-            began = time.perf_counter()
+            began, cpu = time.perf_counter(), time.process_time()
 
     with suppress(_Enough):
         while True:
