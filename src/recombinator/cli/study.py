@@ -25,7 +25,7 @@ from recombinator.cli.options import (
 )
 from recombinator.study.plan import FIGURES, STUDIES
 from recombinator.utils.console import progress
-from recombinator.utils.errors import InputError
+from recombinator.utils.errors import InputError, import_optional
 from recombinator.utils.files import check_output_file
 from recombinator.utils.text import plural
 
@@ -176,6 +176,8 @@ def ray_rates(
     from recombinator.study.ray import measure
 
     check_outputs(json_out, overwrite=overwrite)
+    if json_out:
+        import_optional("torch", "--json")  # before the work
     with progress("runs") as advance:
         report = measure(photographs, weights, rounds=rounds, progress=advance)
     for way, row in report["cpu_seconds"].items():
