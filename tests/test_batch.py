@@ -77,7 +77,7 @@ def test_a_folder_in_every_format(album, tmp_path):
     assert coco["images"][0]["width"] == lines[0]["width"] and coco["categories"][0]["keypoints"][2] == "nose"
     assert sorted(p.name for p in (tmp_path / "pts").iterdir()) == ["a-2_1.pts", "a_1.pts", "b_1.pts"]
     text = (tmp_path / "pts" / "a_1.pts").read_text().splitlines()
-    assert float(text[3].split()[0]) == pytest.approx(first[0]["x"] + 1)
+    assert float(text[3].split()[0]) == pytest.approx(first[0]["x"] + 0.5)
     assert {p.name for p in tmp_path.glob("*.png")} == {"a.keypoints.png", "a-2.keypoints.png", "b.keypoints.png"}
     chips = [cv2.imread(str(p)) for p in sorted((tmp_path / "chips").iterdir())]
     assert [c.shape for c in chips] == [(96, 96, 3)] * 3

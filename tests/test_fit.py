@@ -243,3 +243,18 @@ def test_a_fitted_model_exports(fitted, upright, tmp_path):
     image = upright.parent / "3.png"
     points = [recombinator.load(m).predict(image)[0].points for m in (out, tmp_path / "m.onnx")]
     np.testing.assert_allclose(*points, atol=0.02)
+
+
+def test_errors_in_millimeters_need_every_pixel_size():
+    from recombinator.fit.measure import Measured
+
+    true = np.zeros((2, 2, 2))
+    predicted = true + [3.0, 4.0]
+    known, ones = np.array([[True, True], [True, False]]), np.ones((2, 2))
+    seen = Measured(true, predicted, known, ones, ones, np.ones(2), ["a", "b"], np.array([0.1, 0.9]))
+    row = seen.summary()
+    assert row["mean"] == 5
+    assert row["mean_mm"] == pytest.approx((0.5 + 0.5 + 4.5) / 3)
+    assert row["within_mm"]["2"] == pytest.approx(2 / 3)
+    seen.mm[0] = np.nan
+    assert "mean_mm" not in seen.summary()

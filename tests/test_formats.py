@@ -317,6 +317,26 @@ def test_points_that_are_not_labeled(photos, write):
     check(write(photos, hole=("b.png", "tail")), missing=("b.png", "tail"))
 
 
+@pytest.mark.parametrize(
+    ("write", "names", "point"),  # the true point that the file has at 0,0
+    [
+        (deeplabcut, NAMES, (0, 0)), (tps, NUMBERED, (0, HEIGHT)), (labelme, NAMES, (0, 0)),
+        (labelstudio, NAMES, (0, 0)), (cvat, NAMES, (0, 0)), (lambda f: via(f, "csv"), NAMES, (0, 0)),
+        (dlib, NAMES, (0.5, 0.5)), (pts, NUMBERED, (-0.5, -0.5)), (lambda f: yolo(f, each=2), NAMES, (0, 0)),
+        (coco, NAMES, (0.5, 0.5)),
+    ],
+)  # fmt: skip
+def test_placeholders_are_reported_in_every_format(photos, monkeypatch, caplog, write, names, point):
+    changed = {file: points.copy() for file, points in TRUE.items()}
+    for file in ("a.png", "c.png"):
+        changed[file][3] = point
+    monkeypatch.setattr("test_formats.TRUE", changed)
+    found, _, problems = sets(write(photos))
+    assert not problems and [bool(np.isfinite(s.points).all()) for s in found] == [False, True, False, True]
+    assert all(np.isnan(found[0].points[i]).all() == (i == 3) for i in range(4))
+    assert "2 points at exactly 0,0 are taken as missing; --missing none uses them" in caplog.text
+
+
 def test_frames_of_a_cvat_video(photos):
     for i, file in enumerate(FILES):
         (photos / file).rename(photos / f"frame_{i:06d}.PNG")
@@ -451,10 +471,10 @@ def test_sleap_without_its_package(photos, monkeypatch):
 
 
 def test_unknown_formats(photos):
-    with pytest.raises(InputError, match=r"notes\.txt: unknown points format; expected one of deeplabcut \("):
+    with pytest.raises(InputError, match=r"notes\.txt: unknown points format; expected one of dlc \("):
         (photos / "notes.txt").write_text("nothing")
         read_entries(photos / "notes.txt")
-    with pytest.raises(InputError, match="unknown points format 'x'; expected one of deeplabcut, yolo"):
+    with pytest.raises(InputError, match="unknown points format 'x'; expected one of dlc, yolo"):
         read_entries(photos / "notes.txt", form="x")
     tps(photos).rename(photos / "wings.txt")
     check(photos / "wings.txt", names=tuple("1234"), form="tps")

@@ -95,5 +95,8 @@ def fit(
         if isinstance(part, dict) and "median" in part:
             shares = ", ".join(f"{100 * v:.1f} % within {r}" for r, v in part["within"].items())
             print(f"{name}: median error {part['median']:.2f} pixels, mean {part['mean']:.2f}, {shares}")
+            if "mean_mm" in part:
+                shares = ", ".join(f"{100 * v:.1f} % within {r} mm" for r, v in part["within_mm"].items())
+                print(f"{name}: mean error {part['mean_mm']:.2f} mm, {shares}")
     if not folds:
         print(f"{out / 'model.safetensors'}, {out / 'report.html'}")

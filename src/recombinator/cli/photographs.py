@@ -83,7 +83,7 @@ def predict(
         list[str] | None,
         typer.Option(
             "--format",
-            metavar="[json|csv|coco|pts]",
+            metavar="[json|csv|coco|pts|labelme|labelstudio|cvat|dlc|tps|slp]",
             show_default="json and csv",
             help="Format of the points, next to points.jsonl (repeatable).",
         ),

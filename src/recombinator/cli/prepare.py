@@ -133,6 +133,27 @@ def prepare_own(
             help="Where y points to; up: it counts from the image's bottom.",
         ),
     ] = None,
+    test: Annotated[
+        Path | None, typer.Option(metavar="POINTS2", help="Points of further images: the test table.")
+    ] = None,
+    split_column: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="Column that says train, valid or test for each image.")
+    ] = None,
+    group: Annotated[
+        str | None,
+        typer.Option(
+            metavar="COLUMN",
+            help="All images with one value go to one split: a person, an animal, a video; folder is the image's.",
+        ),
+    ] = None,
+    mm_per_pixel: Annotated[
+        str | None,
+        typer.Option(
+            metavar="[MM|COLUMN]",
+            show_default="SCALE of .tps",
+            help="Size of a pixel in millimeters, or the column that has it.",
+        ),
+    ] = None,
     size: Size = 160,
     gray: Gray = False,
     quality: Quality = 95,
@@ -143,7 +164,8 @@ def prepare_own(
 
     CSV or TSV: columns file, keypoint, x, y (one row per point; also face, where an image has several objects), or
     file, x1, y1, x2, y2 and so on (one row per object). JSON: what `predict` writes, objects with file and points, or
-    COCO keypoints.
+    COCO keypoints. Also files and projects of DeepLabCut, SLEAP, LabelMe, Label Studio, CVAT, VIA, dlib, tpsDig, YOLO
+    pose, and folders of .pts.
     """
     from recombinator.data.readers.own import prepare_points
 
@@ -152,9 +174,21 @@ def prepare_own(
         counts = prepare_points(
             source, out, images=images, normalizer=normalizer, size=size, gray=gray, quality=quality, strict=strict,
             missing=missing, points_format=points_format, y_up=None if y_axis is None else y_axis is YAxis.up,
+            test=test, split_column=split_column, group=group, mm_per_pixel=_millimeters(mm_per_pixel),
             progress=advance,
         )  # fmt: skip
     _print_counts(counts, out)
+
+
+def _millimeters(text: str | None) -> float | str | None:
+    """Return --mm-per-pixel as a number, or as it is: the name of a column."""
+    try:
+        value = float(text or "")
+    except ValueError:
+        return text
+    if not 0 < value < float("inf"):
+        raise InputError(f"--mm-per-pixel must be above 0, got {text}")
+    return value
 
 
 @prepare.command("synthetic", cls=Command)

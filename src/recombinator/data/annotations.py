@@ -20,6 +20,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 
+from recombinator.data.images import ENDINGS
 from recombinator.utils.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -39,7 +40,6 @@ FIELDS: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 
 MISSING = {"", "-", "na", "n/a", "#n/a", "nan", "null", "none"}  # texts of a coordinate that is not known
-IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 LABELED = 2  # COCO's visibility of a point that can be seen; 1: labeled but occluded, 0: not labeled
 
 
@@ -205,7 +205,7 @@ def plain_name(text: str) -> str:
 
 def image_of_stem(stem: Path) -> Path:
     """Return the image file with this path without ending; STEM.jpg if there is none."""
-    candidates = [stem.with_name(stem.name + e) for lower in IMAGE_ENDINGS for e in (lower, lower.upper())]
+    candidates = [stem.with_name(stem.name + e) for lower in ENDINGS for e in (lower, lower.upper())]
     return next((path for path in candidates if path.is_file()), candidates[0])
 
 

@@ -33,10 +33,14 @@ def _ends(*endings: str) -> Callable[[Source], bool]:
     return lambda source: source.suffix in endings
 
 
+def _is_coco(source: Source) -> bool:
+    return source.suffix == ".json" and isinstance(source.json, dict) and "annotations" in source.json
+
+
 FORMATS: dict[str, Format] = {
-    "deeplabcut": Format("CollectedData_*.csv or a project folder", deeplabcut.matches, deeplabcut.read),
+    "dlc": Format("DeepLabCut: CollectedData_*.csv or a project folder", deeplabcut.matches, deeplabcut.read),
     "yolo": Format("data.yaml with kpt_shape, or its folder", yolo.matches, yolo.read),
-    "sleap": Format(".slp or .analysis.h5", sleap.matches, sleap.read),
+    "slp": Format("SLEAP: .slp or .analysis.h5", sleap.matches, sleap.read),
     "labelme": Format(".json with shapes, or a folder of them", labelme.matches, labelme.read),
     "labelstudio": Format(".json or JSON-MIN", labelstudio.matches, labelstudio.read),
     "cvat": Format(".xml", xml_points.matches_cvat, xml_points.read_cvat),
@@ -44,7 +48,8 @@ FORMATS: dict[str, Format] = {
     "via": Format(".json or .csv", via.matches, via.read),
     "tps": Format(".tps", _ends(".tps"), tps.read),
     "pts": Format(".pts, or a folder of images and .pts", matches_pts, read_pts_entries),
-    "json": Format(".json with objects and points, or COCO", _ends(".json"), read_json),
+    "coco": Format(".json with annotations", _is_coco, read_json),
+    "json": Format(".json with objects and points", _ends(".json"), read_json),
     "jsonl": Format(".jsonl", _ends(".jsonl"), read_json_lines),
     "csv": Format(".csv or .tsv", _ends(".csv", ".tsv"), read_csv),
 }

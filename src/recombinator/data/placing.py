@@ -7,7 +7,9 @@ image as it is displayed: with its EXIF orientation applied.
 
 from __future__ import annotations
 
+import os
 import re
+import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -48,10 +50,13 @@ def read_header(path: Path) -> Header:
     from PIL import Image, UnidentifiedImageError
 
     try:
-        with Image.open(path) as image:
+        with (
+            warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning),
+            Image.open(path) as image,
+        ):
             orientation = image.getexif().get(0x0112, 1)
             return Header(*image.size, orientation if orientation in _DISPLAYED else 1)
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError):
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError):
         height, width = read_image(path).shape[:2]
         return Header(width, height)
 
@@ -77,7 +82,8 @@ def locate(folder: Path, names: list[str]) -> dict[str, Path]:
     paths = {}
     for name, parts in ends.items():
         usable = [end for end in parts if end == name or shared[end] == 1]
-        paths[name] = next((folder / end for end in usable if end and (folder / end).is_file()), folder / name)
+        path = next((folder / end for end in usable if end and (folder / end).is_file()), folder / name)
+        paths[name] = Path(os.path.normpath(path))
     return paths
 
 

@@ -178,8 +178,9 @@ def _range(keypoints: KeypointSet) -> str:
 
 
 def read_points(
-    path: Path, keypoints: KeypointSet, drop: Callable[[InputError], None], missing: str = "none"
-) -> list[PointSet]:
+    path: Path, keypoints: KeypointSet, drop: Callable[[InputError], None], missing: str = "none",
+    images: Path | None = None,
+) -> list[PointSet]:  # fmt: skip
     """Read a points file into arrays in the order of a keypoint set.
 
     Args:
@@ -187,8 +188,9 @@ def read_points(
         keypoints: the set to bring the points into.
         drop: called with the error of each object that cannot be used.
         missing: see `read_entries`.
+        images: see `read_entries`.
 
     Raises:
         InputError: the file cannot be read at all.
     """
-    return point_sets(read_entries(path, missing), keypoints, drop)
+    return point_sets(read_entries(path, missing, images=images), keypoints, drop)

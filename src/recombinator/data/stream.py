@@ -6,6 +6,7 @@ Files are read, not mapped: pages of a mapped file would count as memory of the 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import sys
 import threading
@@ -51,6 +52,38 @@ def table_files(path: str | os.PathLike[str]) -> list[Path]:
     if not files:
         raise InputError(f"{path}: no such file; `recombinator prepare` writes tables")
     return files
+
+
+def table_schema(meta: dict[str, Any], attributes: Sequence[str], physical: bool) -> Any:
+    """Return the Arrow schema of a table.
+
+    Args:
+        meta: What holds for every row, for the file's metadata.
+        attributes: Names of the attributes that every row has.
+        physical: The table has a column `mm_per_pixel`.
+    """
+    import pyarrow as pa
+
+    return pa.schema(
+        [
+            ("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
+            ("points", pa.list_(pa.list_(pa.float32()))),
+            ("mask", pa.list_(pa.bool_())),
+            ("box", pa.list_(pa.float32())),
+            ("to_file", pa.list_(pa.float64())),
+            ("file", pa.string()),
+            ("file_size", pa.list_(pa.int32())),
+            ("subset", pa.string()),
+            ("split", pa.string()),
+            *((a, pa.int8()) for a in attributes),
+            *([("mm_per_pixel", pa.float64())] if physical else []),
+        ],
+        metadata={
+            "recombinator": json.dumps(meta),
+            # `datasets` infers the other columns from their types
+            "huggingface": json.dumps({"info": {"features": {"image": {"_type": "Image"}}}}),
+        },
+    )
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from recombinator.data.stream import StreamedImages, TableReader, read_rows, table_files
+from recombinator.data.stream import StreamedImages, TableReader, read_rows, table_files, table_schema
 from recombinator.keypoints import KeypointSet
 from recombinator.utils.errors import InputError, import_optional
 from recombinator.utils.files import from_file_keys, to_file_keys, write_atomically
@@ -45,6 +45,7 @@ class Row:
         subset: the part of the dataset that the row belongs to, empty if there are none.
         mask: (K,) False where a point must not be used; None: all can be used.
         attributes: classes from 0 by the attribute's name.
+        mm_per_pixel: physical size of a pixel of the image file in millimeters; NaN if unknown.
     """
 
     image: bytes
@@ -56,6 +57,7 @@ class Row:
     subset: str = ""
     mask: np.ndarray | None = None
     attributes: dict[str, int] = field(default_factory=dict)
+    mm_per_pixel: float = float("nan")
 
 
 @dataclass(frozen=True)
@@ -79,32 +81,9 @@ class TableInfo:
     gray: bool
 
 
-def _schema(info: TableInfo, attributes: tuple[str, ...]) -> Any:
-    import pyarrow as pa
-
-    meta = to_file_keys({"format": FORMAT, **info.__dict__, "keypoints": info.keypoints.to_dict()})
-    return pa.schema(
-        [
-            ("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
-            ("points", pa.list_(pa.list_(pa.float32()))),
-            ("mask", pa.list_(pa.bool_())),
-            ("box", pa.list_(pa.float32())),
-            ("to_file", pa.list_(pa.float64())),
-            ("file", pa.string()),
-            ("file_size", pa.list_(pa.int32())),
-            ("subset", pa.string()),
-            ("split", pa.string()),
-            *((a, pa.int8()) for a in attributes),
-        ],
-        metadata={
-            "recombinator": json.dumps(meta),
-            # `datasets` infers the other columns from their types
-            "huggingface": json.dumps({"info": {"features": {"image": {"_type": "Image"}}}}),
-        },
-    )
-
-
-def write_table(path: Path, info: TableInfo, rows: Iterable[Row], attributes: tuple[str, ...] = ()) -> int:
+def write_table(
+    path: Path, info: TableInfo, rows: Iterable[Row], attributes: tuple[str, ...] = (), physical: bool = False
+) -> int:
     """Write a table, with ROWS_AT_ONCE rows in memory.
 
     Args:
@@ -112,6 +91,7 @@ def write_table(path: Path, info: TableInfo, rows: Iterable[Row], attributes: tu
         info: what holds for every row.
         rows: the rows.
         attributes: names of the attributes that every row has.
+        physical: also write the rows' `mm_per_pixel`.
 
     Returns:
         The number of rows written.
@@ -119,7 +99,8 @@ def write_table(path: Path, info: TableInfo, rows: Iterable[Row], attributes: tu
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    schema, count = _schema(info, attributes), 0
+    meta = to_file_keys({"format": FORMAT, **info.__dict__, "keypoints": info.keypoints.to_dict()})
+    schema, count = table_schema(meta, attributes, physical), 0
 
     def write(temporary: Path) -> None:
         nonlocal count
@@ -139,6 +120,8 @@ def write_table(path: Path, info: TableInfo, rows: Iterable[Row], attributes: tu
                     columns["split"].append(info.split)
                     for a in attributes:
                         columns[a].append(row.attributes[a])
+                    if physical:
+                        columns["mm_per_pixel"].append(row.mm_per_pixel)
                 writer.write_table(pa.table(columns, schema=schema))
                 count += len(group)
 
@@ -151,7 +134,7 @@ T = TypeVar("T")
 
 def write_splits(
     out: Path, jobs: Mapping[str, Sequence[T]], make: Callable[[T], Row], info: Callable[[str], TableInfo], *,
-    attributes: tuple[str, ...] = (), strict: bool = False,
+    attributes: tuple[str, ...] = (), strict: bool = False, physical: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, int]:  # fmt: skip
     """Make the rows of every split in threads, and write OUT/SPLIT.parquet.
@@ -165,6 +148,7 @@ def write_splits(
         info: returns what holds for every row of a split.
         attributes: names of the attributes that every row has.
         strict: raise the first error instead of leaving the item out.
+        physical: also write the rows' `mm_per_pixel`.
         progress: called with the numbers of items done and in all.
 
     Returns:
@@ -202,7 +186,8 @@ def write_splits(
             first = next(made, None)
             counts[split] = 0
             if first is not None:
-                counts[split] = write_table(out / f"{split}.parquet", info(split), chain([first], made), attributes)
+                path = out / f"{split}.parquet"
+                counts[split] = write_table(path, info(split), chain([first], made), attributes, physical)
     for other in sorted({"train", "valid", "test"} - {s for s in jobs if counts[s]}):
         if (out / f"{other}.parquet").exists():
             logger.warning(
@@ -249,6 +234,8 @@ class FaceTable:
         subsets: the part of the dataset that each row belongs to.
         fingerprint: 16 hexadecimal digits of the images' and points' SHA-256.
         attributes: (N,) int64 classes by name, where the dataset has them.
+        mm_per_pixel: (N,) physical size of a pixel of the image file in millimeters, NaN where it is not known; None if
+            the table does not say.
     """
 
     info: TableInfo
@@ -262,6 +249,7 @@ class FaceTable:
     subsets: list[str]
     fingerprint: str
     attributes: dict[str, np.ndarray] = field(default_factory=dict)
+    mm_per_pixel: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.files)
@@ -361,7 +349,8 @@ def load_table(
 
     info = read_info(path)
     reader = TableReader(table_files(path))
-    attributes = [name for name in pq.read_schema(reader.files[0]).names if name not in _schema(info, ()).names]
+    columns = pq.read_schema(reader.files[0]).names
+    attributes = [name for name in columns if name not in table_schema({}, (), physical=True).names]
     rows = np.arange(len(reader))
     if limit:
         rows = np.sort(np.random.RandomState(0).permutation(len(rows))[:limit]) if spread else rows[:limit]
@@ -378,6 +367,7 @@ def load_table(
         "points": np.empty((n, k, 2), np.float32), "mask": np.empty((n, k), bool), "box": np.empty((n, 3), np.float32),
         "to_file": np.empty((n, 2, 3)), "file_size": np.empty((n, 2)),
         **{a: np.empty(n, np.int64) for a in attributes},
+        **({"mm_per_pixel": np.empty(n)} if "mm_per_pixel" in columns else {}),
     }  # fmt: skip
     texts, fingerprint, size = read_rows(reader, rows, values, ("file", "subset"), images)
     if streamed:
@@ -394,4 +384,5 @@ def load_table(
         subsets=texts["subset"],
         fingerprint=fingerprint[:16],
         attributes={a: values[a] for a in attributes},
+        mm_per_pixel=values.get("mm_per_pixel"),
     )

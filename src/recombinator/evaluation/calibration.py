@@ -56,7 +56,7 @@ def collect(
     parts: dict[str, list[Tensor]] = {k: [] for k in ("gap", "keypoint", "image", "occluded", "within")}
     known = torch.from_numpy(table.mask)
     start = 0
-    for pixels, points in fixed_samples(table, net.size, augment, device, seed=seed):
+    for pixels, points in fixed_samples(table, net.size, augment, device, 64, seed):
         images = torch.arange(start, start + len(points))
         start += len(points)
         under_rectangle = torch.zeros(points.shape[:2], dtype=torch.bool)

@@ -15,6 +15,7 @@ from recombinator.keypoints import RADII, SURE
 from recombinator.models import KeypointNet
 
 RADII_PIXELS = (2, 4, 8, 16)  # of the original images, for success rates
+RADII_MM = (2.0, 2.5, 3.0, 4.0)  # the usual ones for cephalograms
 SUSPICIOUS = 4.0  # times the keypoint's median error
 
 
@@ -30,6 +31,7 @@ class Measured:
         correct: (N, K) whether the event that the confidence is for came true.
         pixel: (N,) image pixels per pixel of the network's input.
         files: names of the images.
+        mm: (N,) millimeters per image pixel, NaN where not known.
     """
 
     true: np.ndarray
@@ -39,11 +41,12 @@ class Measured:
     correct: np.ndarray
     pixel: np.ndarray
     files: list[str]
+    mm: np.ndarray
 
     @classmethod
     def joined(cls, parts: Sequence[Measured]) -> Measured:
         """Return the results of several models on different images as one."""
-        names = ("true", "predicted", "known", "confidence", "correct", "pixel")
+        names = ("true", "predicted", "known", "confidence", "correct", "pixel", "mm")
         arrays: dict[str, Any] = {name: np.concatenate([getattr(p, name) for p in parts]) for name in names}
         return cls(**arrays, files=[f for p in parts for f in p.files])
 
@@ -67,8 +70,16 @@ class Measured:
             "mean": float(errors.mean()), "mean_ci95": [low, high], "p95": float(np.quantile(errors, 0.95)),
             "largest": float(errors.max()),
             "within": {str(r): float((errors <= r).mean()) for r in RADII_PIXELS},
-            "calibration_error": gap,
+            "calibration_error": gap, **self._in_mm(),
         }  # fmt: skip
+
+    def _in_mm(self) -> dict[str, Any]:
+        """Return errors in millimeters, where the size of every pixel is known."""
+        if not np.isfinite(self.mm).all():
+            return {}
+        errors = (self.errors * self.mm[:, None])[self.known]
+        shares = {f"{r:g}": float((errors <= r).mean()) for r in RADII_MM}
+        return {"mean_mm": float(errors.mean()), "median_mm": float(np.median(errors)), "within_mm": shares}
 
     def per_keypoint(self, names: Sequence[str]) -> list[dict[str, Any]]:
         """Return one row per keypoint: name, known points, median and mean error, share within RADII_PIXELS."""
@@ -88,6 +99,7 @@ class Measured:
         return (
             f"median error {row['median']:.2f} pixels, mean {row['mean']:.2f}, "
             + ", ".join(f"{100 * v:.0f} % within {r}" for r, v in row["within"].items())
+            + (f", mean {row['mean_mm']:.2f} mm" if "mean_mm" in row else "")
             + f" ({row['points']} points)"
         )
 
@@ -117,8 +129,14 @@ class Measured:
         return rows
 
 
-def measure(net: KeypointNet, table: FaceTable) -> Measured:
-    """Predict the objects of a table."""
+def measure(net: KeypointNet, table: FaceTable, mm: np.ndarray | None = None) -> Measured:
+    """Predict the objects of a table.
+
+    Args:
+        net: a network.
+        table: the objects.
+        mm: (N,) millimeters per image pixel; None: not known.
+    """
     result = evaluate_table(net, table)
     corner, side = table.boxes[:, :2], table.boxes[:, 2:]
 
@@ -129,5 +147,5 @@ def measure(net: KeypointNet, table: FaceTable) -> Measured:
     near = np.abs(result.highest - result.true).max(axis=2) <= RADII[SURE] + 0.5
     return Measured(
         to_file(result.true), to_file(result.predicted), result.mask, result.within[..., SURE], near,
-        result.file_pixels, list(result.files),
+        result.file_pixels, list(result.files), np.full(len(table), np.nan) if mm is None else mm,
     )  # fmt: skip

@@ -84,6 +84,11 @@ def _page(source: str, keypoints: KeypointSet, plan: Plan, parts: Parts, report:
     body.append(
         _table(["", "objects", "median", "mean", "95th percentile", *(f"within {r}" for r in RADII_PIXELS)], rows)
     )
+    body += [
+        f"<p>{TITLES[part]}: mean {report[part]['mean_mm']:.2f} mm, "
+        + ", ".join(f"{100 * v:.0f} % within {r} mm" for r, v in report[part]["within_mm"].items()) + "</p>"
+        for part in TITLES if part in parts and "mean_mm" in report[part]
+    ]  # fmt: skip
     body += [f"<p>{TITLES[part]}: {NOTES[part]}</p>" for part in TITLES if part in parts]
     measured = next(part for part in TITLES if part in parts)
     samples, seen = parts[measured]

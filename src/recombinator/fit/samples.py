@@ -38,6 +38,7 @@ class Sample:
         path: the image.
         where: the place in the points file, for messages.
         face: which of the image's objects it is.
+        mm_per_pixel: physical size of a pixel; NaN if unknown.
     """
 
     points: np.ndarray
@@ -45,6 +46,7 @@ class Sample:
     path: Path
     where: str
     face: str
+    mm_per_pixel: float = float("nan")
 
     @property
     def known(self) -> np.ndarray:
@@ -234,7 +236,10 @@ def read_samples(source: Path, images: Path | None) -> tuple[list[Sample], Keypo
     for name in missing[:10]:
         logger.warning("%s: no such image (%s)", name, paths[name])
     least = min(2, len(keypoints))
-    samples = [Sample(p.points, p.file, paths[p.file], p.where, p.face) for p in sets if p.file not in missing]
+    samples = [
+        Sample(p.points, p.file, paths[p.file], p.where, p.face, p.entry.mm_per_pixel)
+        for p in sets if p.file not in missing
+    ]  # fmt: skip
     samples = [s for s in samples if s.known.sum() >= least]
     if not samples:
         raise InputError(f"{source}: none of its {len(paths)} images was found; give their folder with --images")

@@ -24,7 +24,7 @@ from recombinator.predict.drawing import draw_faces
 from recombinator.predict.output import FILES, FORMATS, face_chip, save_picture
 from recombinator.predict.predictor import Predictor
 from recombinator.predict.result import Face
-from recombinator.utils.errors import InputError, check_choice
+from recombinator.utils.errors import InputError, check_choice, import_optional
 from recombinator.utils.files import lock_folder, write_text
 from recombinator.utils.text import plural
 
@@ -214,8 +214,8 @@ def predict_all(
         names: Photographs, as `find_photographs` returns them.
         out: The folder for points.jsonl (one line per photograph) and everything else. None writes only these lines,
             to standard output.
-        formats: Further files to write from points.jsonl at the end: "json", "csv", "coco", "pts". Those that the
-            folder holds already are updated too.
+        formats: Further files to write from points.jsonl at the end: keys of `recombinator.predict.output.FORMATS`.
+            Those that the folder holds already are updated too.
         boxes: Faces by photograph as (x, y, width, height) in pixels, in place of the detector.
         passes: As in `Predictor.predict`.
         min_confidence: As in `Predictor.predict`.
@@ -237,6 +237,8 @@ def predict_all(
     """
     for kind in formats:
         check_choice("format", kind, FORMATS)
+    if "slp" in formats:
+        import_optional("sleap_io", "--format slp")  # before the work
     wanted = Pictures(pictures, numbers, chips) if out else Pictures(annotated=False)
     with lock_folder(out) if out else nullcontext():
         lines = Lines(out, resume, overwrite, weights) if out else None

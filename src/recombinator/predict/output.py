@@ -5,14 +5,16 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from recombinator.data.crops import RULES
 from recombinator.data.images import encode_image
+from recombinator.data.readers.pts import pts_origin
+from recombinator.data.writers import WRITERS, ToolWriter
 from recombinator.keypoints import KeypointSet
 from recombinator.predict.result import POINT_COLUMNS, Face, point_cells
 from recombinator.utils.files import write_atomically, write_json, write_text
@@ -127,8 +129,8 @@ def _write_coco(lines: Path, out: Path, weights: str, keypoints: KeypointSet) ->
 
 
 def _write_pts(lines: Path, out: Path, weights: str, keypoints: KeypointSet) -> None:
-    """Write one .pts file per face in the format and coordinates of 300-W."""
-    origin = RULES["300w"].origin
+    """Write one .pts file per face: 300-W's coordinates for its 68 points, else with the first pixel's center at 1."""
+    origin = pts_origin(len(keypoints))
     for record in records(lines):
         for number, face in enumerate(record["faces"], 1):
             rows = "".join(f"{p['x'] + origin:.3f} {p['y'] + origin:.3f}\n" for p in face["keypoints"])
@@ -136,6 +138,17 @@ def _write_pts(lines: Path, out: Path, weights: str, keypoints: KeypointSet) -> 
             write_text(out / "pts" / f"{record['stem']}_{number}.pts", text)
 
 
+def _write_for_tool(lines: Path, out: Path, weights: str, keypoints: KeypointSet, write: ToolWriter) -> None:
+    """Write the format of a labeling tool (`recombinator.data.writers`)."""
+    write(records(lines), out, keypoints)
+
+
 Writer = Callable[[Path, Path, str, KeypointSet], None]
-FORMATS: dict[str, Writer] = {"json": _write_json, "csv": _write_csv, "coco": _write_coco, "pts": _write_pts}
-FILES = {"json": "points.json", "csv": "points.csv", "coco": "points.coco.json", "pts": "pts"}  # what they write
+FORMATS: dict[str, Writer] = {
+    "json": _write_json, "csv": _write_csv, "coco": _write_coco, "pts": _write_pts,
+    **{name: partial(_write_for_tool, write=writer.write) for name, writer in WRITERS.items()},
+}  # fmt: skip
+FILES = {  # what they write
+    "json": "points.json", "csv": "points.csv", "coco": "points.coco.json", "pts": "pts",
+    **{name: writer.file for name, writer in WRITERS.items()},
+}  # fmt: skip

@@ -15,7 +15,6 @@ from pathlib import Path, PurePosixPath
 
 from recombinator.data.annotations import (
     FIELDS,
-    IMAGE_ENDINGS,
     LABELED,
     Entry,
     Numbering,
@@ -26,6 +25,7 @@ from recombinator.data.annotations import (
     plain_name,
     visibility,
 )
+from recombinator.data.images import ENDINGS
 from recombinator.utils.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -167,7 +167,7 @@ def _is_ml_morph(table: _Table) -> bool:
     (at, *_) = table.columns_of("object") or [-1]
     if table.columns_of("file") or at < 0 or not table.rows:
         return False
-    morph = all(PurePosixPath(image_name(cells[at])).suffix.lower() in IMAGE_ENDINGS for _, cells, _ in table.rows)
+    morph = all(PurePosixPath(image_name(cells[at])).suffix.lower() in ENDINGS for _, cells, _ in table.rows)
     if morph:
         logger.warning("%s: images are in the column `id`, as in ml-morph; y is counted from the bottom", table.path)
     return morph

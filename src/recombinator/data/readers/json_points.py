@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from recombinator.data.annotations import (
     visibility,
 )
 from recombinator.utils.errors import InputError
+from recombinator.utils.text import plural
 
 logger = logging.getLogger(__name__)
 
@@ -91,7 +93,8 @@ def _objects(where: str, item: Any, number: Numbering) -> list[Entry]:
         file = (_file_of(one) or _file_of(item)) if isinstance(one, dict) else ""
         name = _field(one, "object") if isinstance(one, dict) else None
         object_id = str(name) if isinstance(name, str | int) else number(file)
-        entries.append(_entry(where, file, object_id, one))
+        entry = _entry(where, file, object_id, one)
+        entries.append(replace(entry, columns={**_scalars(item), **entry.columns}) if isinstance(item, dict) else entry)
     return entries
 
 
@@ -126,9 +129,14 @@ def _entry(
             found, positional = dict(zip(names, found.values(), strict=True)), False
     except InputError as error:
         return Entry(where, file, object_id, problem=str(error))
-    other = {str(k): str(v) for k, v in item.items() if isinstance(v, str | int | float) and v is not True}
+    other = _scalars(item)
     origin = _COCO_ORIGIN if flat else 0.0
     return Entry(where, file, object_id, found, positional, origin, size=size, columns=other, scheme=scheme or Scheme())
+
+
+def _scalars(item: dict[str, Any]) -> dict[str, str]:
+    """Return the texts and numbers among an object's fields."""
+    return {str(k): str(v) for k, v in item.items() if isinstance(v, str | int | float)}
 
 
 def _points(points: list[Any] | dict[str, Any]) -> tuple[dict[str, Point], bool]:
@@ -162,6 +170,7 @@ def _coco(path: Path, whole: dict[str, Any]) -> list[Entry]:
     """Return the entries of COCO's `annotations`, leaving out those that have no keypoints at all."""
     annotations, images = whole["annotations"], _image_names(path, whole.get("images"))
     listed = whole.get("images")
+    further = {str(i.get("id")): _scalars(i) for i in (listed if isinstance(listed, list) else [])}
     sizes = {
         str(i.get("id")): declared_size(i.get("width"), i.get("height"))
         for i in (listed if isinstance(listed, list) else [])
@@ -185,11 +194,12 @@ def _coco(path: Path, whole: dict[str, Any]) -> list[Entry]:
         object_id = str(item.get("id") or number(file))
         size, scheme = sizes.get(str(image_id)), _scheme(whole.get("categories"), item.get("category_id"), category)
         entry = _entry(where, file, object_id, item, category, size, scheme)
+        entry = replace(entry, columns={**further.get(str(image_id), {}), **entry.columns})
         if images and not file and not entry.problem:
             entry = Entry(where, problem=f"image_id {image_id} is not in `images`")
         entries.append(entry)
     if skipped:
-        logger.warning("%s: %d annotations without keypoints are left out", path, skipped)
+        logger.warning("%s: %s left out, without keypoints", path, plural(skipped, "annotation"))
     return entries
 
 

@@ -10,7 +10,6 @@ from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from recombinator.data.annotations import (
-    IMAGE_ENDINGS,
     Entry,
     Point,
     Source,
@@ -21,6 +20,7 @@ from recombinator.data.annotations import (
     group_by,
     image_name,
 )
+from recombinator.data.images import ENDINGS
 from recombinator.utils.errors import InputError
 from recombinator.utils.text import plural
 
@@ -28,6 +28,9 @@ logger = logging.getLogger(__name__)
 
 # Coordinates are percentages "of overall image dimension" (labelstud.io, "Units of image annotations"): 0 is the edge.
 ORIGIN = 0.0
+
+
+_ANNOTATIONS = ("annotations", "completions", "predictions")
 
 
 def matches(source: Source) -> bool:
@@ -38,7 +41,7 @@ def matches(source: Source) -> bool:
     first = next((t for t in whole if isinstance(t, dict)), None) if isinstance(whole, list) else None
     if first is None:
         return False
-    return ("data" in first and ("annotations" in first or "completions" in first)) or any(_is_minimal(first))
+    return ("data" in first and any(k in first for k in _ANNOTATIONS)) or any(_is_minimal(first))
 
 
 def _is_minimal(task: dict[str, Any]) -> Iterator[bool]:
@@ -51,6 +54,7 @@ def read(source: Source) -> list[Entry]:
     """Read the keypoints of an export.
 
     Of several annotations of an image the one marked as ground truth is used, else the first that was not skipped.
+    Predictions are used if no task of the file has an annotation.
     Keypoints inside a region (`parentID`) are that object's; the others are one object.
 
     Returns:
@@ -63,12 +67,16 @@ def read(source: Source) -> list[Entry]:
         raise InputError(f"{source}: expected a list of tasks")
     entries: list[Entry] = []
     several = 0
+    tasks = [t for t in source.json if isinstance(t, dict)]
+    predictions = not any(t.get("annotations") or t.get("completions") for t in tasks)
+    if predictions and any(t.get("predictions") for t in tasks):
+        logger.warning("%s: has no annotations; its predictions are read", source)
     for number, task in enumerate(source.json, 1):
         if not isinstance(task, dict):
             entries.append(Entry(f"{source}: task {number}", problem="expected an object"))
             continue
         where = f"{source}: task {as_text(task.get('id')) or number}"
-        data, results, extra = _parts(task)
+        data, results, extra = _parts(task, predictions)
         several += extra
         name = next((v for v in data.values() if _is_image(v)), "")
         other = {k: str(v) for k, v in data.items() if isinstance(v, str | int | float)}
@@ -81,9 +89,9 @@ def read(source: Source) -> list[Entry]:
     return entries
 
 
-def _parts(task: dict[str, Any]) -> tuple[dict[str, Any], list[dict[str, Any]], int]:
+def _parts(task: dict[str, Any], predictions: bool) -> tuple[dict[str, Any], list[dict[str, Any]], int]:
     """Return a task's data, its keypoints in one form, and how many further annotations it has."""
-    annotations = task.get("annotations", task.get("completions"))
+    annotations = task.get("predictions") if predictions else task.get("annotations", task.get("completions"))
     if isinstance(task.get("data"), dict) and isinstance(annotations, list):
         usable = [a for a in annotations if isinstance(a, dict) and not a.get("was_cancelled") and a.get("result")]
         chosen = next((a for a in usable if a.get("ground_truth")), usable[0] if usable else {"result": []})
@@ -102,7 +110,7 @@ def _parts(task: dict[str, Any]) -> tuple[dict[str, Any], list[dict[str, Any]], 
 
 
 def _is_image(value: Any) -> bool:
-    return isinstance(value, str) and PurePosixPath(_file(value)).suffix.lower() in IMAGE_ENDINGS
+    return isinstance(value, str) and PurePosixPath(_file(value)).suffix.lower() in ENDINGS
 
 
 def _file(url: str) -> str:

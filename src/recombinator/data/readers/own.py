@@ -5,18 +5,21 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable
-from pathlib import Path
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from recombinator.data.annotations import Entry, Scheme
+from recombinator.data.annotations import Entry, Scheme, coordinate
 from recombinator.data.crops import GRID, RULES
 from recombinator.data.images import read_image
 from recombinator.data.points import PointSet, infer_names, point_sets, read_entries
 from recombinator.data.rows import crop_row
-from recombinator.data.table import SPLIT_SEED, Row, TableInfo, write_splits
+from recombinator.data.splits import shared_groups, split_images, split_of
+from recombinator.data.table import Row, TableInfo, write_splits
 from recombinator.keypoints import KEYPOINT_SETS, KeypointSet
 from recombinator.utils.errors import InputError
+from recombinator.utils.text import plural
 
 logger = logging.getLogger(__name__)
 
@@ -82,16 +85,44 @@ def infer_keypoints(entries: list[Entry], source: Path, normalizer: str | None =
     return KeypointSet(f"own-{len(names)}", names, mirror, pair, tuple(lines))
 
 
+def _number(text: str, what: str) -> float:
+    value = coordinate(text, decimal_comma=True)
+    if value <= 0:
+        raise InputError(f"{what} must be above 0, got {text}")
+    return value
+
+
+def _column(face: PointSet, name: str) -> str:
+    """Return an object's text in a column; "folder" is that of its image, where no column has this name."""
+    columns = face.entry.columns
+    if name not in columns and name == "folder":
+        return PurePosixPath(face.file).parent.as_posix()
+    if name not in columns:
+        raise InputError(f"{face.where}: no column {name}; it has {', '.join(columns) or 'none'}")
+    return columns[name]
+
+
+def _mm_per_pixel(face: PointSet, given: float | str | None) -> float:
+    if isinstance(given, str):
+        text = _column(face, given)
+        try:
+            return _number(text, given)
+        except InputError as error:
+            raise InputError(f"{face.where}: {error}") from None
+    return face.entry.mm_per_pixel if given is None else given
+
+
 def prepare_points(
     source: Path, out: Path, *, images: Path | None = None, normalizer: str | None = None, size: int = GRID,
     gray: bool = False, quality: int = 95, strict: bool = False, missing: str = "auto",
-    points_format: str | None = None, y_up: bool | None = None,
+    points_format: str | None = None, y_up: bool | None = None, test: Path | None = None,
+    split_column: str | None = None, group: str | None = None, mm_per_pixel: float | str | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, int]:  # fmt: skip
     """Write OUT/{train,valid,test}.parquet from a file of points and the images it names.
 
-    Eight, one and one tenth of the images go to each split. The crop is the points' bounding box enlarged, by 300-W's
-    rule. A missing point is masked: nothing is learned from it.
+    Eight, one and one tenth of the images go to each split, unless a column or a second file says which. The crop is
+    the points' bounding box enlarged, by 300-W's rule. A missing point is masked: nothing is learned from it.
 
     Args:
         source: the points: a file or folder in one of `recombinator.data.formats.FORMATS`.
@@ -106,6 +137,13 @@ def prepare_points(
             a pair such as "0,0", or "none".
         points_format: a key of `recombinator.data.formats.FORMATS`; None: it is found out from the content.
         y_up: y counts from the image's bottom edge upward; None: the format decides.
+        test: points of further images, the test table. Images that are in both files are used for testing only.
+        split_column: column that says for each image whether it is for train, valid (val) or test. A split that it does
+            not name is drawn from the training images.
+        group: column whose value says what belongs together, such as a person or a video: all its images go to one
+            split. "folder" is the folder of the image.
+        mm_per_pixel: size of a pixel of the images in millimeters, or the column that has it; None: the scale of a .tps
+            file. It goes into the tables.
         progress: called with the numbers of objects done and in all.
 
     Returns:
@@ -114,8 +152,10 @@ def prepare_points(
     Raises:
         InputError: the file cannot be read, or too little of it can be used.
     """
-    entries, rule = read_entries(source, missing, form=points_format, images=images, y_up=y_up), RULES["300w"]
-    keypoints = infer_keypoints(entries, source, normalizer)
+    rule = RULES["300w"]
+    further = tuple(
+        dict.fromkeys(c for c in (split_column, group, mm_per_pixel) if isinstance(c, str) and c != "folder")
+    )
     dropped: list[str] = []
 
     def refuse(error: InputError) -> None:
@@ -124,18 +164,55 @@ def prepare_points(
         dropped.append(str(error))
         logger.warning("%s", error)
 
+    entries = read_entries(source, missing, form=points_format, images=images, y_up=y_up, columns=further)
+    keypoints = infer_keypoints(entries, source, normalizer)
+    named: dict[str, str] = {}
+    groups: dict[str, set[str]] = {}
     photographs: dict[str, list[PointSet]] = {}
-    for face in point_sets(entries, keypoints, refuse):
-        photographs.setdefault(face.file, []).append(face)
-    files = sorted(photographs)
-    if files == [""]:
+    physical: dict[str, float] = {}
+
+    def add(face: PointSet, split: str, key: str) -> None:
+        scale = _mm_per_pixel(face, mm_per_pixel)
+        if named.setdefault(key, split) != split:
+            raise InputError(f"{face.where}: its image is in the split {named[key]} already")
+        if group is not None:
+            groups.setdefault(key, set()).add(_column(face, group))
+        photographs.setdefault(key, []).append(face)
+        physical[face.where] = scale
+
+    def add_all(found: list[PointSet], split: str | None) -> None:
+        for face in found:
+            key = str(face.entry.path) if split and face.entry.path else face.file
+            try:
+                add(face, split or (split_of(_column(face, split_column)) if split_column else ""), key)
+            except InputError as error:
+                message = str(error)
+                refuse(InputError(message if message.startswith(face.where) else f"{face.where}: {message}"))
+
+    found = point_sets(entries, keypoints, refuse)
+    if {face.file for face in found} == {""}:
         raise InputError(f"{source}: nothing in it names the images; expected a column or field `file`")
-    order = [files[i] for i in np.random.RandomState(SPLIT_SEED).permutation(len(files))]
-    tenth = max(1, len(files) // 10)
-    if len(files) < 3:
-        raise InputError(f"{source}: expected 3 or more images for three splits, got {len(files)}")
-    parts = {"test": order[:tenth], "valid": order[tenth : 2 * tenth], "train": order[2 * tenth :]}
-    jobs = {split: [f for name in sorted(part) for f in photographs[name]] for split, part in parts.items()}
+    if test is not None:
+        more = read_entries(test, missing, form=points_format, images=images, y_up=y_up, columns=further)
+        tested = point_sets(more, keypoints, refuse)
+        paths = {face.entry.path for face in tested if face.entry.path}
+        both = {face.file for face in found if face.entry.path in paths}
+        if both:
+            shared = plural(len(both), "image")
+            logger.warning("%s: %s used for testing only, also in %s", source, shared, test)
+        found = [face for face in found if face.file not in both]
+        add_all(tested, "test")
+    add_all(found, None)
+    parts = split_images(named, groups, str(source))
+    located = [face.entry for faces in photographs.values() for face in faces if not face.entry.image]
+    if located and not any((entry.path or Path(entry.file)).is_file() for entry in located):
+        raise InputError(
+            f"{source}: none of its {plural(len(photographs), 'image')} was found, such as "
+            f"{located[0].path or located[0].file}; give their folder with --images"
+        )
+    for name in shared_groups(parts, groups)[:10]:
+        logger.warning("%s: %s %s has images in more than one split", source, group, name)
+    jobs = {split: [f for name in parts[split] for f in photographs[name]] for split in ("test", "valid", "train")}
 
     def make(face: PointSet) -> Row:
         known = np.isfinite(face.points).all(axis=1)
@@ -149,13 +226,14 @@ def prepare_points(
             if keypoints.scale(points) < 1:
                 raise InputError("its normalizer is below one pixel; choose two points with --normalizer a,b")
             image = face.entry.image() if face.entry.image else read_image(face.entry.path or face.file)
-            return crop_row(image, points, face.file, rule, size=size, gray=gray, quality=quality, mask=known)
+            row = crop_row(image, points, face.file, rule, size=size, gray=gray, quality=quality, mask=known)
+            return replace(row, mm_per_pixel=physical[face.where])
         except InputError as error:
             raise InputError(f"{face.where}: {error}") from None
 
     counts = write_splits(
-        out, jobs, make, lambda split: TableInfo("own", split, keypoints, rule.name, size, gray),
-        strict=strict, progress=progress,
+        out, jobs, make, lambda split: TableInfo("own", split, keypoints, rule.name, size, gray), strict=strict,
+        physical=bool(np.isfinite(list(physical.values())).any()), progress=progress,
     )  # fmt: skip
     counts["dropped"] += len(dropped)
     for split in (s for s in jobs if not counts[s]):

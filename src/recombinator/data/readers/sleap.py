@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from recombinator.data.annotations import IMAGE_ENDINGS, Entry, Point, Scheme, Source, image_name
+from recombinator.data.annotations import Entry, Point, Scheme, Source, image_name
+from recombinator.data.images import ENDINGS
 from recombinator.utils.errors import InputError, import_optional
 from recombinator.utils.text import plural
 
@@ -49,6 +50,8 @@ def read(source: Source) -> list[Entry]:
         predicted += len(frame.instances) - len(instances)
         for number, instance in enumerate(instances, 1):
             entries.append(_entry(source, frame, instance, number, lock))
+    if entries and not any(type(i).__name__ == "Instance" for f in labels.labeled_frames for i in f.instances):
+        logger.warning("%s: has no instances placed by hand; predicted ones are read", source)
     if predicted:
         logger.warning("%s: %s left out, in frames with labeled ones", source, plural(predicted, "predicted instance"))
     return entries
@@ -91,7 +94,7 @@ def _entry(source: Source, frame: Any, instance: Any, number: int, lock: Lock) -
 
 
 def _is_image(name: Any) -> bool:
-    return Path(str(name)).suffix.lower() in IMAGE_ENDINGS
+    return Path(str(name)).suffix.lower() in ENDINGS
 
 
 def _left_first(name: str) -> tuple[bool, str]:
