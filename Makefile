@@ -27,6 +27,7 @@ demo: .venv/.demo
 	@$(BIN)/recombinator demo $(if $(PHOTO),--photo "$(PHOTO)")
 
 test-all: SELECT = -m "slow or not slow"
+test-all: export RECOMBINATOR_RAY_PHOTOGRAPHS = 5000
 test test-all: .venv/.dev
 	$(BIN)/ruff format --check --quiet .
 	$(BIN)/ruff check --quiet .

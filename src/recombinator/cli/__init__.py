@@ -14,6 +14,7 @@ from recombinator.cli import evaluation, models, photographs, training, weights
 from recombinator.cli.fit import fit
 from recombinator.cli.options import DAILY, RESEARCH, Command, Group
 from recombinator.cli.prepare import prepare
+from recombinator.cli.ray import PredictCommand
 from recombinator.cli.study import study
 from recombinator.utils.console import log_to_console
 from recombinator.utils.errors import InputError, explain_missing
@@ -34,7 +35,7 @@ _RESEARCH: tuple[Any, ...] = (
 )  # fmt: skip
 for _section, _commands in ((DAILY, _DAILY), (RESEARCH, _RESEARCH)):
     for _command in _commands:
-        _class = training.TrainCommand if _command is training.train else Command
+        _class = {training.train: training.TrainCommand, photographs.predict: PredictCommand}.get(_command, Command)
         app.command(cls=_class, rich_help_panel=_section)(_command)
 app.add_typer(prepare, name="prepare", rich_help_panel=DAILY)
 app.add_typer(study, name="study", rich_help_panel=RESEARCH)

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from recombinator.cli.options import DEFAULT_WEIGHTS, Overwrite, check_outputs
+from recombinator.cli.ray import predict_with_ray
 from recombinator.utils.console import progress, warn
 from recombinator.utils.errors import InputError
 from recombinator.utils.files import check_output_file, check_output_folder, write_json
@@ -121,11 +122,24 @@ def predict(
     max_pixels: Annotated[
         int, typer.Option(min=1, metavar="N", help="Refuse photographs with more pixels, before decoding.")
     ] = 200_000_000,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            metavar="[ADDRESS]", help="Use Ray here or on a cluster: photographs, URLs, Parquet to json or parquet."
+        ),
+    ] = None,
 ) -> None:
     """Predict the keypoints of every face, in pixels of the photograph.
 
     The exit status is 1 if a photograph could not be read.
     """
+    if ray:
+        settings = {
+            "weights": weights, "detector": detector, "engine": engine, "threads": threads, "device": device,
+            "max_pixels": max_pixels, "passes": passes, "min_confidence": min_confidence,
+        }  # fmt: skip
+        pictures_off = {"numbers": numbers, "chips": chips, "box": box, "boxes": boxes}
+        return predict_with_ray(ray, photos, out, formats, resume, overwrite, settings, **pictures_off)
     from recombinator.predict import batch, predictor
     from recombinator.predict.detect import detector_by_name
     from recombinator.predict.output import as_table

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from recombinator.cli.options import (
+    DEFAULT_WEIGHTS,
     Command,
     Data,
     Group,
@@ -25,7 +26,7 @@ from recombinator.cli.options import (
 )
 from recombinator.study.plan import FIGURES, STUDIES
 from recombinator.utils.console import progress
-from recombinator.utils.errors import InputError
+from recombinator.utils.errors import InputError, import_optional
 from recombinator.utils.files import check_output_file, check_output_folder
 from recombinator.utils.text import plural
 
@@ -34,6 +35,7 @@ Runs = Annotated[Path, typer.Option(metavar="FOLDER", help="Folder of the studie
 Epochs = Annotated[
     int | None, typer.Option(min=1, metavar="N", show_default="the study's", help="Epochs of each run, in results too.")
 ]
+Rounds = Annotated[int, typer.Option(min=1, metavar="N", help="Measurements of each kind, in turn.")]
 FigureOut = Annotated[Path, typer.Option(metavar="FOLDER", help="Folder for the PNG and the PDF.")]
 
 
@@ -120,6 +122,69 @@ def robustness(
     print_all([*written, *map(str, disturbances.draw(report, out))])
     for row in report["rows"]:
         print(f"  {row['disturbance']:10} {row['value']:6g}  {row['weights']:28} {row['nme']:7.3f} %")
+
+
+@study.command("memory", cls=Command)
+def memory(
+    crops: Annotated[int, typer.Option(min=1000, metavar="N", help="Crops of the table on disk.")] = 1_000_000,
+    data: Annotated[
+        Path | None, typer.Option(metavar="TABLE", show_default="drawn faces", help="Table whose rows are repeated.")
+    ] = None,
+    folder: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Existing folder with room for 9 kB per crop, which are removed again."),
+    ] = None,
+    model: Annotated[str, typer.Option(metavar="MODEL", help="Network to train.")] = "rcn-6",
+    steps: Annotated[int, typer.Option(min=1, metavar="N", help="Training steps of each kind per round.")] = 10,
+    rounds: Rounds = 30,
+    threads: Threads = None,
+    json_out: JsonOut = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Measure memory and speed of a training from disk.
+
+    Writes jittered crops, and trains from disk and in memory in turn.
+    """
+    from recombinator.study.memory import PLACES, measure
+
+    check_outputs(json_out, overwrite=overwrite)
+    with progress("crops") as advance:
+        report = measure(
+            crops, source=data, folder=folder, model=model, steps=steps, rounds=rounds, threads=threads,
+            progress=advance,
+        )  # fmt: skip
+    for place in PLACES:
+        print(f"{place}: {report[place]['crops']:,} crops, peak {report[place]['peak_bytes'] / 1e9:.2f} GB")
+    for what, key in (("images per second", "speed"), ("CPU time per image", "cpu")):
+        row = report[key]
+        print(f"{what}, on disk / in memory: {row['median']:.3f} [{row['low']:.3f}, {row['high']:.3f}]")
+    write_report(json_out, "memory", report)
+
+
+@study.command("ray", cls=Command)
+def ray_rates(
+    photographs: Annotated[int, typer.Option(min=1, metavar="N", help="Photographs to predict.")] = 2000,
+    weights: Annotated[str, typer.Option(metavar="WEIGHTS", help="Shipped name or path.")] = DEFAULT_WEIGHTS,
+    rounds: Rounds = 3,
+    json_out: JsonOut = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Measure the cost of predict with and without Ray.
+
+    Predicts shifted copies of the sample photograph in both ways, in turn.
+    """
+    from recombinator.study.ray import measure
+
+    check_outputs(json_out, overwrite=overwrite)
+    if json_out:
+        import_optional("torch", "--json")  # before the work
+    with progress("runs") as advance:
+        report = measure(photographs, weights, rounds=rounds, progress=advance)
+    for way, row in report["cpu_seconds"].items():
+        print(f"{way}: {row['median']:.3f} s of CPU time per photograph [{row['low']:.3f}, {row['high']:.3f}]")
+    speed = report["speed"]
+    print(f"speed with Ray / plain: {speed['median']:.2f} [{speed['low']:.2f}, {speed['high']:.2f}]")
+    write_report(json_out, "ray", report)
 
 
 @study.command("curves", cls=Command)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from recombinator.data.crops import RULES
-from recombinator.utils.errors import InputError, first_line
+from recombinator.utils.errors import InputError
 from recombinator.utils.schema import LARGE
 
 if TYPE_CHECKING:
@@ -34,46 +35,40 @@ def check_info(info: TableInfo, path: str | os.PathLike[str]) -> TableInfo:
     return info
 
 
-def read_columns(path: str | os.PathLike[str], info: TableInfo) -> tuple[Any, list[str]]:
-    """Read and check the columns of a table.
+def check_names(columns: Sequence[Sequence[str]], files: Sequence[Path]) -> list[str]:
+    """Check the names of a table's columns.
 
     Args:
-        path: The .parquet file.
-        info: Its metadata.
+        columns: The names of each file's columns.
+        files: The files.
 
     Returns:
-        The pyarrow.Table, and the names of its attributes.
+        The columns beyond COLUMNS: attributes, and PHYSICAL.
 
     Raises:
-        InputError: The file is damaged, a column is missing, or one differs from what `check_columns` expects.
+        InputError: A column is missing or there twice, or the files differ.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        names = pq.read_schema(path).names
+    for names, path in zip(columns, files, strict=True):
         missing = [name for name in COLUMNS if name not in names]
         if missing:
             raise InputError(f"{path}: expected the columns {', '.join(COLUMNS)}; {missing[0]} is missing")
-        attributes = [name for name in names if name not in (*COLUMNS, "split")]
         if len(set(names)) != len(names):
             raise InputError(f"{path}: two columns have the same name")
-        table = pq.read_table(path, columns=[*COLUMNS, *attributes])
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: a damaged Parquet file ({first_line(error)})") from None
-    check_columns(table, info, attributes, str(path))
-    return table, attributes
+        other = set(names) ^ set(columns[0])
+        if other:
+            raise InputError(f"{path}: expected the columns of {files[0]}; they differ in {min(other)}")
+    return [name for name in columns[0] if name not in (*COLUMNS, "split")]
 
 
-def check_columns(table: Any, info: TableInfo, attributes: Sequence[str], where: str, first: int = 0) -> None:
+def check_columns(table: Any, where: str, first: int, info: TableInfo, attributes: Sequence[str]) -> None:
     """Check types, lengths and ranges of a table's columns, or of some of its rows.
 
     Args:
         table: A pyarrow.Table with COLUMNS and the attributes.
-        info: The metadata of the table.
-        attributes: Names of the attribute columns.
         where: The file, for messages.
-        first: Number of the first row, for messages.
+        first: Number of the first row in the file, for messages.
+        info: The metadata of the table.
+        attributes: Names of the further columns.
 
     Raises:
         InputError: "FILE: column NAME: expected X, got Y".

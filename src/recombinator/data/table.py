@@ -6,24 +6,24 @@ rule are in the file's metadata.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import chain
+from functools import partial
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 
-from recombinator.data.images import MAX_PIXELS, decode_image
-from recombinator.data.schema import check_info, read_columns
+from recombinator.data.schema import PHYSICAL, check_columns, check_info, check_names
+from recombinator.data.stream import StreamedImages, TableReader, read_rows, table_files, table_schema
 from recombinator.keypoints import KeypointSet, decode_described
 from recombinator.utils.errors import InputError, first_line, import_optional
-from recombinator.utils.files import check_regular, to_file_keys, write_atomically
+from recombinator.utils.files import to_file_keys, write_atomically
 from recombinator.utils.schema import decode, parse_json
 
 logger = logging.getLogger(__name__)
@@ -83,32 +83,6 @@ class TableInfo:
     gray: bool
 
 
-def _schema(info: TableInfo, attributes: tuple[str, ...], physical: bool) -> Any:
-    import pyarrow as pa
-
-    meta = to_file_keys({"format": FORMAT, **info.__dict__, "keypoints": info.keypoints.to_dict()})
-    return pa.schema(
-        [
-            ("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
-            ("points", pa.list_(pa.list_(pa.float32()))),
-            ("mask", pa.list_(pa.bool_())),
-            ("box", pa.list_(pa.float32())),
-            ("to_file", pa.list_(pa.float64())),
-            ("file", pa.string()),
-            ("file_size", pa.list_(pa.int32())),
-            ("subset", pa.string()),
-            ("split", pa.string()),
-            *((a, pa.int8()) for a in attributes),
-            *([("mm_per_pixel", pa.float64())] if physical else []),
-        ],
-        metadata={
-            "recombinator": json.dumps(meta),
-            # `datasets` infers the other columns from their types
-            "huggingface": json.dumps({"info": {"features": {"image": {"_type": "Image"}}}}),
-        },
-    )
-
-
 def write_table(
     path: Path, info: TableInfo, rows: Iterable[Row], attributes: tuple[str, ...] = (), physical: bool = False
 ) -> int:
@@ -127,7 +101,8 @@ def write_table(
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    schema, count = _schema(info, attributes, physical), 0
+    meta = to_file_keys({"format": FORMAT, **info.__dict__, "keypoints": info.keypoints.to_dict()})
+    schema, count = table_schema(meta, attributes, physical), 0
 
     def write(temporary: Path) -> None:
         nonlocal count
@@ -226,15 +201,9 @@ def write_splits(
 
 
 def batched(items: Iterable[Any], n: int) -> Iterator[list[Any]]:
-    """Yield lists of n consecutive items; the last one may be shorter."""
-    group: list[Any] = []
-    for item in items:
-        group.append(item)
-        if len(group) == n:
-            yield group
-            group = []
-    if group:
-        yield group
+    """Return an iterator of lists of n consecutive items; the last one may be shorter."""
+    rest = iter(items)
+    return iter(lambda: list(islice(rest, n)), [])
 
 
 def file_limits(to_file: np.ndarray, sizes: np.ndarray) -> np.ndarray:
@@ -253,11 +222,11 @@ def file_limits(to_file: np.ndarray, sizes: np.ndarray) -> np.ndarray:
 
 @dataclass
 class FaceTable:
-    """A table in memory.
+    """A table in memory; the crops of a large one stay on disk.
 
     Attributes:
         info: what holds for every row.
-        images: (N, C, S, S) uint8 crops.
+        images: (N, C, S, S) uint8 crops, an array or StreamedImages.
         points: (N, K, 2) float32 x, y in crop pixels.
         mask: (N, K) bool, False where a point must not be used.
         boxes: (N, 3) float32 stage-2 squares (x, y, side) in crop pixels.
@@ -272,7 +241,7 @@ class FaceTable:
     """
 
     info: TableInfo
-    images: np.ndarray
+    images: Any
     points: np.ndarray
     mask: np.ndarray
     boxes: np.ndarray
@@ -297,8 +266,9 @@ class FaceTable:
     @property
     def template(self) -> np.ndarray:
         """(K, 2) mean points relative to the stage-2 square, from 0 to 1; NaN for a point that no row has."""
-        relative = (self.points - self.boxes[:, None, :2]) / self.boxes[:, None, 2:]
-        mean: np.ndarray = np.nanmean(np.where(self.mask[..., None], relative, np.nan), axis=0)
+        some = slice(None, None, 1 + len(self) // 200_000)  # of a large table, rows spread over it
+        relative = (self.points[some] - self.boxes[some, None, :2]) / self.boxes[some, None, 2:]
+        mean: np.ndarray = np.nanmean(np.where(self.mask[some, :, None], relative, np.nan), axis=0)
         return mean
 
     @property
@@ -311,27 +281,42 @@ class FaceTable:
         Returns:
             (N, K, 4) bool: left, top, right, bottom.
         """
-        margin = np.array([10, 10, 3, 3]) / self.to_file[:, 0, :1]
-        gap = np.concatenate([self.points - self.limits[:, None, :2], self.limits[:, None, 2:] - self.points], axis=2)
-        corner, side = self.boxes[:, :2], self.boxes[:, 2:]
-        beyond = np.concatenate([corner < self.limits[:, :2], corner + side > self.limits[:, 2:]], axis=1)
-        return (gap <= margin[:, None]) & beyond[:, None]
+        result = np.empty((*self.points.shape[:2], 4), bool)
+        for start in range(0, len(self), 10_000):  # the distances take 8 times the memory of the points
+            part = slice(start, start + 10_000)
+            points, box, limits = self.points[part], self.boxes[part], self.limits[part]
+            margin = np.array([10, 10, 3, 3]) / self.to_file[part, 0, :1]
+            gap = np.concatenate([points - limits[:, None, :2], limits[:, None, 2:] - points], axis=2)
+            corner, side = box[:, :2], box[:, 2:]
+            beyond = np.concatenate([corner < limits[:, :2], corner + side > limits[:, 2:]], axis=1)
+            result[part] = (gap <= margin[:, None]) & beyond[:, None]
+        return result
 
 
 def read_info(path: str | os.PathLike[str]) -> TableInfo:
     """Read what holds for every row of a table.
 
+    Args:
+        path: as in `load_table`.
+
     Raises:
-        InputError: the file is missing, or not a table of this format.
+        InputError: a file is missing, not a table of this format, or does not go with the others.
     """
+    first, *others = files = table_files(path)
+    info = _read_info(first)
+    for file in others:
+        if _read_info(file) != info:
+            raise InputError(
+                f"{file}: the {len(files)} files of one table must agree in dataset, split, keypoints, crop rule, size "
+                f"and color; it differs from {first}"
+            )
+    return info
+
+
+def _read_info(path: Path) -> TableInfo:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    if Path(path).is_dir():
-        raise InputError(f"{path}: is a folder; give one of its tables, such as {Path(path) / 'test.parquet'}")
-    check_regular(path)
-    if not os.path.isfile(path):
-        raise InputError(f"{path}: no such file; `recombinator prepare` writes tables")
     try:
         found = pq.read_schema(path).metadata or {}
     except (pa.ArrowException, OSError) as error:
@@ -345,56 +330,65 @@ def read_info(path: str | os.PathLike[str]) -> TableInfo:
 
 
 def load_table(
-    path: str | os.PathLike[str], channels: int = 1, limit: int | None = None, spread: bool = False
-) -> FaceTable:
-    """Read and decode a table.
+    path: str | os.PathLike[str], channels: int = 1, limit: int | None = None, spread: bool = False,
+    memory: float = math.inf,
+) -> FaceTable:  # fmt: skip
+    """Read a table, and decode its crops unless they are too large for the memory.
 
     Args:
-        path: the .parquet file.
+        path: NAME.parquet, to which the files of a folder NAME next to it belong too, or a folder of such files.
         channels: 1 (gray) or 3 (RGB).
         limit: read that many rows only, the first ones.
         spread: draw the `limit` rows over the whole table instead. The draw is the same at every call, and a smaller
             number is a part of a larger.
+        memory: gigabytes of decoded crops up to which the table is decoded; `images` of a larger one are
+            StreamedImages.
 
     Raises:
         InputError: naming the file, for a missing, foreign or empty table.
     """
     info = read_info(path)
-    table, further = read_columns(path, info)
-    if limit and spread:
-        table = table.take(np.sort(np.random.RandomState(0).permutation(len(table))[:limit]))
-    elif limit:
-        table = table.slice(0, limit)
-    if not len(table):
+    reader = TableReader(table_files(path))
+    further = check_names(reader.columns, reader.files)
+    attributes = [name for name in further if name != PHYSICAL]
+    rows = np.arange(len(reader))
+    if limit:
+        rows = np.sort(np.random.RandomState(0).permutation(len(rows))[:limit]) if spread else rows[:limit]
+    if not len(rows):
         raise InputError(f"{path}: the table has no rows")
     if channels == 3 and info.gray:
         raise InputError(f"{path}: holds gray crops, expected RGB; prepare the table again, in color")
-    raw = table["image"].combine_chunks().field("bytes").to_pylist()
-    files: list[str] = table["file"].to_pylist()
-
-    def decode(i: int) -> np.ndarray:
-        most = MAX_PIXELS if len(raw[i]) > 1 << 16 else None  # a small file's header is not worth the time
-        image = decode_image(raw[i], f"{path} row {i} ({files[i]})", gray=channels == 1, max_pixels=most)
-        return image[None] if channels == 1 else image.transpose(2, 0, 1)
-
-    with ThreadPoolExecutor() as pool:
-        images = np.stack(list(pool.map(decode, range(len(raw)))))
-    points = np.array(table["points"].to_pylist(), np.float32)
-    to_file = np.array(table["to_file"].to_pylist()).reshape(-1, 2, 3)
-    sizes = np.array(table["file_size"].to_pylist(), np.float64)
-    # of what a network learns from: the file's layout does not change it
-    fingerprint = hashlib.sha256(b"".join([*raw, points.tobytes()])).hexdigest()[:16]
+    n, k, shape = len(rows), len(info.keypoints), (channels, info.size, info.size)
+    streamed = n * math.prod(shape) > memory * 1e9
+    if streamed:
+        reader.check_streamable()
+    try:
+        images: Any = None if streamed else np.empty((n, *shape), np.uint8)
+    except MemoryError:
+        raise InputError(
+            f"{path}: {n} crops of {info.size} pixels do not fit in memory; leave them on disk with --set memory=GB"
+        ) from None
+    values: dict[str, np.ndarray] = {
+        "points": np.empty((n, k, 2), np.float32), "mask": np.empty((n, k), bool), "box": np.empty((n, 3), np.float32),
+        "to_file": np.empty((n, 2, 3)), "file_size": np.empty((n, 2)),
+        **{a: np.empty(n, np.int64) for a in attributes},
+        **({PHYSICAL: np.empty(n)} if PHYSICAL in further else {}),
+    }  # fmt: skip
+    check = partial(check_columns, info=info, attributes=further)
+    texts, fingerprint, size = read_rows(reader, rows, values, ("file", "subset"), images, check)
+    if streamed:
+        images = StreamedImages(reader, rows, channels, info.size, size / n)
     return FaceTable(
         info=info,
         images=images,
-        points=points,
-        mask=np.array(table["mask"].to_pylist(), bool),
-        boxes=np.array(table["box"].to_pylist(), np.float32),
-        to_file=to_file,
-        limits=file_limits(to_file, sizes),
-        files=files,
-        subsets=table["subset"].to_pylist(),
-        fingerprint=fingerprint,
-        attributes={a: np.array(table[a].to_pylist(), np.int64) for a in further if a != "mm_per_pixel"},
-        mm_per_pixel=np.array(table["mm_per_pixel"].to_pylist(), float) if "mm_per_pixel" in further else None,
+        points=values["points"],
+        mask=values["mask"],
+        boxes=values["box"],
+        to_file=values["to_file"],
+        limits=file_limits(values["to_file"], values["file_size"]),
+        files=texts["file"],
+        subsets=texts["subset"],
+        fingerprint=fingerprint[:16],
+        attributes={a: values[a] for a in attributes},
+        mm_per_pixel=values.get(PHYSICAL),
     )

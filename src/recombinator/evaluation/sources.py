@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from typing import Any, TypeAlias
 
@@ -47,7 +48,7 @@ def name_of(source: NetworkLike | TableLike) -> str:
 
 def as_table(
     data: TableLike, keypoints: KeypointSet, channels: int | None, network: str, *, limit: int | None = None,
-    spread: bool = False,
+    spread: bool = False, memory: float = math.inf,
 ) -> FaceTable:  # fmt: skip
     """Return a table, loaded if it is given by path, that a network can be measured on.
 
@@ -58,6 +59,7 @@ def as_table(
         network: The network's name, for messages.
         limit: Number of rows to read: the first ones.
         spread: Draw the `limit` rows over the whole table instead.
+        memory: Gigabytes up to which the crops are decoded at once, as in `load_table`.
 
     Raises:
         InputError: The table cannot be read, or does not fit the network.
@@ -73,7 +75,7 @@ def as_table(
                 f"{name_of(data)}: expected images with {channels} channels for {network}, got {table.images.shape[1]}"
             )
     else:
-        table = load_table(data, channels or 1, limit, spread)
+        table = load_table(data, channels or 1, limit, spread, memory)
     check_same_keypoints(keypoints, table.info.keypoints, f"{name_of(data)}, for {network}")
     return table
 

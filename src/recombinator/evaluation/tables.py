@@ -23,6 +23,7 @@ from recombinator.utils.errors import InputError
 from recombinator.utils.files import write_atomically
 from recombinator.weights.files import WeightsLike, load_weights
 
+IN_MEMORY = 2.0  # gigabytes of decoded crops; those of a larger table are decoded batch by batch
 PROTOCOLS = {
     "paper": "highest cell against true cell on the 80x80 grid, divided by the normalizer, mean over keypoints "
     "and images; crop from the ground-truth keypoints, predictions clamped to the photograph, as the authors do",
@@ -95,7 +96,7 @@ def evaluate(
     """
     loaded = as_engine(weights, engine)
     about = loaded.about
-    table = as_table(data, about.keypoints, about.channels, name_of(weights), limit=limit)
+    table = as_table(data, about.keypoints, about.channels, name_of(weights), limit=limit, memory=IN_MEMORY)
     augment = OCCLUSION if occlude else None
     net = loaded.net if isinstance(loaded, TorchEngine) else loaded
     result = evaluate_table(net, table, augment)

@@ -15,7 +15,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from itertools import chain, count
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, TypeVar
 
 import numpy as np
 
@@ -246,15 +246,16 @@ def predict_all(
         todo = [n for n in names if n not in lines.done] if lines else list(names)
         outcome.skipped = len(names) - len(todo)
 
-        def work(name: str, stem: str) -> _Done | InputError:
+        def work(name: str, stem: str) -> Done | InputError:
             given = None if boxes is None else boxes.get(name, [])
+            source, called = (sys.stdin.buffer.read(), "standard input") if name == STDIN else (name, name)
             try:
-                return _predict_file(predictor, name, stem, out, wanted, (given, passes, min_confidence))
+                return predict_file(predictor, source, called, (given, passes, min_confidence), out, stem, wanted)
             except InputError as error:
                 return error
 
         jobs = ((name, _free_stem("stdin" if name == STDIN else Path(name).stem, stems)) for name in todo)
-        for number, (name, stem, done) in enumerate(_in_order(work, jobs, workers), 1):
+        for number, (name, stem, done) in enumerate(in_order(work, jobs, workers), 1):
             if isinstance(done, InputError):
                 outcome.failed.append(str(done) if str(done).startswith(name) else f"{name}: {done}")
                 continue
@@ -263,10 +264,7 @@ def predict_all(
             outcome.last = done.faces
             if not done.faces:
                 outcome.empty.append(name)
-            record = {
-                "file": name, "weights": weights, "stem": stem, "width": done.width, "height": done.height,
-                "faces": [f.to_dict() for f in done.faces],
-            }  # fmt: skip
+            record = point_record(name, weights, done, stem)
             if lines:
                 lines.add(record)
             else:
@@ -282,7 +280,7 @@ def predict_all(
 
 
 @dataclass(frozen=True)
-class _Done:
+class Done:
     """The faces of one photograph, without its pixels."""
 
     faces: list[Face]
@@ -290,31 +288,52 @@ class _Done:
     height: int
 
 
-def _predict_file(
-    predictor: Predictor, name: str, stem: str, out: Path | None, wanted: Pictures, settings: tuple[Any, ...]
-) -> _Done:
-    """Predict one photograph and write its pictures. `settings` are the arguments of Predictor.predict."""
-    photograph = predictor.open(sys.stdin.buffer.read() if name == STDIN else name, "standard input")
+def predict_file(
+    predictor: Predictor, source: str | bytes, name: str, settings: tuple[Any, ...], out: Path | None = None,
+    stem: str = "", wanted: Pictures | None = None,
+) -> Done:  # fmt: skip
+    """Predict one photograph and write its pictures.
+
+    Args:
+        predictor: The predictor.
+        source: The photograph's file, or its content.
+        name: What error messages call a photograph without a file.
+        settings: Arguments of `Predictor.predict` after the image.
+        out: The folder for pictures; None writes none.
+        stem: The beginning of their names.
+        wanted: Which pictures to write.
+
+    Raises:
+        InputError: If the photograph cannot be used.
+    """
+    photograph = predictor.open(source, name)
     faces = list(predictor.predict(photograph, *settings))
-    if out and faces and wanted.annotated:
+    if out and wanted and wanted.annotated and faces:
         picture = draw_faces(photograph.full, faces, numbers=wanted.numbers)
         save_picture(out / f"{stem}.keypoints.png", picture)
-    if out and wanted.chips:
+    if out and wanted and wanted.chips:
         for i, face in enumerate(faces, 1):
             chip = face_chip(photograph.full, face, np.array(predictor.about.template), wanted.chips)
             save_picture(out / "chips" / f"{stem}.face{i}.png", chip)
-    return _Done(faces, photograph.width, photograph.height)
+    return Done(faces, photograph.width, photograph.height)
+
+
+def point_record(name: str, weights: str, done: Done, stem: str = "") -> dict[str, Any]:
+    """Return what points.jsonl holds of a photograph; `stem` is the beginning of the names of its pictures."""
+    return {
+        "file": name, "weights": weights, **({"stem": stem} if stem else {}), "width": done.width,
+        "height": done.height, "faces": [f.to_dict() for f in done.faces],
+    }  # fmt: skip
 
 
 Job = tuple[str, str]
+R = TypeVar("R")
 
 
-def _in_order(
-    work: Callable[[str, str], _Done | InputError], jobs: Iterable[Job], workers: int
-) -> Iterator[tuple[str, str, _Done | InputError]]:
+def in_order(work: Callable[[str, str], R], jobs: Iterable[Job], workers: int) -> Iterator[tuple[str, str, R]]:
     """Run jobs in threads and yield each with its result, in the order of the jobs, a few ahead of the caller."""
     pool = ThreadPoolExecutor(workers)
-    waiting: deque[tuple[Job, Future[_Done | InputError]]] = deque()
+    waiting: deque[tuple[Job, Future[R]]] = deque()
     try:
         for job in chain(jobs, [None] * (workers + 1)):
             if job is not None:

@@ -262,3 +262,32 @@ def offset_table(results: Results) -> str:
                          f"{r['nme_without_offset']:.2f}"])  # fmt: skip
     header = ["images", "network", "median x, %", "median y, %", "error, continuous", "the offset removed"]
     return markdown(header, rows)
+
+
+def _in_range(row: dict[str, float]) -> str:
+    return f"{row['median']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"
+
+
+def memory_table(results: Results) -> str:
+    """Compare a training from disk with one in memory: peak memory and speed."""
+    rows = []
+    for name, r in results.items():
+        if r.get("kind") == "memory":
+            for place in ("on disk", "in memory"):
+                row, ratios = r[place], [_in_range(r[k]) if place == "on disk" else "1" for k in ("speed", "cpu")]
+                rows.append([link(name, f"{r['model']}, crops {place}"), f"{row['crops']:,}",
+                             f"{row['peak_bytes'] / 1e9:.2f} GB", *ratios])  # fmt: skip
+    return markdown(["training", "crops", "peak memory", "images per second", "CPU time per image"], rows)
+
+
+def ray_table(results: Results) -> str:
+    """Compare the plain prediction of many photographs with that by Ray."""
+    rows = []
+    for name, r in results.items():
+        if r.get("kind") == "ray":
+            for way, speed in (("plain", "1"), ("with Ray", _in_range(r["speed"]))):
+                cpu = r["cpu_seconds"][way]["median"]
+                rows.append([link(name, f"{r['weights']}, {way}"), f"{1000 * cpu:.0f} ms", f"{1e8 * cpu / 3600:,.0f}",
+                             speed])  # fmt: skip
+    header = ["prediction", "CPU time per photograph", "core-hours for 100 million", "relative speed"]
+    return markdown(header, rows)

@@ -58,6 +58,8 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "headline": tables.headline,
     "summary": tables.summary_table,
     "offset": measurements.offset_table,
+    "memory": measurements.memory_table,
+    "ray": measurements.ray_table,
     "noise-aflw": partial(measurements.noise_table, name="robustness-aflw"),
     "noise-common": partial(measurements.noise_table, name="robustness-common"),
 }

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
+from recombinator.data.stream import StreamedImages
 from recombinator.data.table import FaceTable
 from recombinator.models import create_model
 from recombinator.training import parallel
@@ -256,11 +257,14 @@ class Trainer:
             self.revived = revive(self.net, inputs, self.optimizer, generator)
         parallel.copy_from_first(t for t in self._tensors().values() if t.device.type == self.device.type)
         generator, total = parallel.own_generator(generator), 0.0
-        for i, index in enumerate(batches(order, self.recipe.batch, parallel.processes())):
+        whole = batches(order, self.recipe.batch, parallel.processes())
+        parts = [parallel.part_of(index) for index in whole]
+        if isinstance(self.train_table.images, StreamedImages):
+            self.train_table.images.read_ahead(part.numpy() for part in parts)
+        for i, (index, part) in enumerate(zip(whole, parts, strict=True)):
             step = epoch * self.steps + i
             for group in self.optimizer.param_groups:
                 group["lr"] = self.recipe.learning_rate_at(step, self.steps)
-            part = parallel.part_of(index)
             loss = self.task.loss(part, generator) * (len(part) / len(index))
             value = parallel.add_up(loss.item(), self.device)
             if not math.isfinite(value):

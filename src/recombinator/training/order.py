@@ -5,12 +5,16 @@ from __future__ import annotations
 import torch
 from torch import Generator, Tensor
 
+from recombinator.data.stream import StreamedImages
 from recombinator.data.table import FaceTable
 from recombinator.training.recipe import Recipe
 
 
 def epoch_order(table: FaceTable, recipe: Recipe, generator: Generator) -> Tensor:
     """Draw the order of an epoch.
+
+    Crops on disk are drawn by blocks: their row groups are put in random order, and the crops of `window` row groups
+    at a time are mixed. An epoch then reads every row group once.
 
     Args:
         table: Training table.
@@ -23,8 +27,13 @@ def epoch_order(table: FaceTable, recipe: Recipe, generator: Generator) -> Tenso
     if not recipe.shuffle:
         return torch.arange(len(table))
     if recipe.balance:
-        return balanced_order(torch.from_numpy(table.attributes[recipe.balance]), generator)
-    return torch.randperm(len(table), generator=generator)
+        order = balanced_order(torch.from_numpy(table.attributes[recipe.balance]), generator)
+    else:
+        order = torch.randperm(len(table), generator=generator)
+    if isinstance(table.images, StreamedImages):
+        block = torch.randperm(len(table.images.reader.groups), generator=generator) // table.images.window
+        order = order[block[torch.from_numpy(table.images.group_of)[order]].argsort(stable=True)]
+    return order
 
 
 def balanced_order(classes: Tensor, generator: Generator) -> Tensor:

@@ -25,6 +25,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "epochs": (1, 10**6), "batch": (1, 10**6), "learning_rate": (0, math.inf), "weight_decay": (0, 1000),
     "warmup_steps": (0, 10**9), "decay": (0, 1), "sigma": (0, 1000), "patience": (0, 10**6), "distil": (0, 1),
     "corrupt": (0, 10**6), "auxiliary": (0, 1000), "ema": (0, 0.999999),
+    "memory": (0, math.inf),
 }  # fmt: skip
 
 
@@ -65,6 +66,8 @@ class Recipe:
         judged: Denoiser: keypoints that count in the loss, "corrupted" (section 4) or "all".
         ema: Decay per step of the exponential moving average of the weights that is validated and kept; 0 keeps the
             weights themselves.
+        memory: Gigabytes of decoded crops that are kept in memory; those of a larger table stay on disk, and are mixed
+            by blocks in place of all at once.
         regularize: Factor lambda of the L2 penalty in Eq. 2 for trunk, branch and alpha weights, with Adadelta.
     """
 
@@ -85,6 +88,7 @@ class Recipe:
     revive: bool = False
     precision: str = "auto"
     ema: float = 0.0
+    memory: float = 2.0
     patience: int = 0
     distil: float = 0.5
     corrupt: int = 35

@@ -64,7 +64,8 @@ def train(
 
     Args:
         model: one of `model_names()`.
-        data: folder with train.parquet and valid.parquet; the second one chooses the epoch.
+        data: folder with train.parquet and valid.parquet; the second one chooses the epoch. Files of the folders train
+            and valid in it are parts of these tables.
         out: folder of the run, which is created.
         recipe: "fast" (the default), "paper", or a Recipe.
         seed: of the initial weights, the order of the images and the augmentation; 0 by default.
@@ -121,8 +122,8 @@ def train(
         if states and not resume:
             raise InputError(f"{out}: already holds a run; continue it with --resume or choose another --out")
         channels = (options or {}).get("channels", 1)
-        faces = load_table(folder / "train.parquet", channels, limit, spread=True)
-        valid = load_table(folder / "valid.parquet", channels)
+        faces = load_table(folder / "train.parquet", channels, limit, spread=True, memory=chosen.memory)
+        valid = load_table(folder / "valid.parquet", channels, memory=chosen.memory)
         check_same_keypoints(faces.info.keypoints, valid.info.keypoints, f"{folder / 'valid.parquet'}")
         trainer = Trainer(
             model, faces, valid, target, chosen, seed=seed or 0, device=device, options=options,

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
+from recombinator.data.stream import StreamedImages
 from recombinator.data.table import FaceTable
 from recombinator.evaluation.denoising import errors_of_corrupted
 from recombinator.evaluation.tables import evaluate_table
@@ -22,6 +23,16 @@ from recombinator.training.recipe import Recipe, bfloat16_is_fast
 from recombinator.transforms.augment import draw_points, draw_samples
 from recombinator.transforms.samples import BLANK, corrupted, fixed_samples
 from recombinator.utils.errors import InputError
+
+
+class OnDisk:
+    """Crops on disk, indexed like a tensor on the device."""
+
+    def __init__(self, images: StreamedImages, device: torch.device) -> None:
+        self.images, self.device = images, device
+
+    def __getitem__(self, index: Tensor) -> Tensor:
+        return torch.from_numpy(self.images[index.cpu().numpy()]).to(self.device)
 
 
 class Task:
@@ -51,7 +62,9 @@ class Task:
         learned = table.mask & ~table.at_border.any(axis=2)
         # NaN marks a point that must not be learned; unlike a mask, it follows its point through a flip
         points = np.where(learned[..., None], table.points, np.float32(np.nan))
-        self.data = [torch.from_numpy(x).to(device) for x in (table.images, points, table.boxes)]
+        streamed = isinstance(table.images, StreamedImages)
+        images: Any = OnDisk(table.images, device) if streamed else torch.from_numpy(table.images).to(device)
+        self.data = [images, *(torch.from_numpy(x).to(device) for x in (points, table.boxes))]
 
     def inputs(self, index: Tensor, generator: Generator) -> Tensor:
         """Draw network inputs of the training samples `index`, augmented as in training."""
@@ -261,7 +274,7 @@ class FromPoints(Task):
             learned and the (B, K) mask of those that are corrupted.
         """
         recipe, augment = self.recipe, self.recipe.augment
-        _, points, boxes = (x[index.to(self.device)] for x in self.data)
+        points, boxes = (x[index.to(self.device)] for x in self.data[1:])
         points, _ = draw_points(points, boxes, self.size, augment, self.mirrored, generator)
         known = points.isfinite()
         cells = target_cells(points.nan_to_num(), self.size).long()

@@ -13,7 +13,7 @@ from typing import Any
 EXTRAS = {
     "train": ("torch", "pyarrow", "safetensors", "matplotlib", "yaml"), "onnx": ("onnx", "onnxscript"),
     "afw": ("h5py",), "hub": ("huggingface_hub",), "tensorboard": ("tensorboard",), "heif": ("pillow_heif",),
-    "formats": ("sleap_io",),
+    "formats": ("sleap_io",), "ray": ("ray", "fsspec"),
 }  # fmt: skip
 
 
