@@ -275,7 +275,7 @@ def memory_table(results: Results) -> str:
         if r.get("kind") == "memory":
             for place in ("on disk", "in memory"):
                 row, ratios = r[place], [_in_range(r[k]) if place == "on disk" else "1" for k in ("speed", "cpu")]
-                rows.append([link(name, f"{r['model']}, crops {place}"), f"{row['crops']:,}",
+                rows.append([link(name, f"{r['network']}, crops {place}"), f"{row['crops']:,}",
                              f"{row['peak_bytes'] / 1e9:.2f} GB", *ratios])  # fmt: skip
     return markdown(["training", "crops", "peak memory", "images per second", "CPU time per image"], rows)
 

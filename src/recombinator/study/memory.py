@@ -110,7 +110,7 @@ def measure(
         reports = [json.loads(_ask(worker, 0)) for worker in workers]
     seconds, cpu = (times[:, 0] / times[:, 1]).T
     return {
-        "crops": crops, "file_bytes": size, "model": model, "steps": steps, "rounds": rounds,
+        "crops": crops, "file_bytes": size, "network": model, "steps": steps, "rounds": rounds,
         "threads": threads, **dict(zip(PLACES, reports, strict=True)),
         "speed": _quartiles(1 / seconds), "cpu": _quartiles(cpu),
     }  # fmt: skip
