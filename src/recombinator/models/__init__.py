@@ -10,6 +10,7 @@ from typing import Any, cast
 from recombinator.models.base import KeypointNet
 from recombinator.models.cascade import Cascade
 from recombinator.models.denoiser import Denoiser, MapDenoiser, PointDenoiser
+from recombinator.models.finder import Finder
 from recombinator.models.joint import Joint
 from recombinator.models.networks import RCN, Level, ScoreMapNet, SumNet
 from recombinator.models.tcdcn import TCDCN
@@ -23,6 +24,7 @@ __all__ = [
     "Architecture",
     "Cascade",
     "Denoiser",
+    "Finder",
     "Joint",
     "KeypointNet",
     "Level",
@@ -116,12 +118,14 @@ MODELS: dict[str, Architecture] = {
     "tcdcn-alone": Architecture(partial(TCDCN, auxiliary=False)),
     "denoiser": Architecture(MapDenoiser, 68),
     "denoiser-lite": Architecture(PointDenoiser, 68),
+    "finder": Architecture(Finder),
 }
 
 # types of the options of `create_model` that `train --set` accepts
 OPTIONS: dict[str, str] = {
     "size": "int", "channels": "int", "mask": "tuple[int, ...]", "upsampling": "str", "norm": "str", "width": "float",
     "alpha": "str", "fold": "int", "form": "str", "kernel": "int", "layers": "int", "heads": "int", "parts": "int",
+    "rule": "str",
 }  # fmt: skip
 
 
@@ -156,6 +160,7 @@ def create_model(name: str, keypoints: int | None = None, **options: Any) -> Key
         layers: denoiser-lite: transformer layers.
         heads: denoiser-lite: attention heads.
         parts: denoiser-lite: Gaussians per keypoint.
+        rule: finder: crop rule of its localizer.
 
     Returns:
         The network in training mode.
