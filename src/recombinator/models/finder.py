@@ -5,6 +5,7 @@ It has the paper's coarse-to-fine structure. One small network is run on the who
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 
 import torch
@@ -82,7 +83,7 @@ class Finder(KeypointNet):
         self.out = Conv(coarse, len(OUTPUTS), 1)
         assert self.out.bias is not None
         nn.init.normal_(self.out.weight, std=0.01)
-        nn.init.constant_(self.out.bias[0], float(torch.logit(torch.tensor(PRESENCE_AT_START))))
+        nn.init.constant_(self.out.bias[0], math.log(PRESENCE_AT_START / (1 - PRESENCE_AT_START)))
 
     def multiply_adds(self) -> int:
         """Return the multiply-adds for an input of `size` x `size` pixels."""
