@@ -79,13 +79,17 @@ def _add_reader(name: str, module: str, text: str, finder: bool = False) -> None
     ) -> None:
         out = _one_folder(folder, out, overwrite)
         if (whole or backgrounds) and not finder:
-            raise InputError(f"prepare {name}: --whole and --backgrounds are for MTFL, which the face finder learns from")
+            raise InputError(
+                f"prepare {name}: --whole and --backgrounds are for MTFL, which the face finder learns from"
+            )
         if backgrounds and not whole:
             raise InputError("--backgrounds: for whole images only; add --whole")
         read = getattr(import_module(f"recombinator.data.readers.{module}"), f"prepare_{name}")
         further = {"whole": whole, "backgrounds": backgrounds} if whole else {}
         with progress("preparing") as advance:
-            counts = read(source, out, size=size, gray=gray, quality=quality, strict=strict, progress=advance, **further)
+            counts = read(
+                source, out, size=size, gray=gray, quality=quality, strict=strict, progress=advance, **further
+            )
         _print_counts(counts, out)
 
     prepare.command(name, cls=Command, help=text)(command)

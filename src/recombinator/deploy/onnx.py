@@ -9,18 +9,21 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from recombinator.data.table import load_table
 from recombinator.keypoints import check_same_keypoints
+from recombinator.models import Finder
 from recombinator.models.base import KeypointNet, check_takes_images
+from recombinator.models.finder import COARSEST
 from recombinator.predict.engine import GRAPH_FORMAT, OUTPUTS
+from recombinator.predict.find import FORMAT, packed
 from recombinator.transforms.augment import Augment
 from recombinator.transforms.samples import fixed_samples
-from recombinator.utils.errors import import_optional
+from recombinator.utils.errors import InputError, import_optional
 from recombinator.utils.files import write_atomically
 from recombinator.weights.files import Weights, load_weights
 
@@ -58,7 +61,10 @@ def export(
     - `scores` (N, K, size, size), only with `maps`: the score maps before the softmax.
 
     Local contrast normalization, temperature, softmax and decoding are inside the graph. Keypoint set, crop rule,
-    calibration and training are in its metadata.
+    calibration and training are in its metadata, and so is the graph of the finder, if there is one.
+
+    A finder's own graph has the input `image`, (N, channels, H, W) float32 with values 0 to 255, H and W free multiples
+    of 32, and the output `maps` of models.finder.Finder.
 
     Args:
         weights: Shipped name, weights file or run folder.
@@ -75,6 +81,11 @@ def export(
     net = loaded.net.plain()
     check_takes_images(net, os.fspath(weights))
     net.check_exportable(os.fspath(weights))
+    if net.task == "finding":
+        if maps or int8 is not None:
+            raise InputError(f"{os.fspath(weights)}: a finder has no score maps and is exported in 32 bits only")
+        write_atomically(path, lambda p: p.write_bytes(finder_graph(loaded)))
+        return
     meta = {
         "format": GRAPH_FORMAT, "keypoints": loaded.keypoints.to_dict(), "crop_rule": loaded.crop_rule,
         "template": loaded.template, "size": net.size, "channels": net.channels, "model": net.config,
@@ -89,20 +100,48 @@ def export(
         equalize(net, crops)
         model = quantize(_traced(net, maps), crops.numpy())
         meta["int8"] = {"images": len(crops), "fingerprint": fingerprint}
-    onnx.helper.set_model_props(model, {"recombinator": json.dumps(meta)})
+    properties = {"recombinator": json.dumps(meta)}
+    if loaded.finder is not None:
+        properties["recombinator_finder"] = packed(finder_graph(loaded.finder))
+    onnx.helper.set_model_props(model, properties)
     write_atomically(path, lambda p: p.write_bytes(model.SerializeToString()))
 
 
+def finder_graph(weights: Weights) -> bytes:
+    """Return the content of a finder's .onnx file."""
+    import_optional("onnx", "export")
+    from onnx import helper
+
+    net = cast(Finder, weights.net.eval())
+    example = torch.zeros(2, net.channels, 2 * COARSEST, 3 * COARSEST)
+    height, width = (COARSEST * torch.export.Dim(n) for n in ("rows", "columns"))
+    shapes = {"x": {0: torch.export.Dim("batch"), 2: height, 3: width}}
+    model = _program(net, example, ["maps"], shapes)
+    about = {
+        "format": FORMAT, "rule": weights.crop_rule, "channels": net.channels,
+        "threshold": round(float(net.threshold), 4), "relation": weights.calibration.get("relation", {}),
+        "training": weights.training,
+    }  # fmt: skip
+    helper.set_model_props(model, {"recombinator": json.dumps(about)})
+    content: bytes = model.SerializeToString()
+    return content
+
+
 def _traced(net: KeypointNet, maps: bool) -> Any:
-    """The network as an onnx.ModelProto, without the exporter's notes on where in the source each node comes from."""
+    """The network as an onnx.ModelProto."""
     net = net.eval().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     example = torch.randint(0, 256, (2, net.channels, net.size, net.size), dtype=torch.uint8)
+    names = [*OUTPUTS, *(["scores"] if maps else [])]
+    return _program(_Graph(net, maps).eval(), example, names, {"image": {0: torch.export.Dim("batch")}})
+
+
+def _program(net: nn.Module, example: Tensor, outputs: list[str], shapes: dict[str, Any]) -> Any:
+    """Export a network without the exporter's notes on where in the source each node comes from."""
     with warnings.catch_warnings(), _log_level("torch.onnx", logging.ERROR):
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
-            _Graph(net, maps).eval(), (example,), input_names=["image"], opset_version=OPSET,
-            output_names=[*OUTPUTS, *(["scores"] if maps else [])],
-            dynamic_shapes={"image": {0: torch.export.Dim("batch")}}, dynamo=True, verbose=False,
+            net, (example,), input_names=["image"], opset_version=OPSET, output_names=outputs, dynamic_shapes=shapes,
+            dynamo=True, verbose=False,
         )  # fmt: skip
     assert program is not None
     model = program.model_proto

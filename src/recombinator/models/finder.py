@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -89,7 +90,9 @@ class Finder(KeypointNet):
         """Return the multiply-adds for an input of `size` x `size` pixels."""
         cells, total = (self.size // STRIDE) ** 2, 0
         for i, (trunk, branch) in enumerate(zip(self.trunk, self.branch, strict=True)):
-            weights = sum(p.numel() for n, p in [*trunk.named_parameters(), *branch.named_parameters()] if "weight" in n)
+            weights = sum(
+                p.numel() for n, p in [*trunk.named_parameters(), *branch.named_parameters()] if "weight" in n
+            )
             total += weights * (cells >> 2 * i)
         return total + self.out.weight.numel() * cells
 
@@ -110,21 +113,22 @@ class Finder(KeypointNet):
             x: (B, channels, H, W) images with values 0 to 255, of any real dtype.
 
         Returns:
-            (B, 6, H / 4, W / 4): the logit of an object's center being in the cell, the center relative to the cell's in
-            cells, the logarithm of the side in units of `REFERENCE` pixels, and cosine and sine of the rotation
+            (B, 6, H / 4, W / 4): the logit of an object's center being in the cell, the center relative to the cell's
+            in cells, the logarithm of the side in units of `REFERENCE` pixels, and cosine and sine of the rotation
             (clockwise on the screen), not normalized.
         """
         x = F.pixel_unshuffle(x.float() / 64 - 2, STRIDE)
         maps: list[Tensor] = []
         for i, convolutions in enumerate(self.trunk):
             x = F.max_pool2d(x, 2) if i else x
-            for conv in convolutions:  # type: ignore[union-attr]
+            for conv in cast(nn.ModuleList, convolutions):
                 x = torch.relu(conv(x))
             maps.append(x)
         coarse: Tensor | None = None
-        for trunk, (joined, conv) in zip(reversed(maps), reversed(list(self.branch)), strict=True):  # type: ignore[misc]
+        for own, branch in zip(reversed(maps), reversed(list(self.branch)), strict=True):
+            joined, conv = cast(nn.ModuleList, branch)
             if coarse is not None:
-                trunk = torch.cat([trunk, F.interpolate(coarse, scale_factor=2.0, mode="nearest")], dim=1)
-            coarse = torch.relu(conv(torch.relu(joined(trunk))))
+                own = torch.cat([own, F.interpolate(coarse, scale_factor=2.0, mode="nearest")], dim=1)
+            coarse = torch.relu(conv(torch.relu(joined(own))))
         assert coarse is not None
         return self.out(coarse)

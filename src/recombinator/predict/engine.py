@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from recombinator.keypoints import KeypointSet
+from recombinator.predict.find import OnnxFinder, TorchFinder, unpacked
 from recombinator.utils.errors import InputError, check_choice, remedy, unknown
 from recombinator.weights.shipped import shipped_graphs, shipped_models, unknown_model
 
@@ -69,7 +70,10 @@ class Predictions:
 
 
 class Engine(Protocol):
-    """What a Predictor needs of an engine."""
+    """What a Predictor needs of an engine.
+
+    It may also have `finder`, a FinderEngine: the finder that was trained together with the network, or None.
+    """
 
     about: Description
 
@@ -102,7 +106,8 @@ class OnnxEngine:
             options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
             self.session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-            text = self.session.get_modelmeta().custom_metadata_map.get("recombinator")
+            properties = self.session.get_modelmeta().custom_metadata_map
+            text = properties.get("recombinator")
         except Exception as error:  # ONNX Runtime has its own exceptions for each kind of damage
             raise InputError(f"{path}: not a readable ONNX file ({str(error).splitlines()[0]})") from None
         if text is None:
@@ -111,6 +116,8 @@ class OnnxEngine:
         if metadata.pop("format", None) != GRAPH_FORMAT:
             raise InputError(f"{path}: written by another version of `recombinator export`; export it again")
         self.about = Description(**{**metadata, "keypoints": KeypointSet.from_dict(metadata["keypoints"])})
+        packed = properties.get("recombinator_finder")
+        self.finder = OnnxFinder(unpacked(packed)) if packed else None
 
     def run(self, crops: np.ndarray) -> Predictions:
         """Predict the keypoints of (N, channels, size, size) uint8 crops."""
@@ -138,6 +145,8 @@ class TorchEngine:
         from recombinator.models.base import check_takes_images
 
         check_takes_images(weights.net, str(weights))
+        weights.net.check_locates(str(weights))
+        self.finder = TorchFinder(weights.finder) if weights.finder is not None else None
         _check_device(device)
         if device != "cpu" and not torch.cuda.is_available():
             raise InputError(f"device {device!r}: torch finds no CUDA GPU on this machine; use device 'cpu'")

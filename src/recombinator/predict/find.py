@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import json
 import os
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,11 +15,13 @@ import numpy as np
 from recombinator.data.images import to_gray
 from recombinator.predict.detect import Detection
 from recombinator.utils.errors import InputError
+from recombinator.weights.shipped import FOLDER
 
+FACE_FINDER = FOLDER / "finders" / "faces.onnx"
 FORMAT = "recombinator-finder-1"
 STRIDE, COARSEST, REFERENCE = 4, 32, 32.0  # as in models.finder, which prediction does not import
 SIDES = (128, 400, 1250)  # longer sides in pixels at which an image is seen; objects from 14 to 140 pixels are found
-FINEST = (2500,)  # for `search`
+FINEST = (2000,)  # for `search`
 LEAST_STEP = 1.4  # an image is not seen again at less than this times the size before
 SMALLEST, LARGEST = 11.0, 1.5  # side of an object in pixels, and in shorter sides of the image as it is seen
 SAME = 0.4  # two squares whose intersection over union is larger are one object
@@ -79,7 +80,9 @@ def suppressed(found: Found) -> Found:
     area = squares[:, 2] ** 2
     for i in range(len(order)):
         if kept[i]:
-            shared = np.clip(np.minimum(high[i], high[i + 1 :]) - np.maximum(low[i], low[i + 1 :]), 0, None).prod(axis=1)
+            shared = np.clip(np.minimum(high[i], high[i + 1 :]) - np.maximum(low[i], low[i + 1 :]), 0, None).prod(
+                axis=1
+            )
             kept[i + 1 :] &= shared <= SAME * (area[i] + area[i + 1 :] - shared)
     return Found(squares[kept], found.scores[order][kept])
 
@@ -211,7 +214,8 @@ class FinderDetector:
         upright: Report no rotation: for localizers that were trained on objects of any orientation.
     """
 
-    longest = max(FINEST)
+    longest = max(SIDES)
+    passes = 1  # its squares are those of the training; a second pass gains nothing (docs/speed.md)
 
     def __init__(self, engine: FinderEngine, threshold: float | None = None, upright: bool = False) -> None:
         self.engine, self.upright = engine, upright
@@ -249,6 +253,11 @@ class FinderDetector:
             )
             for i, (x, y, side, angle) in zip(order, found.squares[order].tolist(), strict=True)
         ]
+
+
+def face_finder() -> FinderDetector:
+    """Return the face finder that ships with the package."""
+    return FinderDetector(OnnxFinder(FACE_FINDER))
 
 
 def packed(content: bytes) -> str:

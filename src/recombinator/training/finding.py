@@ -36,7 +36,10 @@ FOUND_SIZES = 1.5  # ratio of the sides
 def upright_template(table: FaceTable, rule: str) -> np.ndarray:
     """Return the (K, 2) mean points of upright objects relative to their square, from 0 to 1."""
     known = table.mask.sum(axis=1) >= 2
-    points, squares = table.points[known].astype(float), oriented_squares(table.points[known].astype(float), table.mask[known], RULES[rule])
+    points, squares = (
+        table.points[known].astype(float),
+        oriented_squares(table.points[known].astype(float), table.mask[known], RULES[rule]),
+    )
     turn = np.radians(squares[:, 3])
     back = np.stack([np.stack([np.cos(turn), np.sin(turn)], 1), np.stack([-np.sin(turn), np.cos(turn)], 1)], 1)
     relative = (points - squares[:, None, :2]) @ back.transpose(0, 2, 1) / squares[:, None, 2:3] + 0.5
@@ -101,8 +104,10 @@ class Finding(Task):
         scenes = draw_scenes(held_out, index, self.size, recipe.augment, generator)
         self.scenes = scenes.pixels.round().byte(), scenes.objects.cpu().numpy()
         whole = F.interpolate(images[:VALIDATION_SCENES].float(), size=(self.size,) * 2, mode="area")
-        self.whole = whole.byte().to(device), squares[:VALIDATION_SCENES].numpy() * (
-            np.array([1, 1, 1, images.shape[-1] / self.size]) * self.size / images.shape[-1]
+        self.whole = (
+            whole.byte().to(device),
+            squares[:VALIDATION_SCENES].numpy()
+            * (np.array([1, 1, 1, images.shape[-1] / self.size]) * self.size / images.shape[-1]),
         )
         self.bfloat16 = recipe.precision == "bfloat16" or (recipe.precision == "auto" and bfloat16_is_fast(device))
         if squares.isfinite().sum() == 0:
@@ -184,7 +189,10 @@ def finding_loss(maps: Tensor, objects: Tensor, annotated: Tensor | None) -> Ten
     there = objects.isfinite().all(dim=2)
     safe = torch.where(there[..., None], objects, 1.0)
     cell = torch.arange(max(h, w), device=maps.device) + 0.5
-    x, y = safe[..., 0, None, None] / STRIDE - cell[:w], safe[..., 1, None, None] / STRIDE - cell[:h, None]  # (B, M, h, w)
+    x, y = (
+        safe[..., 0, None, None] / STRIDE - cell[:w],
+        safe[..., 1, None, None] / STRIDE - cell[:h, None],
+    )  # (B, M, h, w)
     distance = (x**2 + y**2).masked_fill(~there[..., None, None], torch.inf)
     spread = (SPREAD * safe[..., 2] / STRIDE).clamp_min(LEAST_SPREAD)[..., None, None]
     target = torch.exp(-distance / (2 * spread**2)).amax(dim=1)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from recombinator.models import Denoiser, KeypointNet, ScoreMapNet
 
 FORMAT = "recombinator-1"
+FINDER_PREFIX = "finder/"  # of the names of the finder's tensors
 
 
 @dataclass
@@ -39,6 +40,7 @@ class Weights:
             they were fitted on; empty if not calibrated. `net.temperature` is set where weights are loaded or
             calibrated, not here.
         name: The name or path that `load_weights` was given, for reports and messages; "" for weights made in memory.
+        finder: Weights of the finder in front of this network, if it has one of its own.
     """
 
     net: KeypointNet
@@ -48,6 +50,7 @@ class Weights:
     training: dict[str, Any]
     calibration: dict[str, Any] = field(default_factory=dict)
     name: str = ""
+    finder: Weights | None = None
 
     def __post_init__(self) -> None:
         self.temperature  # noqa: B018  raises for a damaged calibration
@@ -159,13 +162,21 @@ def save_weights(path: Path, weights: Weights, half: bool = False) -> None:
         weights: The network with its metadata.
         half: Store floating-point tensors in half precision, for an archive.
     """
-    meta = {
+    meta, tensors = _described(weights), dict(weights.net.state_dict())
+    if weights.finder is not None:
+        meta["finder"] = _described(weights.finder)
+        tensors |= {FINDER_PREFIX + k: v for k, v in weights.finder.net.state_dict().items()}
+    tensors = {k: v.half() if half and v.is_floating_point() else v for k, v in tensors.items()}
+    write_tensors(path, tensors, meta)
+
+
+def _described(weights: Weights) -> dict[str, Any]:
+    """Return the metadata of a weights file."""
+    return {
         "format": FORMAT, "model": weights.net.config, "keypoints": weights.keypoints.to_dict(),
         "crop_rule": weights.crop_rule, "template": weights.template, "training": weights.training,
         "calibration": weights.calibration,
     }  # fmt: skip
-    tensors = {k: v.half() if half and v.is_floating_point() else v for k, v in weights.net.state_dict().items()}
-    write_tensors(path, tensors, meta)
 
 
 def load_weights(name_or_path: WeightsLike) -> Weights:
@@ -181,8 +192,6 @@ def load_weights(name_or_path: WeightsLike) -> Weights:
     Raises:
         InputError: There is no such file, or it does not hold weights.
     """
-    from recombinator.models import create_model
-
     if isinstance(name_or_path, Weights):
         return name_or_path
     path = resolve(name_or_path)
@@ -195,6 +204,18 @@ def load_weights(name_or_path: WeightsLike) -> Weights:
         raise InputError(f"{path}: a training checkpoint, not weights; use best.safetensors in the same folder")
     if meta.get("format") != FORMAT:
         raise InputError(f"{path}: expected format {FORMAT!r}, got {meta.get('format')!r}")
+    own = {k: v for k, v in tensors.items() if not k.startswith(FINDER_PREFIX)}
+    loaded = _made(path, own, meta, os.fspath(name_or_path))
+    if "finder" in meta:
+        parts = {k.removeprefix(FINDER_PREFIX): v for k, v in tensors.items() if k not in own}
+        loaded.finder = _made(path, parts, meta["finder"], f"the finder in {os.fspath(name_or_path)}")
+    return loaded
+
+
+def _made(path: Path, tensors: dict[str, Tensor], meta: dict[str, Any], name: str) -> Weights:
+    """Return the weights that tensors and metadata of a file describe."""
+    from recombinator.models import create_model
+
     config = dict(meta["model"])
     net = create_model(config.pop("name"), config.pop("keypoints"), **config)
     try:
@@ -203,7 +224,7 @@ def load_weights(name_or_path: WeightsLike) -> Weights:
         raise InputError(f"{path}: the tensors do not fit the model that the file names ({error})") from None
     loaded = Weights(
         net.eval(), KeypointSet.from_dict(meta["keypoints"]), meta["crop_rule"], meta["template"], meta["training"],
-        meta.get("calibration", {}), os.fspath(name_or_path),
+        meta.get("calibration", {}), name,
     )  # fmt: skip
     loaded.net.temperature = loaded.temperature
     return loaded
