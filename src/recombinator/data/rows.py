@@ -65,7 +65,8 @@ def background_jobs(folder: Path) -> dict[str, list[Path]]:
 
 
 def background_row(
-    path: Path, rule: CropRule, keypoints: int, *, size: int, gray: bool, quality: int, attributes: tuple[str, ...] = (),
+    path: Path, rule: CropRule, keypoints: int, *, size: int, gray: bool, quality: int,
+    attributes: tuple[str, ...] = (),
 ) -> Row:  # fmt: skip
     """Return the row of a whole image without objects: no point is known.
 

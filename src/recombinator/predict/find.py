@@ -234,7 +234,8 @@ class FinderDetector:
             yield found
 
     def _at(self, image: np.ndarray, sides: tuple[int, ...] | list[int]) -> list[Detection]:
-        longest, before, parts = max(image.shape[:2]), 0.0, []
+        longest, before = max(image.shape[:2]), 0.0
+        parts: list[tuple[np.ndarray, np.ndarray]] = []
         for wanted in sides:
             side = float(wanted) if not parts else min(wanted, longest)
             if side < LEAST_STEP * before:
