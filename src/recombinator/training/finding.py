@@ -63,7 +63,7 @@ def group(table: FaceTable, rule: str) -> tuple[Tensor, Tensor]:
     """
     if not RULES[table.info.crop_rule].whole:
         raise InputError(
-            f"{table.info.dataset}: a finder learns from whole images; the table holds crops, so prepare it with --whole"
+            f"{table.info.dataset}: a finder learns from whole images; its table holds crops; prepare --whole"
         )
     known = table.mask.sum(axis=1) >= 2
     squares = np.full((len(table), 4), np.nan)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +17,8 @@ TILES = ((1, 0.6), (2, 0.25), (4, 0.15))  # tiles along a side of the scene, and
 LARGEST = 1.15  # side of an object, in sides of its tile
 SMALLEST = 14.0  # pixels: below, keypoints can hardly be told apart, and a larger image size finds the object
 CUT = 0.25  # share of the tiles in which the object may be cut by the border
-ANY_ANGLE = 0.25  # share of the tiles that are rotated by any angle
+ANY_ANGLE = 0.4  # share of the tiles that are rotated by any angle
+EMPTY = 0.15  # share of the tiles that show an image without objects, where the album has any
 TEXTURED = 0.6  # share of the tiles with an image without objects beyond the edges, where the album has any
 LEVELS = 3  # resolutions of the images, each half of the one before: shrinking does not alias
 
@@ -44,6 +46,11 @@ class Album:
 
     def __len__(self) -> int:
         return len(self.squares)
+
+    @cached_property
+    def empty(self) -> Tensor:
+        """Indices of the images without objects."""
+        return (~self.squares.isfinite().all(dim=2).any(dim=1)).nonzero()[:, 0]
 
 
 @dataclass(frozen=True)
@@ -91,7 +98,10 @@ def _draw(album: Album, index: Tensor, size: int, tiles: int, augment: Augment, 
     chosen[:, 0] = index
     shuffled = torch.rand(b, tiles**2, generator=generator).argsort(dim=1)
     chosen = chosen.gather(1, shuffled).flatten().to(device)
-    n = len(chosen)
+    n, empty = len(chosen), album.empty
+    if len(empty):
+        other = empty[torch.randint(len(empty), (n,), generator=generator).to(device)]
+        chosen = torch.where((_random(n, generator=generator) < EMPTY).to(device), other, chosen)
     squares, anchor = _anchors(album, chosen, generator)
     low, high = math.log(SMALLEST), math.log(LARGEST * side)
     drawn = torch.exp(low + (high - low) * _random(n, generator=generator)).to(device)
@@ -134,7 +144,7 @@ def _behind(album: Album, n: int, side: int, generator: Generator) -> Tensor:
     """Draw what is beyond the edges of the images in n tiles: flat gray, or a part of an image without objects."""
     device = album.squares.device
     flat = 255 * _random(n, 1, 1, 1, generator=generator).to(device)
-    empty = (~album.squares.isfinite().all(dim=2).any(dim=1)).nonzero()[:, 0]
+    empty = album.empty
     textured = _random(n, generator=generator) < TEXTURED
     if not len(empty):
         return flat
