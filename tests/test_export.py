@@ -85,7 +85,7 @@ def test_maps_are_a_further_output(tmp_path):
     assert run.exit_code == 0 and "MB" in run.output
     engine = OnnxEngine(tmp_path / "a.onnx")
     x = crops(engine.about, 2)
-    maps = engine.session.run(["scores"], {"image": x})[0]
+    maps = engine.session.run(["scores"], x)[0]
     with torch.no_grad():
         wanted = load_weights(path).net(torch.from_numpy(x)).numpy()
     np.testing.assert_allclose(maps, wanted, atol=1e-3, rtol=1e-3)
@@ -228,7 +228,7 @@ def test_8_bits_stay_close_also_where_maps_differ_a_thousandfold(name, faces5, t
     export(path, tmp_path / "small.onnx", maps=True, int8=data)
     whole, small = OnnxEngine(tmp_path / "whole.onnx"), OnnxEngine(tmp_path / "small.onnx")
     x = crops(whole.about, 8)
-    a, b = (e.session.run(["scores"], {"image": x})[0] for e in (whole, small))
+    a, b = (e.session.run(["scores"], x)[0] for e in (whole, small))
     assert 0 < np.abs(a - b).mean() < 0.1 * a.std()
     told = evaluate(tmp_path / "small.onnx", data)[1]
     assert told["engine"] == "onnx" and told["int8"]["images"] == small.about.int8["images"] > 0

@@ -13,6 +13,7 @@ from recombinator.utils.errors import InputError
 from recombinator.utils.files import check_output_folder, write_json
 
 DEFAULT_WEIGHTS = "rcn-6-mtfl"
+DETECTOR_FILES = "yunet:FILE|finder:FILE"  # detectors that are files, in the help of commands
 DAILY, RESEARCH = "Daily use", "Research"  # sections of the help
 
 Data = Annotated[Path, typer.Option("--data", metavar="FOLDER", help="Folder that `prepare` wrote.")]

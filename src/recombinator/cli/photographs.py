@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from recombinator.cli.options import DEFAULT_WEIGHTS, Overwrite, check_outputs
+from recombinator.cli.options import DEFAULT_WEIGHTS, DETECTOR_FILES, Overwrite, check_outputs
 from recombinator.cli.ray import predict_with_ray
 from recombinator.utils.console import progress, warn
 from recombinator.utils.errors import InputError
@@ -90,8 +90,11 @@ def predict(
     ] = None,
     detector: Annotated[
         str,
-        typer.Option(metavar="[haar|none|yunet:FILE]", help="Face detector; none: each photograph is one face."),
-    ] = "haar",
+        typer.Option(
+            metavar=f"[auto|faces|haar|none|{DETECTOR_FILES}]",
+            help="auto: the model's own finder, or the face finder; none: each photograph is one object.",
+        ),
+    ] = "auto",
     box: Annotated[
         list[str] | None,
         typer.Option(metavar="X,Y,WIDTH,HEIGHT", help="A face in pixels, in place of detection (repeatable)."),
@@ -210,7 +213,9 @@ def track(
     engine: Engine = None,
     threads: Threads = 0,
     device: Device = "cpu",
-    detector: Annotated[str, typer.Option(metavar="[haar|yunet:FILE]", help="Face detector.")] = "haar",
+    detector: Annotated[
+        str, typer.Option(metavar=f"[auto|faces|haar|{DETECTOR_FILES}]", help="What finds the objects; see predict.")
+    ] = "auto",
     detect_every: Annotated[int, typer.Option(min=1, metavar="N", help="Frames between searches for new faces.")] = 15,
     smooth: Annotated[bool, typer.Option("--smooth/--raw", help="Smooth the points with a One-Euro filter.")] = True,
     show: Annotated[bool, typer.Option("--show", help="Show the video while it is tracked; q ends it.")] = False,
@@ -230,7 +235,7 @@ def track(
     from recombinator.predict.video import write_track
 
     if detector == "none":
-        raise InputError("--detector none takes each frame for one face; track needs haar or yunet:FILE")
+        raise InputError("--detector none takes each frame for one face; track needs another detector, such as auto")
     video_out = video_out or old_video_out
     check_output_file(out, ".jsonl", ".csv")
     if video_out:

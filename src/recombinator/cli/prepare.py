@@ -54,7 +54,13 @@ def _print_counts(counts: dict[str, int], out: Path) -> None:
         print(f"dropped: {plural(counts['dropped'], 'face')}")
 
 
-def _add_reader(name: str, module: str, text: str) -> None:
+Whole = Annotated[bool, typer.Option("--whole", help="Store whole images, to train a finder, in place of crops.")]
+Backgrounds = Annotated[
+    Path | None, typer.Option(metavar="FOLDER", help="With --whole: images without objects.", show_default=False)
+]
+
+
+def _add_reader(name: str, module: str, text: str, finder: bool = False) -> None:
     """Add a command for a dataset that is read from a folder; they differ in data only."""
 
     def command(
@@ -67,34 +73,48 @@ def _add_reader(name: str, module: str, text: str) -> None:
         gray: Gray = False,
         quality: Quality = 95,
         strict: Strict = False,
+        whole: Whole = False,
+        backgrounds: Backgrounds = None,
         overwrite: Overwrite = False,
     ) -> None:
         out = _one_folder(folder, out, overwrite)
+        if (whole or backgrounds) and not finder:
+            raise InputError(
+                f"prepare {name}: --whole and --backgrounds are for MTFL, which the face finder learns from"
+            )
+        if backgrounds and not whole:
+            raise InputError("--backgrounds: for whole images only; add --whole")
         read = getattr(import_module(f"recombinator.data.readers.{module}"), f"prepare_{name}")
+        further = {"whole": whole, "backgrounds": backgrounds} if whole else {}
         with progress("preparing") as advance:
-            counts = read(source, out, size=size, gray=gray, quality=quality, strict=strict, progress=advance)
+            counts = read(
+                source, out, size=size, gray=gray, quality=quality, strict=strict, progress=advance, **further
+            )
         _print_counts(counts, out)
 
     prepare.command(name, cls=Command, help=text)(command)
 
 
-for _name, _module, _text in (
+for _name, _module, _text, _finder in (
     (
         "mtfl", "mtfl",
         "Read MTFL and its AFLW test set: five points.\n\nSOURCE holds training.txt (10,000 faces), testing.txt "
         "(AFLW) and the images that they name.",
+        True,
     ),
     (
         "afw", "afw",
         "Read AFW: five points, a test table only.\n\nSOURCE holds the photographs and anno.mat (MATLAB 7.3).",
+        False,
     ),
     (
         "300w", "w300",
         "Read 300-W: 68 points.\n\nSOURCE holds folders of images with .pts files. Those in folders called testset and "
         "ibug become the test table.",
+        False,
     ),
 ):  # fmt: skip
-    _add_reader(_name, _module, _text)
+    _add_reader(_name, _module, _text, _finder)
 
 
 @prepare.command("points", cls=Command)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 
 from recombinator.data.crops import CropRule
-from recombinator.data.images import encode_image, to_gray
-from recombinator.data.table import Row
+from recombinator.data.images import ENDINGS, encode_image, read_image, to_gray
+from recombinator.data.table import SPLIT_SEED, Row
 from recombinator.utils.errors import InputError
 
 FAR_OUTSIDE = 0.5  # of the image's longer side
@@ -43,3 +45,46 @@ def crop_row(
     crop, to_file, box = rule.crop(to_gray(image) if gray else image, points, size)
     inside = (points - to_file[:, 2]) / to_file[0, 0]
     return Row(encode_image(crop, quality), inside, box, to_file, file, (width, height), subset, mask, attributes or {})
+
+
+def background_jobs(folder: Path) -> dict[str, list[Path]]:
+    """Return the images of a folder by split: a seeded tenth for validation, the others for training.
+
+    Raises:
+        InputError: the folder has no images.
+    """
+    images = sorted(p for p in folder.rglob("*") if p.suffix.lower() in ENDINGS and not p.name.startswith("."))
+    if not images:
+        raise InputError(f"{folder}: no images in this folder")
+    order = np.random.RandomState(SPLIT_SEED).permutation(len(images))
+    valid = set(order[: max(1, len(images) // 10)].tolist())
+    return {
+        "train": [p for i, p in enumerate(images) if i not in valid],
+        "valid": [p for i, p in enumerate(images) if i in valid],
+    }
+
+
+def background_row(
+    path: Path, rule: CropRule, keypoints: int, *, size: int, gray: bool, quality: int,
+    attributes: tuple[str, ...] = (),
+) -> Row:  # fmt: skip
+    """Return the row of a whole image without objects: no point is known.
+
+    Args:
+        path: the image.
+        rule: a crop rule for whole images.
+        keypoints: K of the table.
+        size: see `crop_row`.
+        gray: see `crop_row`.
+        quality: see `crop_row`.
+        attributes: the table's attributes; each is 0.
+
+    Raises:
+        InputError: it is not an image.
+    """
+    image = read_image(path)
+    center = np.tile(np.array(image.shape[1::-1]) / 2, (keypoints, 1))
+    return crop_row(
+        image, center, path.name, rule, size=size, gray=gray, quality=quality, mask=np.zeros(keypoints, bool),
+        attributes=dict.fromkeys(attributes, 0),
+    )  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import logging
 import os
@@ -9,19 +10,22 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from recombinator.data.table import load_table
 from recombinator.keypoints import check_same_keypoints
+from recombinator.models import Finder
 from recombinator.models.base import KeypointNet, check_takes_images
+from recombinator.models.finder import COARSEST
 from recombinator.predict.engine import GRAPH_FORMAT, OUTPUTS
+from recombinator.predict.find import FORMAT
 from recombinator.predict.graphfile import graph_checksum
 from recombinator.transforms.augment import Augment
 from recombinator.transforms.samples import fixed_samples
-from recombinator.utils.errors import import_optional
+from recombinator.utils.errors import InputError, import_optional
 from recombinator.utils.files import write_atomically
 from recombinator.utils.schema import parse_json
 from recombinator.weights.files import Weights, load_weights
@@ -60,7 +64,10 @@ def export(
     - `scores` (N, K, size, size), only with `maps`: the score maps before the softmax.
 
     Local contrast normalization, temperature, softmax and decoding are inside the graph. Keypoint set, crop rule,
-    calibration and training are in its metadata.
+    calibration and training are in its metadata, and so is the graph of the finder, if there is one.
+
+    A finder's own graph has the input `image`, (N, channels, H, W) float32 with values 0 to 255, H and W free multiples
+    of 32, and the output `maps` of models.finder.Finder.
 
     Args:
         weights: Shipped name, weights file or run folder.
@@ -77,6 +84,11 @@ def export(
     net = loaded.net.plain()
     check_takes_images(net, os.fspath(weights))
     net.check_exportable(os.fspath(weights))
+    if net.task == "finding":
+        if maps or int8 is not None:
+            raise InputError(f"{os.fspath(weights)}: a finder has no score maps and is exported in 32 bits only")
+        write_atomically(path, lambda p: p.write_bytes(finder_graph(path, loaded)))
+        return
     meta = {
         "format": GRAPH_FORMAT, "keypoints": loaded.keypoints.to_dict(), "crop_rule": loaded.crop_rule,
         "template": loaded.template, "size": net.size, "channels": net.channels, "model": net.config,
@@ -91,28 +103,55 @@ def export(
         equalize(net, crops)
         model = quantize(_traced(net, maps), crops.numpy())
         meta["int8"] = {"images": len(crops), "fingerprint": fingerprint}
-    _write(path, model, meta)
+    texts = {}
+    if loaded.finder is not None:
+        texts["recombinator_finder"] = base64.b64encode(finder_graph(path, loaded.finder)).decode()
+    write_atomically(path, lambda p: p.write_bytes(_described(path, model, meta, texts)))
 
 
-def _write(path: Path, model: Any, meta: dict[str, Any]) -> None:
-    """Write an onnx.ModelProto with its metadata, to which the checksum is added."""
+def _described(path: Path, model: Any, meta: dict[str, Any], texts: dict[str, str]) -> bytes:
+    """Return the content of a file with an onnx.ModelProto, its metadata and further texts.
+
+    The checksum of the graph is added to the metadata.
+    """
     from onnx.helper import set_model_props
 
     meta = {**meta, "checksum": graph_checksum(path, model.SerializeToString())}
-    set_model_props(model, {"recombinator": json.dumps(meta)})
-    write_atomically(path, lambda p: p.write_bytes(model.SerializeToString()))
+    set_model_props(model, {**texts, "recombinator": json.dumps(meta)})
+    content: bytes = model.SerializeToString()
+    return content
+
+
+def finder_graph(path: Path, weights: Weights) -> bytes:
+    """Return the content of a finder's .onnx file, to be written at `path` or into the graph there."""
+    net = cast(Finder, weights.net.eval())
+    example = torch.zeros(2, net.channels, 2 * COARSEST, 3 * COARSEST)
+    height, width = (COARSEST * torch.export.Dim(n) for n in ("rows", "columns"))
+    shapes = {"x": {0: torch.export.Dim("batch"), 2: height, 3: width}}
+    model = _program(net, example, ["maps"], shapes)
+    about = {
+        "format": FORMAT, "rule": weights.crop_rule, "channels": net.channels,
+        "threshold": round(float(net.threshold), 4), "relation": weights.calibration.get("relation", {}),
+        "training": weights.training,
+    }  # fmt: skip
+    return _described(path, model, about, {})
 
 
 def _traced(net: KeypointNet, maps: bool) -> Any:
-    """The network as an onnx.ModelProto, without the exporter's notes on where in the source each node comes from."""
+    """The network as an onnx.ModelProto."""
     net = net.eval().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     example = torch.randint(0, 256, (2, net.channels, net.size, net.size), dtype=torch.uint8)
+    names = [*OUTPUTS, *(["scores"] if maps else [])]
+    return _program(_Graph(net, maps).eval(), example, names, {"image": {0: torch.export.Dim("batch")}})
+
+
+def _program(net: nn.Module, example: Tensor, outputs: list[str], shapes: dict[str, Any]) -> Any:
+    """Export a network without the exporter's notes on where in the source each node comes from."""
     with warnings.catch_warnings(), _log_level("torch.onnx", logging.ERROR):
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
-            _Graph(net, maps).eval(), (example,), input_names=["image"], opset_version=OPSET,
-            output_names=[*OUTPUTS, *(["scores"] if maps else [])],
-            dynamic_shapes={"image": {0: torch.export.Dim("batch")}}, dynamo=True, verbose=False,
+            net, (example,), input_names=["image"], opset_version=OPSET, output_names=outputs, dynamic_shapes=shapes,
+            dynamo=True, verbose=False,
         )  # fmt: skip
     assert program is not None
     model = program.model_proto
@@ -174,5 +213,5 @@ def link_tensors(path: Path, *weights: Path) -> None:
             external_data_helper.set_external_data(tensor, file_name, offset, len(tensor.raw_data))
             tensor.ClearField("raw_data")
             tensor.data_location = tensor.EXTERNAL
-    meta = {p.key: p.value for p in model.metadata_props}
-    _write(path, model, json.loads(meta["recombinator"]))
+    texts = {p.key: p.value for p in model.metadata_props}
+    write_atomically(path, lambda p: p.write_bytes(_described(path, model, json.loads(texts["recombinator"]), texts)))

@@ -21,8 +21,8 @@ MATCH = 0.5  # a prediction belongs to a face if its mean distance, in normalizi
 
 def evaluate_photographs(
     weights: str | os.PathLike[str], data: TableLike, photographs: str | os.PathLike[str], *,
-    detector: Detector | None = None, passes: int = 2, min_confidence: float | None = None, limit: int | None = None,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    detector: Detector | None = None, passes: int | None = None, min_confidence: float | None = None,
+    limit: int | None = None, progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Any]:  # fmt: skip
     """Predict on the photographs that a table's crops were cut from, and match the predictions with the table's faces.
 
@@ -30,8 +30,8 @@ def evaluate_photographs(
         weights: A shipped name, a weights file, a run folder, or an exported graph.
         data: A table that `prepare` wrote, or a loaded one.
         photographs: The folder that the table's file names are relative to.
-        detector: Face detector; by default OpenCV's frontal cascade.
-        passes: Number of passes; after the first, the crop is placed by the predicted points.
+        detector: Finds the faces; by default as `load` does.
+        passes: Number of passes; after the first, the crop is placed by the predicted points. None: the detector's own.
         min_confidence: Mean confidence below which a detection is dropped; by default the weights' own.
         limit: Use only the first faces of the file.
         progress: Called with (photographs done, photographs in all).
@@ -44,7 +44,7 @@ def evaluate_photographs(
     Raises:
         InputError: Weights, table or folder cannot be used.
     """
-    predictor = load(weights, detector)
+    predictor = load(weights, detector, passes=passes)
     table = as_table(data, predictor.keypoints, None, str(weights), limit=limit)
     root = Path(photographs)
     if not (root / table.files[0]).is_file():
@@ -57,7 +57,7 @@ def evaluate_photographs(
     errors_found, with_true_crop, confidences, confidences_other = [], [], [], []
     for done, (file, rows) in enumerate(by_file.items(), 1):
         image = read_image(root / file)
-        faces = predictor.predict(image, passes=passes, min_confidence=min_confidence)
+        faces = predictor.predict(image, min_confidence=min_confidence)
         for i in rows:
             to_file, mask = table.to_file[i], table.mask[i]
             true = table.points[i] @ to_file[:, :2].T + to_file[:, 2]
@@ -74,7 +74,7 @@ def evaluate_photographs(
         progress(done, len(by_file))
     errors = np.array(errors_found)
     return {
-        "weights": str(weights), "passes": passes,
+        "weights": str(weights), "passes": predictor.passes,
         "min_confidence": predictor.min_confidence if min_confidence is None else min_confidence,
         "data": identity(table),
         "photographs": len(by_file), "faces": len(table), "found": len(errors), "missed": len(table) - len(errors),

@@ -14,6 +14,7 @@ from msgspec import Meta
 from recombinator.models.base import KeypointNet
 from recombinator.models.cascade import Cascade
 from recombinator.models.denoiser import Denoiser, MapDenoiser, PointDenoiser
+from recombinator.models.finder import Finder
 from recombinator.models.joint import Joint
 from recombinator.models.networks import RCN, Level, ScoreMapNet, SumNet
 from recombinator.models.tcdcn import TCDCN
@@ -28,6 +29,7 @@ __all__ = [
     "Architecture",
     "Cascade",
     "Denoiser",
+    "Finder",
     "Joint",
     "KeypointNet",
     "Level",
@@ -121,6 +123,7 @@ MODELS: dict[str, Architecture] = {
     "tcdcn-alone": Architecture(partial(TCDCN, auxiliary=False)),
     "denoiser": Architecture(MapDenoiser, 68),
     "denoiser-lite": Architecture(PointDenoiser, 68),
+    "finder": Architecture(Finder),
 }
 
 _Maps = Annotated[int, Meta(ge=1, le=4096)]
@@ -131,7 +134,7 @@ _OPTION_TYPES: dict[str, Any] = {
     "width": Annotated[float, Meta(gt=0, le=4096)], "alpha": str, "fold": _Maps, "form": str,
     "kernel": _Maps, "layers": Annotated[int, Meta(ge=0, le=64)], "heads": _Maps,
     "parts": Annotated[int, Meta(ge=1, le=64)], "modes": _Maps,
-    "mirror": tuple[int, ...], "shift": Annotated[int, Meta(ge=0, le=4096)], "keep_maxima": bool,
+    "mirror": tuple[int, ...], "shift": Annotated[int, Meta(ge=0, le=4096)], "keep_maxima": bool, "rule": str,
 }  # fmt: skip
 _NOT_IN_TRAINING = ("modes", "mirror", "shift", "keep_maxima")  # set by other commands
 # types of the options that `train --set` accepts
@@ -192,6 +195,7 @@ def create_model(name: str, keypoints: int | None = None, **options: Any) -> Key
         layers: denoiser-lite: transformer layers.
         heads: denoiser-lite: attention heads.
         parts: denoiser-lite: Gaussians per keypoint.
+        rule: finder: crop rule of its localizer.
 
     Returns:
         The network in training mode.

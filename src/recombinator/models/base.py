@@ -26,7 +26,8 @@ class KeypointNet(nn.Module):
         config: Arguments of `create_model` that make this network again; set by `create_model`.
         task: How it is trained: a key of `training.tasks.TASKS`. "score_maps": (B, channels, S, S) images with values
             0 to 255 in, (B, K, S, S) pre-softmax scores out; "regression": the same images in, (B, K, 2) points in
-            input pixels out; "denoising": (B, K, 2) cells in, (B, K, S, S) scores out; "" for a network that is not
+            input pixels out; "denoising": (B, K, 2) cells in, (B, K, S, S) scores out; "finding": images in, the maps
+            of `Finder` out; "" for a network that is not
             trained as a whole.
         takes_images: False for a denoiser, which sees keypoints only.
         temperature: Scores are divided by it where probabilities are computed. `load_weights` sets it.
@@ -92,6 +93,9 @@ class KeypointNet(nn.Module):
     def plain(self) -> Self:
         """Switch to the form that exports best: contiguous tensors, no fused operations. Return self."""
         return self
+
+    def check_locates(self, name: str) -> None:
+        """Raise InputError, naming `name`, if the output is not keypoints."""
 
     def check_exportable(self, name: str) -> None:
         """Raise InputError, naming `name`, if the network has no ONNX form."""

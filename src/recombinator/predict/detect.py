@@ -1,4 +1,4 @@
-"""Face detectors. A detector is any object with `detect(image)`; OpenCV's Haar cascades are the default."""
+"""Detectors: any object with `detect(image)`. `predict.find` has the default one, a finder network."""
 
 from __future__ import annotations
 
@@ -48,6 +48,7 @@ class Detector(Protocol):
     - `longest`, the longest side in pixels that it looks at: larger JPEG files are then decoded at reduced size;
     - `relation`, for each name of a crop rule the side of the network's square and how far its center is below the
       box's center, both in box sides; by default CropRule.from_detector, which fits OpenCV's cascade;
+    - `passes`, the number of passes of a Predictor that has no number of its own; 2 by default;
     - `certain`, True if every box is a face, whatever the confidence of its points.
     """
 
@@ -257,18 +258,28 @@ class YuNetDetector:
         ]
 
 
-def detector_by_name(name: str) -> Detector:
+def detector_by_name(name: str) -> Detector | None:
     """Return a detector by its name.
 
     Args:
-        name: "haar", "none" (each image is one face) or "yunet:FILE".
+        name: "auto" (the model's own), "faces" (the face finder), "haar", "none" (each image is one object),
+            "yunet:FILE" or "finder:FILE" (an exported finder).
+
+    Returns:
+        The detector; None for "auto".
 
     Raises:
         InputError: For any other name.
     """
+    from recombinator.predict.find import FinderDetector, OnnxFinder, face_finder
+
+    if name == "auto":
+        return None
     if name.startswith("yunet:"):
         return YuNetDetector(name[6:])
-    known: dict[str, Callable[[], Detector]] = {"haar": HaarDetector, "none": WholeImage}
+    if name.startswith("finder:"):
+        return FinderDetector(OnnxFinder(name[7:]))
+    known: dict[str, Callable[[], Detector]] = {"faces": face_finder, "haar": HaarDetector, "none": WholeImage}
     if name not in known:
-        raise unknown("detector", name, ("haar", "none", "yunet:FILE"))
+        raise unknown("detector", name, ("auto", "faces", "haar", "none", "yunet:FILE", "finder:FILE"))
     return known[name]()

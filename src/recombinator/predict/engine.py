@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import re
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -17,10 +16,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from recombinator.keypoints import RADII, KeypointSet, decode_described
-from recombinator.predict.graphfile import external_tensors, graph_checksum
-from recombinator.utils.errors import InputError, check_choice, first_line, remedy, unknown
-from recombinator.utils.files import read_file
-from recombinator.utils.schema import decode, parse_json
+from recombinator.predict.find import OnnxFinder, TorchFinder
+from recombinator.predict.session import ForkCheck, Session, check_finite
+from recombinator.utils.errors import InputError, check_choice, remedy, unknown
 from recombinator.weights.schema import Channels, Position, Size, check_network
 from recombinator.weights.shipped import shipped_graphs, shipped_models, unknown_model
 
@@ -60,11 +58,6 @@ class Description:
         if not isinstance(self.model.get("name"), str):
             raise InputError("model: expected the network's name, got none")
 
-    def check_finite(self, values: Iterable[np.ndarray]) -> None:
-        """Raise InputError, naming the network, unless every number of its output is finite."""
-        if not all(np.isfinite(v).all() for v in values):
-            raise InputError(f"{self.model['name']}: the network's output is not finite; use other weights")
-
 
 @dataclass(frozen=True)
 class Predictions:
@@ -84,7 +77,10 @@ class Predictions:
 
 
 class Engine(Protocol):
-    """What a Predictor needs of an engine."""
+    """What a Predictor needs of an engine.
+
+    It may also have `finder`, a FinderEngine: the finder that was trained together with the network, or None.
+    """
 
     about: Description
 
@@ -107,67 +103,23 @@ class OnnxEngine:
     name, device = "onnx", "cpu"
 
     def __init__(self, path: Path, threads: int = 0) -> None:
-        self.path, self.threads = Path(path), threads
-        data = read_file(self.path)
-        external_tensors(self.path, data)  # before ONNX Runtime opens the files that it names
-        self._open()
-        try:
-            text = self.session.get_modelmeta().custom_metadata_map.get("recombinator")
-        except Exception as error:  # a name that is not UTF-8
-            raise InputError(f"{path}: its metadata cannot be read ({error})") from None
-        if text is None:
-            raise InputError(f"{path}: not written by `recombinator export` (its metadata is missing)")
-        metadata = decode(dict[str, Any], parse_json(text, f"{path}: metadata"), f"{path}: metadata")
-        if metadata.pop("format", None) != GRAPH_FORMAT:
-            raise InputError(f"{path}: written by another version of `recombinator export`; export it again")
-        expected = metadata.pop("checksum", None)  # earlier versions wrote none
-        if expected is not None and expected != graph_checksum(self.path, data):
-            raise InputError(f"{path}: damaged: its graph and tensors do not have the checksum in its metadata")
-        self.about = decode_described(Description, metadata, str(path))
-        self._check_interface()
-
-    def _open(self) -> None:
-        """Start a session of ONNX Runtime for this process."""
-        try:
-            import onnxruntime as ort
-        except ImportError:
-            raise InputError("ONNX Runtime is not installed: pip install onnxruntime, or use engine='torch'") from None
-        options = ort.SessionOptions()
-        options.intra_op_num_threads, options.inter_op_num_threads, options.log_severity_level = self.threads, 1, 3
-        if self.threads == 1:  # the caller works on several images at once: waiting threads must not take the processor
-            options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        try:
-            self.session = ort.InferenceSession(str(self.path), options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # ONNX Runtime has its own exceptions for each kind of damage
-            raise InputError(f"{self.path}: not a readable ONNX file ({first_line(error)})") from None
-        self._process = os.getpid()
-
-    def _check_interface(self) -> None:
-        """Check names, types and shapes of input and outputs, and run the graph once on a black crop."""
+        self.session = Session(path, threads, GRAPH_FORMAT)
+        self.about = decode_described(Description, self.session.metadata, str(path))
         about, k = self.about, len(self.about.keypoints)
         crop = (about.channels, about.size, about.size)
         shapes = {"points": (k, 2), "highest": (k, 2), "within": (k, len(RADII)), "covariance": (k, 3)}
-        expected = {"image": ("tensor(uint8)", crop)} | {n: ("tensor(float)", s) for n, s in shapes.items()}
-        try:
-            ends = {
-                v.name: (v.type, tuple(v.shape[1:])) for v in (*self.session.get_inputs(), *self.session.get_outputs())
-            }
-        except Exception as error:  # a name that is not UTF-8
-            raise InputError(f"{self.path}: its inputs and outputs cannot be read ({error})") from None
-        for name, (kind, shape) in expected.items():
-            if name not in ends:
-                raise InputError(f"{self.path}: has no input or output {name!r}; export it again")
-            if ends[name][0] != kind:
-                raise InputError(f"{self.path}: {name}: expected {kind}, got {ends[name][0]}")
-            if any(isinstance(n, int) and n != s for n, s in zip(ends[name][1], shape, strict=False)):
-                raise InputError(f"{self.path}: {name}: expected shape (N, {str(shape)[1:]}, got (N, {ends[name][1]})")
+        self.session.check_interface(
+            {"image": ("tensor(uint8)", crop)} | {n: ("tensor(float)", s) for n, s in shapes.items()}
+        )
         try:
             outputs = self.run(np.zeros((1, *crop), np.uint8))
         except InputError as error:
-            raise InputError(f"{self.path}: {error}") from None
+            raise InputError(f"{path}: {error}") from None
         for name, shape in shapes.items():
             if (found := getattr(outputs, name).shape) != (1, *shape):
-                raise InputError(f"{self.path}: {name}: expected shape {(1, *shape)}, got {found}")
+                raise InputError(f"{path}: {name}: expected shape {(1, *shape)}, got {found}")
+        packed = self.session.properties.get("recombinator_finder")
+        self.finder = OnnxFinder(path, packed) if packed else None
 
     def run(self, crops: np.ndarray) -> Predictions:
         """Predict the keypoints of (N, channels, size, size) uint8 crops.
@@ -175,21 +127,7 @@ class OnnxEngine:
         Raises:
             InputError: The graph fails, or its output is not finite.
         """
-        if os.getpid() != self._process:  # a session has threads, which a forked process does not inherit
-            ctypes.pythonapi.Py_IncRef(ctypes.py_object(self.session))  # freeing it would wait for them forever
-            self._open()
-        try:
-            outputs = self.session.run(OUTPUTS, {"image": crops})
-        except Exception as error:  # ONNX Runtime has its own exceptions
-            raise InputError(f"ONNX Runtime cannot run it ({first_line(error)})") from None
-        self.about.check_finite(outputs)
-        return Predictions(*outputs)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path.absolute(), "threads": self.threads}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(**state)  # type: ignore[misc]
+        return Predictions(*self.session.run(OUTPUTS, crops))
 
 
 class TorchEngine:
@@ -213,13 +151,15 @@ class TorchEngine:
         from recombinator.models.base import check_takes_images
 
         check_takes_images(weights.net, str(weights))
+        weights.net.check_locates(str(weights))
+        self.finder = TorchFinder(weights.finder) if weights.finder is not None else None
         _check_device(device)
         if device != "cpu" and not torch.cuda.is_available():
             raise InputError(f"device {device!r}: torch finds no CUDA GPU on this machine; use device 'cpu'")
         _, _, index = device.partition(":")
         if index and int(index) >= torch.cuda.device_count():
             raise InputError(f"device {device!r}: this machine has {torch.cuda.device_count()} GPU(s), counted from 0")
-        self.device, self.threads, self._process = device, threads, os.getpid()
+        self.device, self.threads, self._check_process = device, threads, ForkCheck()
         self.net = weights.net.eval().to(device=device, memory_format=torch.channels_last)
         # as JSON holds them, so that both engines describe a network in the same way
         plain = json.loads(json.dumps([weights.calibration, self.net.config, weights.training]))
@@ -235,19 +175,12 @@ class TorchEngine:
         """
         import torch
 
-        if os.getpid() != self._process:
-            raise InputError(
-                "the process was forked after torch had started its threads, which a forked process does not have; "
-                "start processes with multiprocessing's 'spawn' method, or use engine='onnx'"
-            )
+        self._check_process()
         with _limit_torch_threads(self.threads), torch.inference_mode():
             decoded = self.net.decode(self.net(torch.from_numpy(crops).to(self.device)))
         outputs = [getattr(decoded, name).cpu().numpy() for name in OUTPUTS]
-        self.about.check_finite(outputs)
+        check_finite(outputs, self.about.model["name"])
         return Predictions(*outputs)
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__ |= {**state, "_process": os.getpid()}
 
 
 _TORCH_THREADS = threading.Lock()

@@ -15,11 +15,13 @@ from recombinator.data.images import MAX_PIXELS, Image
 from recombinator.data.photograph import Photograph
 from recombinator.keypoints import RADII, SURE
 from recombinator.predict.crop import Crop, crop_face, rotation
-from recombinator.predict.detect import Detection, Detector, HaarDetector, WholeImage, as_detections
+from recombinator.predict.detect import Detection, Detector, WholeImage, as_detections
 from recombinator.predict.engine import Engine, Predictions, load_engine
+from recombinator.predict.find import FinderDetector, face_finder
 from recombinator.predict.result import Face, Faces
 from recombinator.utils.errors import InputError
 
+FACE_RULES = ("mtfl", "300w")
 SAME_FACE = 0.5  # two results nearer than this share of the face's extent are one face
 
 
@@ -37,19 +39,25 @@ class Predictor:
 
     Args:
         engine: Runs the network on crops.
-        detector: Finds face boxes; OpenCV's Haar cascades by default.
-        passes: Default number of passes of `predict`.
+        detector: Finds objects; by default the model's own finder, or for faces the one that ships.
+        passes: Default number of passes of `predict`; by default one after a finder, two after another detector.
         max_pixels: Refuse larger image files before decoding. None: no limit.
     """
 
     def __init__(
-        self, engine: Engine, detector: Detector | None = None, passes: int = 2, max_pixels: int | None = MAX_PIXELS
-    ) -> None:
-        self.passes, self.max_pixels = _check_passes(passes), max_pixels
+        self, engine: Engine, detector: Detector | None = None, passes: int | None = None,
+        max_pixels: int | None = MAX_PIXELS,
+    ) -> None:  # fmt: skip
+        self.max_pixels = max_pixels
         self.engine, self.about, self.keypoints = engine, engine.about, engine.about.keypoints
         self.rule = RULES[self.about.crop_rule]
-        # a network for whole images needs no detector
-        self.detector: Detector = WholeImage() if self.rule.whole else detector or HaarDetector()
+        self.detector: Detector | None = detector
+        if self.rule.whole:  # a network for whole images needs no detector
+            self.detector = WholeImage()
+        elif detector is None:
+            own = getattr(engine, "finder", None)
+            self.detector = FinderDetector(own) if own else face_finder() if self.rule.name in FACE_RULES else None
+        self.passes = _check_passes(getattr(self.detector, "passes", 2) if passes is None else passes)
         self.min_confidence = float(self.about.calibration.get("least", self.rule.least))
 
     def __repr__(self) -> str:
@@ -131,6 +139,8 @@ class Predictor:
                 if face is None:
                     raise InputError(f"box {number}: the points found in it leave no crop; is there a face?")
             return Faces([face for face in given if face], shown)
+        if self.detector is None:
+            raise InputError("this model has no finder; give boxes, or a detector")
         certain = bool(getattr(self.detector, "certain", False))
         if min_confidence is None:
             min_confidence = 0.0 if certain else self.min_confidence
@@ -332,7 +342,7 @@ def load(
     engine: str | None = None,
     threads: int = 0,
     device: str = "cpu",
-    passes: int = 2,
+    passes: int | None = None,
     max_pixels: int | None = MAX_PIXELS,
 ) -> Predictor:
     """Load a model for prediction.
@@ -340,12 +350,12 @@ def load(
     Args:
         name_or_path: A shipped name ("rcn-6-mtfl"; `shipped_models()` lists them), an exported .onnx file, a weights
             file or a run's folder.
-        detector: Finds face boxes; OpenCV's Haar cascades by default.
+        detector: Finds objects; by default the model's own finder, or for faces the one that ships.
         engine: "onnx" or "torch". By default ONNX Runtime, which needs no torch, if there is a graph and `device` is
             "cpu"; torch otherwise.
         threads: Number of CPU threads of the engine; 0 leaves the choice to it.
         device: "cpu", or for the torch engine "cuda" or "cuda:N".
-        passes: Default number of passes of `Predictor.predict`.
+        passes: Default number of passes of `Predictor.predict`; see Predictor.
         max_pixels: Refuse larger image files before decoding. None: no limit.
 
     Returns:

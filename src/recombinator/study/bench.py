@@ -196,12 +196,14 @@ def _shipped_jobs(name: str, threads: int) -> dict[str, Job]:
                 jobs[label] = Job(partial(loaded.run, crops), batch, repeats=REPEATS if batch == 1 else 1)
     predictor = load(name, threads=threads)
     image = read_image(photo)
-    boxes = predictor.detector.detect(image)
+    assert predictor.detector is not None  # of a face model
+    detect = predictor.detector.detect
+    boxes = detect(image)
     points = [face.points for face in predictor.predict(image, boxes)]
     steps: dict[str, Callable[[], object]] = {
         f"{name}, photograph: file to points": lambda: predictor.predict(photo),
         f"{name}, photograph: decoding the file": lambda: read_image(photo),
-        f"{name}, photograph: finding the face": lambda: predictor.detector.detect(image),
+        f"{name}, photograph: finding the face": lambda: detect(image),
         f"{name}, photograph: two passes of crop and network": lambda: predictor.predict(image, boxes),
         f"{name}, video frame: following the last frame's points": lambda: predictor.follow(image, points),
     }

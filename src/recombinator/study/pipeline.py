@@ -114,15 +114,18 @@ def run(
         data = encode_image(empty, 95)
         loaded = {name: load(name, threads=threads) for name in models or MODELS}
         first = next(iter(loaded.values()))
+        detector = first.detector
+        if detector is None:
+            raise InputError(f"{next(iter(loaded))}: has no detector in front of it; time a network for faces first")
         if first.predict(empty):
             raise InputError("the detector finds a face in noise; the photograph without a face needs another seed")
         jobs = {
             REFERENCE: _reference(),
             "decode the sample photograph, 512x600": Job(lambda: read_image(SAMPLE_PHOTOGRAPH), 1, repeats=3),
             "decode 2000x3000, as far as needed": Job(lambda: first.open(data), 1),
-            "find, 512x600": Job(lambda: first.detector.detect(image), 1),
-            "find, 1280x720": Job(lambda: first.detector.detect(frames[0]), 1),
-            "find, 2000x3000 without a face": Job(lambda: first.detector.detect(empty), 1),
+            "find, 512x600": Job(lambda: detector.detect(image), 1),
+            "find, 1280x720": Job(lambda: detector.detect(frames[0]), 1),
+            "find, 2000x3000 without a face": Job(lambda: detector.detect(empty), 1),
             "photograph without a face, 2000x3000, without decoding": Job(lambda: first.predict(empty), 1),
         }
         for name, predictor in loaded.items():

@@ -299,8 +299,8 @@ class Trainer:
     def _weights(self, training: dict[str, Any]) -> Weights:
         """The network with what prediction needs: keypoints, crop rule and mean face relative to the box."""
         table = self.train_table
-        template = table.template.round(4).tolist()
-        return Weights(self.net, table.info.keypoints, table.info.crop_rule, template, training)
+        template = self.task.template.round(4).tolist()
+        return Weights(self.net, table.info.keypoints, self.task.crop_rule, template, training)
 
     def save(self, name: str) -> None:
         """Write the complete state of the training to a file of the run."""

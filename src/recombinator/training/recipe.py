@@ -64,6 +64,7 @@ class Recipe:
             the network given as errors_of).
         auxiliary: TCDCN: weight of the loss of each facial attribute.
         judged: Denoiser: keypoints that count in the loss, "corrupted" (section 4) or "all".
+        unlabeled: Finder: annotated images may hold further objects, so confident detections there count little.
         ema: Decay per step of the exponential moving average of the weights that is validated and kept; 0 keeps the
             weights themselves.
         memory: Gigabytes of decoded crops that are kept in memory; those of a larger table stay on disk, and are mixed
@@ -95,6 +96,7 @@ class Recipe:
     corruption: str = "uniform"
     auxiliary: float = 0.01
     judged: str = "corrupted"
+    unlabeled: bool = False
     regularize: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

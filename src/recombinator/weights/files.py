@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
     from recombinator.models import Denoiser, KeypointNet, ScoreMapNet
 
+FINDER_PREFIX = "finder/"  # of the names of the finder's tensors
+
 
 @dataclass
 class Weights:
@@ -46,6 +48,7 @@ class Weights:
             they were fitted on; empty if not calibrated. `net.temperature` is set where weights are loaded or
             calibrated, not here.
         name: The name or path that `load_weights` was given, for reports and messages; "" for weights made in memory.
+        finder: Weights of the finder in front of this network, if it has one of its own.
     """
 
     net: KeypointNet
@@ -55,6 +58,7 @@ class Weights:
     training: dict[str, Any]
     calibration: dict[str, Any] = field(default_factory=dict)
     name: str = ""
+    finder: Weights | None = None
 
     def __post_init__(self) -> None:
         check_calibration(self.calibration, len(self.keypoints))
@@ -178,13 +182,21 @@ def save_weights(path: Path, weights: Weights, half: bool = False) -> None:
         weights: The network with its metadata.
         half: Store floating-point tensors in half precision, for an archive.
     """
-    meta = {
+    meta, tensors = _described(weights), dict(weights.net.state_dict())
+    if weights.finder is not None:
+        meta["finder"] = _described(weights.finder)
+        tensors |= {FINDER_PREFIX + k: v for k, v in weights.finder.net.state_dict().items()}
+    tensors = {k: v.half() if half and v.is_floating_point() else v for k, v in tensors.items()}
+    write_tensors(path, tensors, meta)
+
+
+def _described(weights: Weights) -> dict[str, Any]:
+    """Return the metadata of a weights file."""
+    return {
         "format": FORMAT, "model": weights.net.config, "keypoints": weights.keypoints.to_dict(),
         "crop_rule": weights.crop_rule, "template": weights.template, "training": weights.training,
         "calibration": weights.calibration,
     }  # fmt: skip
-    tensors = {k: v.half() if half and v.is_floating_point() else v for k, v in weights.net.state_dict().items()}
-    write_tensors(path, tensors, meta)
 
 
 def load_weights(name_or_path: WeightsLike) -> Weights:
@@ -213,10 +225,20 @@ def load_weights(name_or_path: WeightsLike) -> Weights:
     tensors, meta = read_tensors(path)
     if "position" in meta:
         raise InputError(f"{path}: a training checkpoint, not weights; use best.safetensors in the same folder")
-    about = decode_described(WeightsMetadata, meta, str(path))
+    parts = {k.removeprefix(FINDER_PREFIX): tensors.pop(k) for k in list(tensors) if k.startswith(FINDER_PREFIX)}
+    finder = meta.pop("finder", None)
+    loaded = _made(path, tensors, meta, str(path), os.fspath(name_or_path))
+    if finder is not None:
+        loaded.finder = _made(path, parts, finder, f"{path}: finder", f"the finder in {os.fspath(name_or_path)}")
+    return loaded
+
+
+def _made(path: Path, tensors: dict[str, Tensor], meta: Any, where: str, name: str) -> Weights:
+    """Return the weights that tensors and metadata of a file describe."""
+    about = decode_described(WeightsMetadata, meta, where)
     loaded = Weights(
         _make_network(about, tensors, path), about.keypoints, about.crop_rule, about.template, about.training,
-        about.calibration, os.fspath(name_or_path),
+        about.calibration, name,
     )  # fmt: skip
     loaded.net.temperature = loaded.temperature
     return loaded

@@ -34,6 +34,16 @@ class Calibration(msgspec.Struct):
     least: Share = 0.0
 
 
+class FinderCalibration(msgspec.Struct):
+    """What `calibrate` fitted for a finder.
+
+    Attributes:
+        relation: For other crop rules, the side of their square and how far its center is below, in sides.
+    """
+
+    relation: dict[str, tuple[Finite, Finite]]
+
+
 class WeightsMetadata(msgspec.Struct):
     """The metadata of a weights file (see weights.files.Weights)."""
 
@@ -83,6 +93,9 @@ def check_calibration(calibration: dict[str, Any], keypoints: int) -> None:
     if not calibration:
         return
     try:
+        if "relation" in calibration:
+            decode(FinderCalibration, calibration, "calibration")
+            return
         thresholds = len(decode(Calibration, calibration, "calibration").covered_below)
         if thresholds != keypoints:
             raise InputError(f"calibration: expected {keypoints} values in covered_below, got {thresholds}")

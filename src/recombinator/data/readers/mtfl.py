@@ -13,7 +13,7 @@ import numpy as np
 
 from recombinator.data.crops import FILE_ORIGIN, GRID, RULES
 from recombinator.data.images import read_image
-from recombinator.data.rows import crop_row
+from recombinator.data.rows import background_jobs, background_row, crop_row
 from recombinator.data.table import SPLIT_SEED, Row, TableInfo, write_splits
 from recombinator.keypoints import FACE_5
 from recombinator.utils.errors import InputError
@@ -96,6 +96,7 @@ def _lines(path: Path) -> list[tuple[str, int, str]]:
 
 def prepare_mtfl(
     source: Path, out: Path, *, size: int = GRID, gray: bool = False, quality: int = 95, strict: bool = False,
+    whole: bool = False, backgrounds: Path | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, int]:  # fmt: skip
     """Write OUT/{train,valid,test}.parquet from MTFL.
@@ -107,6 +108,8 @@ def prepare_mtfl(
         gray: store gray crops.
         quality: JPEG quality; 0 stores PNG, without loss.
         strict: raise the first error instead of leaving a face out with a logged warning.
+        whole: store whole photographs, for a finder, in place of crops.
+        backgrounds: folder of images without faces, which become rows without points; with `whole`.
         progress: called with the numbers of faces done and in all.
 
     Returns:
@@ -129,9 +132,13 @@ def prepare_mtfl(
             f"{source}: expected training.txt and testing.txt (one line per face: image, 5 x, 5 y, 4 attributes) and "
             "the images that they name"
         )
-    rule = RULES["mtfl"]
+    rule = RULES["image" if whole else "mtfl"]
+    empty = background_jobs(backgrounds) if backgrounds else {}
+    items: dict[str, list[tuple[str, int, str] | Path]] = {s: [*jobs[s], *empty.get(s, [])] for s in jobs}
 
-    def make(job: tuple[str, int, str]) -> Row:
+    def make(job: tuple[str, int, str] | Path) -> Row:
+        if isinstance(job, Path):
+            return background_row(job, rule, len(FACE_5), size=size, gray=gray, quality=quality, attributes=ATTRIBUTES)
         listing, number, text = job
         where = f"{source / listing}:{number}"
         line = parse_line(text, where)
@@ -144,6 +151,6 @@ def prepare_mtfl(
             raise InputError(f"{where}: {error}") from None
 
     return write_splits(
-        out, jobs, make, lambda split: TableInfo("mtfl", split, FACE_5, rule.name, size, gray),
+        out, items, make, lambda split: TableInfo("mtfl", split, FACE_5, rule.name, size, gray),
         attributes=ATTRIBUTES, strict=strict, progress=progress,
     )  # fmt: skip

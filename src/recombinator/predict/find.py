@@ -1,0 +1,259 @@
+"""Find objects with a finder network: image pyramid, decoding of its maps, non-maximum suppression."""
+
+from __future__ import annotations
+
+import base64
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Protocol
+
+import numpy as np
+from msgspec import Meta
+
+from recombinator.data.crops import RULES
+from recombinator.data.images import to_gray
+from recombinator.predict.detect import Detection
+from recombinator.predict.session import ForkCheck, Session, check_finite
+from recombinator.utils.errors import InputError, check_choice
+from recombinator.utils.schema import Finite, decode
+from recombinator.weights.schema import Channels
+from recombinator.weights.shipped import FOLDER
+
+FACE_FINDER = FOLDER / "finders" / "faces.onnx"
+FORMAT = "recombinator-finder-1"
+MAPS = 6  # of the output
+STRIDE, COARSEST, REFERENCE = 4, 32, 32.0  # as in models.finder, which prediction does not import
+SIDES = (128, 400, 1250)  # longer sides in pixels at which an image is seen; objects from 14 to 140 pixels are found
+FINEST = (2000,)  # for `search`
+LEAST_STEP = 1.4  # an image is not seen again at less than this times the size before
+SMALLEST, LARGEST = 11.0, 1.5  # side of an object in pixels, and in shorter sides of the image as it is seen
+SAME = 0.4  # two squares whose intersection over union is larger are one object
+MOST = 300  # objects per image
+GRAY = 128  # of the border that fills the input up
+
+
+@dataclass(frozen=True)
+class Found:
+    """Hold the objects in one image, most certain first.
+
+    Args:
+        squares: (N, 4) center x, y and side in pixels of the image, and rotation in degrees, clockwise on the screen.
+        scores: (N,) probabilities.
+    """
+
+    squares: np.ndarray
+    scores: np.ndarray
+
+
+def decode_maps(maps: np.ndarray, threshold: float) -> Found:
+    """Decode a finder's maps for one image.
+
+    Args:
+        maps: (6, h, w), the output of models.finder.Finder.
+        threshold: Least probability.
+
+    Returns:
+        One object per local maximum of the probability, in pixels of the network's input.
+    """
+    logits = maps[0]
+    padded = np.pad(logits, 1, constant_values=-np.inf)
+    h, w = logits.shape
+    highest = np.max([padded[i : i + h, j : j + w] for i in range(3) for j in range(3)], axis=0)
+    y, x = np.nonzero((logits == highest) & (logits >= np.log(threshold / (1 - threshold))))
+    order = np.argsort(-logits[y, x], kind="stable")[:MOST]
+    y, x = y[order], x[order]
+    _, dx, dy, size, cosine, sine = maps[:, y, x].astype(np.float64)
+    squares = np.stack(
+        [
+            (x + 0.5 + dx) * STRIDE,
+            (y + 0.5 + dy) * STRIDE,
+            REFERENCE * np.exp(np.clip(size, -5, 5)),
+            np.degrees(np.arctan2(sine, cosine)),
+        ],
+        axis=1,
+    )
+    return Found(squares, 1 / (1 + np.exp(-logits[y, x].astype(np.float64))))
+
+
+def suppressed(found: Found) -> Found:
+    """Keep the most certain of the squares that overlap by more than `SAME`, rotation aside."""
+    order = np.argsort(-found.scores, kind="stable")
+    squares, kept = found.squares[order], np.ones(len(order), bool)
+    low, high = squares[:, :2] - squares[:, 2:3] / 2, squares[:, :2] + squares[:, 2:3] / 2
+    area = squares[:, 2] ** 2
+    for i in range(len(order)):
+        if kept[i]:
+            shared = np.clip(np.minimum(high[i], high[i + 1 :]) - np.maximum(low[i], low[i + 1 :]), 0, None).prod(
+                axis=1
+            )
+            kept[i + 1 :] &= shared <= SAME * (area[i] + area[i + 1 :] - shared)
+    return Found(squares[kept], found.scores[order][kept])
+
+
+@dataclass(frozen=True)
+class FinderDescription:
+    """Describe a finder.
+
+    Args:
+        rule: Name of the crop rule whose squares it predicts.
+        channels: 1 for gray, 3 for RGB.
+        threshold: Probability from which a maximum is an object.
+        relation: For other crop rules, the side of their square and how far its center is below, in sides.
+        training: How the finder was trained.
+    """
+
+    rule: str
+    channels: Channels
+    threshold: Annotated[float, Meta(gt=0, lt=1)]
+    relation: dict[str, tuple[Finite, Finite]] = field(default_factory=dict)
+    training: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_choice("rule", self.rule, list(RULES))
+
+
+class FinderEngine(Protocol):
+    """What a FinderDetector needs of an engine."""
+
+    about: FinderDescription
+
+    def run(self, images: np.ndarray) -> np.ndarray:
+        """Compute the (B, 6, H / 4, W / 4) maps of (B, channels, H, W) float32 images. Thread-safe."""
+        ...
+
+
+class OnnxFinder:
+    """Run an exported finder with ONNX Runtime, on one thread: images are small, and run in parallel elsewhere.
+
+    Args:
+        path: The .onnx file.
+        packed: The finder's graph in base64, if the file is that of its localizer.
+
+    Raises:
+        InputError: The file cannot be used.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], packed: str | None = None) -> None:
+        try:
+            content = None if packed is None else base64.b64decode(packed, validate=True)
+        except ValueError:
+            raise InputError(f"{path}: damaged: its finder cannot be read") from None
+        self.session = Session(path, 1, FORMAT, content)
+        self.about = decode(FinderDescription, self.session.metadata, f"{path}: finder")
+        shapes = {"image": (self.about.channels, COARSEST, COARSEST), "maps": (MAPS, *(COARSEST // STRIDE,) * 2)}
+        self.session.check_interface({name: ("tensor(float)", shape) for name, shape in shapes.items()})
+        found = self.run(np.zeros((1, *shapes["image"]), np.float32)).shape
+        if found != (1, *shapes["maps"]):
+            raise InputError(f"{path}: maps: expected shape {(1, *shapes['maps'])}, got {found}")
+
+    def run(self, images: np.ndarray) -> np.ndarray:
+        """Compute the maps of (B, channels, H, W) float32 images."""
+        return self.session.run(["maps"], images)[0]
+
+
+class TorchFinder:
+    """Run a finder with torch.
+
+    Args:
+        weights: Weights of a finder (weights.files.Weights).
+    """
+
+    def __init__(self, weights: Any) -> None:
+        self.net, self._check_process = weights.net.eval(), ForkCheck()
+        self.about = FinderDescription(
+            weights.crop_rule, self.net.channels, float(self.net.threshold),
+            weights.calibration.get("relation", {}), weights.training,
+        )  # fmt: skip
+
+    def run(self, images: np.ndarray) -> np.ndarray:
+        """Compute the maps of (B, channels, H, W) float32 images."""
+        import torch
+
+        self._check_process()
+        with torch.inference_mode():
+            maps: np.ndarray = self.net(torch.from_numpy(images)).numpy()
+        check_finite([maps], "the finder")
+        return maps
+
+
+def seen_at(image: np.ndarray, side: float, channels: int) -> tuple[np.ndarray, float]:
+    """Return a finder's input of one image at one size.
+
+    Args:
+        image: (H, W) gray or (H, W, 3) RGB, uint8.
+        side: Longer side of the image in the input, in pixels.
+        channels: 1 for gray, 3 for RGB.
+
+    Returns:
+        (1, channels, h, w) float32 with gray borders at the right and at the bottom, and the input's pixels per pixel
+        of the image.
+    """
+    import cv2
+
+    scale = side / max(image.shape[:2])
+    height, width = (max(1, round(s * scale)) for s in image.shape[:2])
+    method = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+    pixels = image if scale == 1 else cv2.resize(image, (width, height), interpolation=method)
+    pixels = to_gray(pixels)[..., None] if channels == 1 else pixels
+    if pixels.shape[2:] == (1,) and channels == 3:
+        pixels = np.repeat(pixels, 3, axis=2)
+    out = np.full((1, channels, *(-(-s // COARSEST) * COARSEST for s in (height, width))), GRAY, np.float32)
+    out[0, :, :height, :width] = pixels.transpose(2, 0, 1)
+    return out, scale
+
+
+class FinderDetector:
+    """Detect objects of any size and rotation with a finder network.
+
+    Args:
+        engine: Runs the network.
+        threshold: Least probability; by default the finder's own.
+        upright: Report no rotation: for localizers that were trained on objects of any orientation.
+    """
+
+    longest = max(SIDES)
+    passes = 1  # its squares are those of the training; a second pass gains nothing (docs/speed.md)
+
+    def __init__(self, engine: FinderEngine, threshold: float | None = None, upright: bool = False) -> None:
+        self.engine, self.upright = engine, upright
+        self.threshold = engine.about.threshold if threshold is None else threshold
+        self.relation = {engine.about.rule: (1.0, 0.0), **{k: tuple(v) for k, v in engine.about.relation.items()}}
+
+    def detect(self, image: np.ndarray) -> list[Detection]:
+        """Find the objects of an image; see Detector.detect."""
+        return self._at(image, SIDES)
+
+    def search(self, image: np.ndarray) -> Iterator[list[Detection]]:
+        """Look for smaller objects than `detect` finds; see Detector."""
+        further = [s for s in FINEST if max(image.shape[:2]) >= LEAST_STEP * max(SIDES)]
+        found = self._at(image, further) if further else []
+        if found:
+            yield found
+
+    def _at(self, image: np.ndarray, sides: tuple[int, ...] | list[int]) -> list[Detection]:
+        longest, before = max(image.shape[:2]), 0.0
+        parts: list[tuple[np.ndarray, np.ndarray]] = []
+        for wanted in sides:
+            side = float(wanted) if not parts else min(wanted, longest)
+            if side < LEAST_STEP * before:
+                break
+            pixels, scale = seen_at(image, side, self.engine.about.channels)
+            found = decode_maps(self.engine.run(pixels)[0], self.threshold)
+            limit = LARGEST * min(image.shape[:2]) * scale
+            kept = (found.squares[:, 2] >= SMALLEST) & (found.squares[:, 2] <= limit)
+            parts.append((found.squares[kept] / [scale, scale, scale, 1], found.scores[kept]))
+            before = side
+        found = suppressed(Found(*(np.concatenate(p) for p in zip(*parts, strict=True))))
+        order = np.argsort(-found.squares[:, 2], kind="stable")
+        return [
+            Detection(
+                (x - side / 2, y - side / 2, side, side), 0.0 if self.upright else angle, score=float(found.scores[i])
+            )
+            for i, (x, y, side, angle) in zip(order, found.squares[order].tolist(), strict=True)
+        ]
+
+
+def face_finder() -> FinderDetector:
+    """Return the face finder that ships with the package."""
+    return FinderDetector(OnnxFinder(FACE_FINDER))
