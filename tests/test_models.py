@@ -53,6 +53,7 @@ def test_registered_models():
         "denoiser-lite",
         "tcdcn",
         "tcdcn-alone",
+        "finder",
     }
 
 
@@ -80,7 +81,8 @@ class TestFamily:
     @pytest.mark.parametrize("keypoints", [3, 68])
     def test_any_number_of_keypoints(self, name, keypoints):
         net = family(name, keypoints=keypoints).eval()
-        shape = (2, keypoints, 2) if net.task == "regression" else (2, keypoints, net.size, net.size)
+        points, maps = (2, keypoints, 2), (2, keypoints, net.size, net.size)
+        shape = {"regression": points, "finding": (2, 6, net.size // 4, net.size // 4)}.get(net.task, maps)
         assert net(inputs_of(net)).shape == shape and net.multiply_adds() > 0
 
     def test_every_parameter_gets_a_gradient(self, name):

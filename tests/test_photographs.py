@@ -51,7 +51,7 @@ def test_a_photograph_on_its_side(hopper):
     predictor = load("rcn-6-mtfl")
     (upright,) = predictor.predict(hopper)
     sideways = np.ascontiguousarray(np.rot90(hopper))
-    assert not len(predictor.detector.detect(sideways))  # only the search finds it
+    assert not HaarDetector().detect(sideways)  # the finder sees faces of any rotation
     faces = predictor.predict(sideways, min_confidence=0)
     height_width = hopper.shape[1]
     expected = upright.points[:, ::-1] * [1, -1] + [0, height_width]

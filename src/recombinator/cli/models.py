@@ -15,7 +15,10 @@ def models(
     keypoints: Annotated[
         int | None, typer.Option(min=1, metavar="K", show_default="5 or 68, by network", help="Number of keypoints.")
     ] = None,
-    size: Annotated[int, typer.Option(metavar="PIXELS", help="Side of the input image.")] = 80,
+    size: Annotated[
+        int | None,
+        typer.Option(metavar="PIXELS", show_default="80, 128 for the finder", help="Side of the input image."),
+    ] = None,
 ) -> None:
     """List the networks, with parameters and multiply-adds.
 

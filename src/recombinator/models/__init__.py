@@ -240,12 +240,12 @@ def _part(whole: str, config: dict[str, Any]) -> KeypointNet:
     return create_model(name, keypoints, **options)
 
 
-def catalogue(keypoints: int | None = None, size: int = 80) -> list[dict[str, Any]]:
+def catalogue(keypoints: int | None = None, size: int | None = None) -> list[dict[str, Any]]:
     """Describe every network that can be created for an input size.
 
     Args:
         keypoints: K; by default the number that each network was designed for.
-        size: Side of the input in pixels.
+        size: Side of the input in pixels; by default the one that each network was designed for.
 
     Returns:
         One row per network: name, parameters, multiply_adds (per image), input (side in pixels), keypoints.
@@ -256,13 +256,13 @@ def catalogue(keypoints: int | None = None, size: int = 80) -> list[dict[str, An
     rows: list[dict[str, Any]] = []
     for name in model_names():
         try:
-            net = create_model(name, keypoints, size=size)
+            net = create_model(name, keypoints, **({} if size is None else {"size": size}))
         except InputError as error:
             last = error
             continue
         rows.append({
             "name": name, "parameters": sum(p.numel() for p in net.parameters()),
-            "multiply_adds": net.multiply_adds(), "input": size, "keypoints": net.keypoints,
+            "multiply_adds": net.multiply_adds(), "input": net.size, "keypoints": net.keypoints,
         })  # fmt: skip
     if not rows:
         raise last

@@ -117,6 +117,11 @@ class Finder(KeypointNet):
             in cells, the logarithm of the side in units of `REFERENCE` pixels, and cosine and sine of the rotation
             (clockwise on the screen), not normalized.
         """
+        if x.ndim != 4 or x.shape[1] != self.channels or x.shape[2] % COARSEST or x.shape[3] % COARSEST:
+            raise InputError(
+                f"expected images of shape (B, {self.channels}, H, W) with H and W multiples of {COARSEST}, got "
+                f"{tuple(x.shape)}"
+            )
         x = F.pixel_unshuffle(x.float() / 64 - 2, STRIDE)
         maps: list[Tensor] = []
         for i, convolutions in enumerate(self.trunk):

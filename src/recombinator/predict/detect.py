@@ -48,7 +48,6 @@ class Detector(Protocol):
     - `longest`, the longest side in pixels that it looks at: larger JPEG files are then decoded at reduced size;
     - `relation`, for each name of a crop rule the side of the network's square and how far its center is below the
       box's center, both in box sides; by default CropRule.from_detector, which fits OpenCV's cascade;
-    - `passes`, the number of passes of a Predictor that has no number of its own; 2 by default;
     - `certain`, True if every box is a face, whatever the confidence of its points.
     """
 

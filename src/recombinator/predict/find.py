@@ -213,7 +213,6 @@ class FinderDetector:
     """
 
     longest = max(SIDES)
-    passes = 1  # its squares are those of the training; a second pass gains nothing (docs/speed.md)
 
     def __init__(self, engine: FinderEngine, threshold: float | None = None, upright: bool = False) -> None:
         self.engine, self.upright = engine, upright

@@ -40,15 +40,14 @@ class Predictor:
     Args:
         engine: Runs the network on crops.
         detector: Finds objects; by default the model's own finder, or for faces the one that ships.
-        passes: Default number of passes of `predict`; by default one after a finder, two after another detector.
+        passes: Default number of passes of `predict`.
         max_pixels: Refuse larger image files before decoding. None: no limit.
     """
 
     def __init__(
-        self, engine: Engine, detector: Detector | None = None, passes: int | None = None,
-        max_pixels: int | None = MAX_PIXELS,
-    ) -> None:  # fmt: skip
-        self.max_pixels = max_pixels
+        self, engine: Engine, detector: Detector | None = None, passes: int = 2, max_pixels: int | None = MAX_PIXELS
+    ) -> None:
+        self.passes, self.max_pixels = _check_passes(passes), max_pixels
         self.engine, self.about, self.keypoints = engine, engine.about, engine.about.keypoints
         self.rule = RULES[self.about.crop_rule]
         self.detector: Detector | None = detector
@@ -57,7 +56,6 @@ class Predictor:
         elif detector is None:
             own = getattr(engine, "finder", None)
             self.detector = FinderDetector(own) if own else face_finder() if self.rule.name in FACE_RULES else None
-        self.passes = _check_passes(getattr(self.detector, "passes", 2) if passes is None else passes)
         self.min_confidence = float(self.about.calibration.get("least", self.rule.least))
 
     def __repr__(self) -> str:
@@ -342,7 +340,7 @@ def load(
     engine: str | None = None,
     threads: int = 0,
     device: str = "cpu",
-    passes: int | None = None,
+    passes: int = 2,
     max_pixels: int | None = MAX_PIXELS,
 ) -> Predictor:
     """Load a model for prediction.
@@ -355,7 +353,7 @@ def load(
             "cpu"; torch otherwise.
         threads: Number of CPU threads of the engine; 0 leaves the choice to it.
         device: "cpu", or for the torch engine "cuda" or "cuda:N".
-        passes: Default number of passes of `Predictor.predict`; see Predictor.
+        passes: Default number of passes of `Predictor.predict`.
         max_pixels: Refuse larger image files before decoding. None: no limit.
 
     Returns:
