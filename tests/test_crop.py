@@ -42,7 +42,7 @@ def textures(hopper):
 
 @pytest.mark.parametrize("weights", ["rcn-6-mtfl", "joint-68-300w"])
 def test_points_equal_those_of_the_training_crops(weights, hopper):
-    predictor = load(weights, threads=1)
+    predictor = load(weights, HaarDetector(), threads=1)
     (face,) = predictor.predict(hopper)
     rng = np.random.default_rng(0)
     old, new = [], []

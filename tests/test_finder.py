@@ -27,8 +27,9 @@ from recombinator.predict.find import (
     Found,
     OnnxFinder,
     TorchFinder,
+    as_input,
     decode_maps,
-    seen_at,
+    resized,
     suppressed,
 )
 from recombinator.predict.predictor import Predictor
@@ -253,13 +254,22 @@ def test_an_exported_finder_equals_the_network(trained, tmp_path):
     assert detector_by_name(f"finder:{tmp_path / 'f.onnx'}").detect(np.zeros((50, 70), np.uint8)) == []
 
 
-def test_images_are_seen_at_a_size():
+def test_the_input_of_an_image():
     image = np.arange(60 * 100, dtype=np.uint8).reshape(60, 100)
-    pixels, scale = seen_at(image, 100, 1)
-    assert scale == 1 and pixels.shape == (1, 1, 64, 128)
+    pixels = as_input(image, 1)
+    assert pixels.shape == (1, 1, 64, 128)
     assert np.array_equal(pixels[0, 0, :60, :100], image) and (pixels[0, 0, 60:] == 128).all()
-    color, scale = seen_at(np.zeros((300, 150, 3), np.uint8), 128, 3)
-    assert color.shape == (1, 3, 128, 64) and scale == 128 / 300
+    assert as_input(np.zeros((128, 64, 3), np.uint8), 3).shape == (1, 3, 128, 64)
+    assert np.array_equal(as_input(image, 3)[0, 2], pixels[0, 0])  # a gray image fills all channels
+
+
+def test_each_size_is_made_of_the_larger_one():
+    image = cv2.GaussianBlur(np.random.default_rng(0).integers(0, 256, (400, 600), np.uint8), (0, 0), 4)
+    half = resized(image, image.shape, 0.5)
+    assert half.shape == (200, 300) and resized(half, image.shape, 0.5) is half
+    both = [resized(x, image.shape, 0.2).astype(int) for x in (image, half)]
+    assert both[0].shape == (80, 120) and np.abs(both[0] - both[1]).max() <= 2
+    assert resized(image, image.shape, 1.5).shape == (600, 900)
 
 
 class Fixed:

@@ -177,30 +177,31 @@ class TorchFinder:
         return maps
 
 
-def seen_at(image: np.ndarray, side: float, channels: int) -> tuple[np.ndarray, float]:
-    """Return a finder's input of one image at one size.
+def as_input(image: np.ndarray, channels: int) -> np.ndarray:
+    """Return a finder's input of one image.
 
     Args:
         image: (H, W) gray or (H, W, 3) RGB, uint8.
-        side: Longer side of the image in the input, in pixels.
         channels: 1 for gray, 3 for RGB.
 
     Returns:
-        (1, channels, h, w) float32 with gray borders at the right and at the bottom, and the input's pixels per pixel
-        of the image.
+        (1, channels, h, w) float32 with gray borders at the right and at the bottom.
     """
+    pixels = (to_gray(image) if channels == 1 else image).reshape(*image.shape[:2], -1)
+    out = np.full((1, channels, *(-(-s // COARSEST) * COARSEST for s in image.shape[:2])), GRAY, np.float32)
+    out[0, :, : image.shape[0], : image.shape[1]] = pixels.transpose(2, 0, 1)  # one gray plane fills all channels
+    return out
+
+
+def resized(image: np.ndarray, shape: tuple[int, ...], scale: float) -> np.ndarray:
+    """Return an image of `shape`, or a smaller one made of it, at `scale` times that shape."""
     import cv2
 
-    scale = side / max(image.shape[:2])
-    height, width = (max(1, round(s * scale)) for s in image.shape[:2])
-    method = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
-    pixels = image if scale == 1 else cv2.resize(image, (width, height), interpolation=method)
-    pixels = to_gray(pixels)[..., None] if channels == 1 else pixels
-    if pixels.shape[2:] == (1,) and channels == 3:
-        pixels = np.repeat(pixels, 3, axis=2)
-    out = np.full((1, channels, *(-(-s // COARSEST) * COARSEST for s in (height, width))), GRAY, np.float32)
-    out[0, :, :height, :width] = pixels.transpose(2, 0, 1)
-    return out, scale
+    height, width = (max(1, round(s * scale)) for s in shape[:2])
+    if image.shape[:2] == (height, width):
+        return image
+    method = cv2.INTER_AREA if height <= image.shape[0] else cv2.INTER_LINEAR
+    return cv2.resize(image, (width, height), interpolation=method)
 
 
 class FinderDetector:
@@ -231,18 +232,22 @@ class FinderDetector:
             yield found
 
     def _at(self, image: np.ndarray, sides: tuple[int, ...] | list[int]) -> list[Detection]:
-        longest, before = max(image.shape[:2]), 0.0
-        parts: list[tuple[np.ndarray, np.ndarray]] = []
+        longest, steps = max(image.shape[:2]), list[float]()
         for wanted in sides:
-            side = float(wanted) if not parts else min(wanted, longest)
-            if side < LEAST_STEP * before:
+            side = float(min(wanted, longest) if steps else wanted)
+            if steps and side < LEAST_STEP * steps[-1]:
                 break
-            pixels, scale = seen_at(image, side, self.engine.about.channels)
-            found = decode_maps(self.engine.run(pixels)[0], self.threshold)
+            steps.append(side)
+        channels = self.engine.about.channels
+        pixels = to_gray(image) if channels == 1 else image
+        parts: list[tuple[np.ndarray, np.ndarray]] = []
+        for side in reversed(steps):  # each is made of the one before, which is larger
+            scale = side / longest
+            pixels = resized(pixels, image.shape, scale)
+            found = decode_maps(self.engine.run(as_input(pixels, channels))[0], self.threshold)
             limit = LARGEST * min(image.shape[:2]) * scale
             kept = (found.squares[:, 2] >= SMALLEST) & (found.squares[:, 2] <= limit)
             parts.append((found.squares[kept] / [scale, scale, scale, 1], found.scores[kept]))
-            before = side
         found = suppressed(Found(*(np.concatenate(p) for p in zip(*parts, strict=True))))
         order = np.argsort(-found.squares[:, 2], kind="stable")
         return [

@@ -147,10 +147,8 @@ class Predictor:
         pixels = photograph.pixels
         for found in chain([self.detector.detect(pixels)], further(pixels) if further else []):
             detections = [d.scaled(photograph.factor) for d in as_detections(found)]
-            faces = [
-                face for face in self._predict_boxes(photograph, detections, passes, relation, certain)
-                if face and float(face.confidence.mean()) >= min_confidence
-            ]  # fmt: skip
+            predicted = self._predict_boxes(photograph, detections, passes, relation, certain, min_confidence)
+            faces = [face for face in predicted if face]
             if faces:
                 return Faces(distinct(faces), shown)
         return Faces([], shown)
@@ -168,9 +166,9 @@ class Predictor:
 
     def _predict_boxes(
         self, photograph: Photograph, detections: list[Detection], passes: int, relation: tuple[float, float],
-        certain: bool = False,
+        certain: bool = False, min_confidence: float = 0.0,
     ) -> list[Face | None]:  # fmt: skip
-        """Return one face for each detection, None where the points leave no crop.
+        """Return one face for each detection, None where the points leave no crop or have a lower mean confidence.
 
         If the detections are `certain`, the points of the last pass that had a crop are kept.
         """
@@ -187,7 +185,8 @@ class Predictor:
             for i, face, was_moved in zip(alive, again, moved_again, strict=True):
                 if face or not certain:
                     faces[i], moved[i] = face, was_moved
-        return self._doubt(photograph, faces, moved)
+        sure = [f if f and float(f.confidence.mean()) >= min_confidence else None for f in faces]
+        return self._doubt(photograph, sure, moved)
 
     def follow(
         self, image: Image, points: Iterable[np.ndarray], angles: Sequence[float] | None = None
