@@ -9,6 +9,7 @@ import typer
 
 from recombinator.cli.options import (
     DEFAULT_WEIGHTS,
+    DETECTOR_FILES,
     Command,
     Data,
     Group,
@@ -301,6 +302,63 @@ def fuzz(
     print_all(written)
     if outcome.faults:
         raise typer.Exit(1)
+
+
+@study.command("finder", cls=Command)
+def finder(
+    data: Annotated[Path, typer.Option("--data", metavar="FOLDER", help="Tables of MTFL, from `prepare`.")],
+    photos: Annotated[Path, typer.Option(metavar="FOLDER", help="MTFL's photographs.")],
+    empty: Annotated[Path, typer.Option(metavar="FOLDER", help="Images without faces, none of them trained on.")],
+    data_68: Annotated[
+        Path | None, typer.Option("--data-68", metavar="FOLDER", help="Tables of 300-W, to measure 68 points too.")
+    ] = None,
+    photos_68: Annotated[
+        Path | None, typer.Option("--photos-68", metavar="FOLDER", help="300-W's photographs.")
+    ] = None,
+    weights: Annotated[
+        str, typer.Option(metavar="WEIGHTS", help="Network for 5 points: shipped name, weights file or run folder.")
+    ] = DEFAULT_WEIGHTS,
+    weights_68: Annotated[
+        str, typer.Option("--weights-68", metavar="WEIGHTS", help="Network for 68 points.")
+    ] = "rcn-68-300w",
+    detector: Annotated[
+        str, typer.Option(metavar="auto|faces|haar|none|" + DETECTOR_FILES, help="What finds the faces.")
+    ] = "auto",
+    only: Annotated[
+        list[str] | None, typer.Option(metavar="PART", show_default="all", help="Measure this part (repeatable).")
+    ] = None,
+    share: Annotated[
+        float, typer.Option(min=0.001, max=1, metavar="SHARE", help="Use this share of the images: a trial.")
+    ] = 1.0,
+    final: Annotated[
+        bool, typer.Option("--final", help="Also measure the test photographs, when nothing is chosen any more.")
+    ] = False,
+    seed: Seed = 0,
+    json_out: JsonOut = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Measure how well faces are found in whole images.
+
+    Parts: mosaics, turned photographs, images without faces, the sample portrait at every angle, small faces, faces
+    that are cut by the border, and whole photographs with one and two passes.
+    """
+    from recombinator.predict.detect import detector_by_name
+    from recombinator.study import finding, whole_images
+
+    check_outputs(json_out, overwrite=overwrite)
+    if (data_68 is None) != (photos_68 is None):
+        raise InputError("study finder: give --data-68 and --photos-68 together")
+    sets = [finding.Photographs(weights, data, photos)]
+    if data_68 and photos_68:
+        sets.append(finding.Photographs(weights_68, data_68, photos_68))
+    with progress("finder") as advance:
+        report = finding.run(
+            sets, empty, detector_by_name(detector), seed=seed, share=share, only=only or [], final=final,
+            progress=advance,
+        )  # fmt: skip
+    for what, value in whole_images.finder_figures(report).items():
+        print(f"  {what}: {value}")
+    write_report(json_out, "finder", report)
 
 
 @study.command("render", cls=Command)

@@ -28,6 +28,7 @@ class Session:
     Attributes:
         metadata: The metadata, without format and checksum.
         properties: All texts in the file by name.
+        checksum: SHA-256 of graph and tensors.
 
     Raises:
         InputError: ONNX Runtime is not installed, or the file cannot be used.
@@ -49,8 +50,8 @@ class Session:
         found = self.metadata.pop("format", None)
         if found != format:
             raise InputError(f"{path}: expected the format {format}, got {found!r:.40}; export it again")
-        expected = self.metadata.pop("checksum", None)  # earlier versions wrote none
-        if expected is not None and expected != graph_checksum(self.path, data):
+        self.checksum = graph_checksum(self.path, data)
+        if self.metadata.pop("checksum", self.checksum) != self.checksum:  # earlier versions wrote none
             raise InputError(f"{path}: damaged: its graph and tensors do not have the checksum in its metadata")
 
     def _open(self) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from recombinator.study import measurements, tables
+from recombinator.study import measurements, tables, whole_images
 from recombinator.study.markdown import Results
 from recombinator.study.plan import STUDIES
 from recombinator.study.result import read_result
@@ -54,6 +54,7 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "speedrun": tables.speedrun_table,
     "machine": measurements.machine_line,
     "photographs": measurements.photographs_table,
+    "finder": whole_images.finder_table,
     "reliability": measurements.reliability_table,
     "headline": tables.headline,
     "summary": tables.summary_table,

@@ -1,0 +1,63 @@
+"""Tables of what happens on whole images: faces found, time per image, other tools."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from recombinator.study.markdown import Result, Results, link, markdown
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{part:,} of {whole:,} ({100 * part / whole:.1f} %)"
+
+
+def finder_figures(r: Result) -> dict[str, str]:
+    """Return the figures of one result of `study finder`, by what they measure."""
+    cells: dict[str, str] = {}
+    if "mosaics" in r:
+        m = r["mosaics"]
+        cells["mosaics of 2 to 16 faces, 24 to 200 pixels, ±30 degrees: found"] = _share(m["found"], m["faces"])
+        cells["false detections per mosaic"] = f"{m['false_per_image']:.3f}"
+        cells |= {
+            f"faces of {s['from']} to {s['to']} pixels: found": _share(s["found"], s["faces"]) for s in m["sizes"]
+        }
+    for row in r.get("turned", {}).get("by_angle", ()):
+        cells[f"photographs rotated by {row['degrees']} degrees: found"] = _share(row["found"], row["photographs"])
+    if "without_faces" in r:
+        e = r["without_faces"]
+        cells["images without faces: false detections"] = f"{e['false']} in {e['images']}"
+        cells["before the localizer's confidence"] = f"{e['false_before_confidence']}"
+    if "portrait" in r:
+        p = r["portrait"]
+        cells["portrait at every angle: found"] = _share(p["found"], p["angles"])
+        cells["distance from the upright points: median, largest mean"] = (
+            f"{p['median']:.1f}, {p['largest_mean']:.1f} pixels of {p['eye_distance']:.0f} between the eyes"
+        )
+    if "smallest" in r:
+        s = r["smallest"]
+        cells[f"one small face in {s['width']}x{s['height']} pixels: found"] = ", ".join(
+            f"{row['side']}: {100 * row['share']:.0f} %" for row in s["rows"]
+        )
+    for row in r.get("cut", {}).get("rows", ()):
+        cells[f"face {row['cut']}: found, unsure, rejected, confident and wrong"] = ", ".join(
+            f"{100 * row[k] / row['faces']:.1f} %" for k in ("found", "unsure", "rejected", "wrong")
+        )
+    photographs = [(row, "validation") for row in r.get("passes", ())] + [(row, "test") for row in r.get("final", ())]
+    for row, split in photographs:
+        passes = "1 pass" if row["passes"] == 1 else f"{row['passes']} passes"
+        what = f"{row['data']['dataset']} {split} photographs, {row['weights']}, {passes}: found, error"
+        error = f"{row['nme']:.2f} [{row['nme_ci95'][0]:.2f}, {row['nme_ci95'][1]:.2f}]" if row["found"] else "-"
+        cells[what] = f"{_share(row['found'], row['faces'])}, {error}"
+    return cells
+
+
+def finder_table(results: Results) -> str:
+    """Show what `study finder` measured, one column per detector."""
+    columns: dict[str, dict[str, str]] = {}
+    for name, r in sorted(results.items()):
+        if r.get("kind") == "finder":
+            columns[link(name, f"{r['finder']['detector']}, {r['weights']}")] = finder_figures(r)
+    titles: dict[str, Any] = dict.fromkeys(what for cells in columns.values() for what in cells)
+    return markdown(
+        ["what", *columns], [[what, *(cells.get(what, "-") for cells in columns.values())] for what in titles]
+    )
