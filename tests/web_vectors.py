@@ -10,9 +10,12 @@ import numpy as np
 from recombinator.data.crops import RULES
 from recombinator.data.images import to_gray
 from recombinator.data.photograph import Photograph
+from recombinator.deploy.web import describe
+from recombinator.keypoints import FACE_5
 from recombinator.predict import find
 from recombinator.predict.crop import crop_face
 from recombinator.predict.detect import Detection
+from recombinator.predict.engine import Description
 from recombinator.predict.predictor import Predictor
 
 FILE = Path(__file__).with_name("web_vectors.json")
@@ -27,6 +30,7 @@ CROPS = (
     (640, 480, 170, 120, 100, 0, "image", 576, 3), (320, 240, 160, 120, 60, 0, "object", 96, 1),
     (320, 240, 150, 110, 140, 35, "object", 192, 3),
 )  # fmt: skip
+EVERY = 13  # pixels of a finder's input, of which one is kept
 # width, height, longer side in the finder's input, channels
 SEEN = ((333, 251, 128, 1), (256, 128, 128, 1), (384, 240, 128, 3), (100, 75, 128, 1), (400, 300, 400, 3))
 
@@ -55,41 +59,46 @@ def maps(rows, columns):
     return out
 
 
+def about(rule):
+    """The description of a network of five points with this crop rule."""
+    return Description(FACE_5, rule, TEMPLATE.tolist(), 80, 1, {}, {}, {})
+
+
 def vectors():
     crops = []
     for width, height, x, y, side, degrees, rule, size, channels in CROPS:
         points = (TEMPLATE - 0.5) * side + [x, y]
         photograph = Photograph(pattern(width, height))
         crop = crop_face(photograph, points, RULES[rule], size, channels, degrees)
-        sample = crop.pixels[:, :: 1 + size // 96, :: 1 + size // 96]
+        every = 3 if channels == 1 and size < 100 else size // 24
         crops.append({
             "width": width, "height": height, "points": rounded(points, 9), "degrees": degrees, "rule": rule,
-            "size": size, "channels": channels, "toImage": rounded(crop.to_image), "every": 1 + size // 96,
-            "pixels": text(sample),
+            "size": size, "channels": channels, "toImage": rounded(crop.to_image), "every": every,
+            "pixels": text(crop.pixels[:, ::every, ::every]),
         })  # fmt: skip
     seen = []
     for width, height, side, channels in SEEN:
         pixels, scale = find.seen_at(pattern(width, height), side, channels)
         seen.append({
             "width": width, "height": height, "side": side, "channels": channels, "shape": list(pixels.shape),
-            "scale": scale, "pixels": text(pixels.astype(np.uint8)),
+            "scale": scale, "every": EVERY, "pixels": text(pixels.reshape(-1)[::EVERY].astype(np.uint8)),
         })  # fmt: skip
     output = maps(12, 15)
     found = find.decode(output, 0.6)
     kept = find.suppressed(found)
     boxes = [Detection((20.0, 30.0, 80.0, 80.0), 25.0), Detection((5.5, 8.0, 30.0, 40.0))]
 
-    class About:
-        template = TEMPLATE.tolist()
-
     predictor = object.__new__(Predictor)
-    predictor.about = About()
+    predictor.about = about("mtfl")
+    described = {name: describe(about(name), name, find.face_finder().engine) for name in RULES}
     return {
+        "rules": {name: one["crop"] for name, one in described.items()},
+        "finder": {**described["mtfl"]["finder"], "threshold": 0.6},
         "gray": {"width": 64, "height": 48, "pixels": text(to_gray(pattern(64, 48)))},
         "crops": crops,
         "seen": seen,
         "decoded": {
-            "rows": 12, "columns": 15, "threshold": 0.6, "maps": text(output), "squares": rounded(found.squares),
+            "rows": 12, "columns": 15, "maps": text(output), "squares": rounded(found.squares),
             "scores": rounded(found.scores), "kept": rounded(kept.squares),
         },
         "typical": {

@@ -15,6 +15,7 @@ from recombinator.cli.fit import fit
 from recombinator.cli.options import DAILY, RESEARCH, Command, Group
 from recombinator.cli.prepare import prepare
 from recombinator.cli.study import study
+from recombinator.cli.web import web
 from recombinator.utils.console import log_to_console
 from recombinator.utils.errors import InputError, explain_missing
 from recombinator.utils.version import __version__
@@ -25,7 +26,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )  # fmt: skip
 _DAILY: tuple[Any, ...] = (
-    photographs.demo, photographs.predict, photographs.track, fit, training.train, evaluation.evaluate, weights.export,
+    photographs.demo, photographs.predict, photographs.track, fit, training.train, evaluation.evaluate, weights.export, web,
     models.models,
 )  # fmt: skip
 _RESEARCH: tuple[Any, ...] = (

@@ -97,3 +97,4 @@ def fit(
             print(f"{name}: median error {part['median']:.2f} pixels, mean {part['mean']:.2f}, {shares}")
     if not folds:
         print(f"{out / 'model.safetensors'}, {out / 'report.html'}")
+        print(f"share it: recombinator web {out} --out site")

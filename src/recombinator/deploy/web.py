@@ -181,10 +181,15 @@ def runtime_folder() -> Path:
             f"{REGISTRY}: cannot be downloaded ({getattr(error, 'reason', error)}); with a network, or with `npm pack "
             f"{RUNTIME}@{RUNTIME_VERSION}` elsewhere, unpack it and give its dist folder with --runtime"
         ) from None
-    if base64.b64encode(hashlib.sha512(content).digest()).decode() != RUNTIME_SHA512:
+    if checksum(content) != RUNTIME_SHA512:
         raise InputError(f"{REGISTRY}: the download is not the expected file (its SHA-512 differs); try again")
     unpack_runtime(content, folder)
     return folder
+
+
+def checksum(content: bytes) -> str:
+    """Return the SHA-512 of a download, as npm writes it."""
+    return base64.b64encode(hashlib.sha512(content).digest()).decode()
 
 
 def unpack_runtime(content: bytes, folder: Path) -> None:
