@@ -3,6 +3,9 @@
 import csv
 import io
 import json
+import os
+import shutil
+import subprocess
 import sys
 
 import cv2
@@ -200,3 +203,45 @@ def test_progress_is_reported(album, tmp_path):
     names = [str(album / "a.jpg"), str(album / "empty.png")]
     batch.predict_all(load("rcn-6-mtfl"), names, tmp_path, progress=lambda done, total: calls.append((done, total)))
     assert calls == [(1, 2), (2, 2)]
+
+
+def test_several_at_once_give_the_same_lines(album, tmp_path):
+    names = batch.find_photographs([album])
+    predictor = load("rcn-6-mtfl", threads=1)
+    for workers in (1, 4):
+        out = tmp_path / str(workers)
+        outcome = batch.predict_all(predictor, names, out, pictures=False, chips=32, workers=workers)
+        assert outcome.faces == 3 and len(outcome.failed) == 1
+    assert (tmp_path / "1" / "points.jsonl").read_text() == (tmp_path / "4" / "points.jsonl").read_text()
+    assert len(list((tmp_path / "4" / "chips").iterdir())) == 3
+
+
+def test_two_commands_into_one_folder(album, tmp_path):
+    hold = "import sys; from pathlib import Path; from recombinator.utils.files import lock_folder\n"
+    hold += "with lock_folder(Path(sys.argv[1])): print('locked', flush=True); sys.stdin.read()"
+    with subprocess.Popen(
+        [sys.executable, "-c", hold, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout.readline() == "locked\n"
+        with pytest.raises(InputError, match="another process uses this folder"):
+            command(album / "a.jpg", tmp_path)
+        other.stdin.close()
+
+
+def test_names_of_250_characters_and_names_that_are_not_utf_8(tmp_path):
+    source = tmp_path / "in"
+    source.mkdir()
+    names = [b"n" * 246 + b".jpg", b"m.jpg", b"caf\xe9.jpg"]
+    try:
+        for name in names:
+            shutil.copy(HOPPER, os.fsencode(source) + b"/" + name)
+    except OSError:
+        pytest.skip("skipped: this file system has no such names")
+    run = command(source, tmp_path / "out", "--chips", 32, *(f"--format={f}" for f in ("json", "csv", "coco", "pts")))
+    assert run.exit_code == 0 and "3 faces in 3 photographs" in run.output
+    assert len(list((tmp_path / "out").glob("*.keypoints.png"))) == len(list((tmp_path / "out" / "pts").iterdir())) == 3
+    with open(tmp_path / "out" / "points.csv", encoding="utf-8") as stream:
+        files = {os.path.basename(row["file"]) for row in csv.DictReader(stream)}
+    assert files == {"n" * 246 + ".jpg", "m.jpg", "caf\\udce9.jpg"}
+    with pytest.raises(InputError, match="cannot read it as a YuNet model"):
+        detector_by_name("yunet:" + os.fsdecode(os.fsencode(source) + b"/caf\xe9.jpg"))

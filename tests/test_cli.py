@@ -237,6 +237,21 @@ def test_demo(tmp_path):
         assert [len(f["keypoints"]) for f in faces] == [number]
 
 
+def test_the_benchmark_of_the_pipeline(tmp_path, monkeypatch):
+    from recombinator.study import pipeline
+
+    small, short = pipeline.landscape(300, 200), pipeline.video_frames(2)
+    monkeypatch.setattr(pipeline, "landscape", lambda: small)
+    monkeypatch.setattr(pipeline, "video_frames", lambda: short)
+    report = pipeline.run(["rcn-6-mtfl-int8"], 1)
+    rows = report["rows"]
+    assert rows[report["reference"]]["times_reference"] == 1 and report["threads"] == 1 and report["passes"] == 2
+    assert all(row["unit"] == "ms" and row["median"] > 0 and row["times_reference"] > 0 for row in rows.values())
+    for part in ("photograph, without decoding", "crop, per pass", "network, per pass", "video frame, 1280x720"):
+        assert f"rcn-6-mtfl-int8: {part}" in rows
+    assert "find, 1280x720" in rows and "photograph without a face, 2000x3000, without decoding" in rows
+
+
 def test_bench_reports_ratios(tmp_path):
     done = run("bench", "--model", "sumnet-4", "--rounds", 1, "--json", "b.json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr

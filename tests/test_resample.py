@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from recombinator.data.resample import resized, square
+from recombinator.data.resample import resized
 from recombinator.transforms.affine import box_affine, warp
 
 RNG = np.random.default_rng(0)
@@ -33,6 +33,34 @@ def lanczos_rows(image, new):
 def lanczos(image, size):
     columns = np.swapaxes(lanczos_rows(np.swapaxes(image, 0, 1), size), 0, 1) if image.shape[1] != size else image
     return lanczos_rows(columns, size) if len(image) != size else columns
+
+
+def square(image: np.ndarray, box: np.ndarray, size: int) -> np.ndarray:
+    """Sample a square of an image bilinearly at the centers of size x size cells, without antialiasing.
+
+    This equals `transforms.affine.warp` for a box without rotation.
+
+    Args:
+        image: (H, W) or (H, W, C). Pixels outside it are black.
+        box: (x, y, side) in image pixels; a pixel's center is at its integer + 0.5.
+        size: Number of cells per side.
+
+    Returns:
+        (C, size, size) float64.
+    """
+
+    def weights(start: float, side: float, count: int) -> np.ndarray:
+        at = start + (np.arange(size) + 0.5) * side / size - 0.5
+        low = np.floor(at).astype(int)
+        out = np.zeros((size, count))
+        for offset, share in ((0, 1 - (at - low)), (1, at - low)):
+            inside = (low + offset >= 0) & (low + offset < count)
+            out[np.flatnonzero(inside), (low + offset)[inside]] = share[inside]
+        return out
+
+    x, y, side = (float(v) for v in box)
+    planes = np.moveaxis(np.atleast_3d(image).astype(np.float64), 2, 0)
+    return weights(y, side, image.shape[0]) @ planes @ weights(x, side, image.shape[1]).T
 
 
 # crops are square; for tall images Pillow's result depends on the order of its two passes

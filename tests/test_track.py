@@ -2,11 +2,18 @@
 
 import csv
 import json
+import os
 import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
 
 import cv2
 import numpy as np
 import pytest
+from conftest import SHARED
 from test_predict import HOPPER
 from typer.testing import CliRunner
 
@@ -174,3 +181,96 @@ def test_progress_knows_the_length_of_a_video(predictor, video, tmp_path, limit,
         Tracker(predictor), str(video), tmp_path / "p.csv", limit=limit, progress=lambda *call: calls.append(call)
     )
     assert calls == [(i + 1, total) for i in range(total)]
+
+
+def mjpeg(path, scene, frames=12):
+    """Write a video whose frames are JPEG images, and return its bytes and where each frame begins."""
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), RATE, scene.shape[1::-1])
+    for i in range(frames):
+        writer.write(np.ascontiguousarray(shifted(scene, i, 0)[..., ::-1]))
+    writer.release()
+    data = path.read_bytes()
+    starts = [m.start() for m in re.finditer(b"\xff\xd8\xff", data)]
+    assert len(starts) == frames
+    return data, starts
+
+
+def test_damaged_frames_are_named_and_the_rest_is_tracked(scene, tmp_path):
+    data, starts = mjpeg(tmp_path / "v.avi", scene)
+    (tmp_path / "v.avi").write_bytes(data[: starts[4]] + bytes(2000) + data[starts[4] + 2000 :])
+    out, drawn = tmp_path / "p.jsonl", tmp_path / "d.mp4"
+    command = ["track", str(tmp_path / "v.avi"), "--out", str(out), "--video-out", str(drawn)]
+    run = CliRunner().invoke(app, command)
+    assert run.exit_code == 1 and "1 damaged frame left out (counted from 0): 4" in run.output
+    lines = [json.loads(t) for t in out.read_text().splitlines()]
+    assert [line["frame"] for line in lines] == list(range(12)) and lines[4]["damaged"] and not lines[4]["faces"]
+    assert lines[5]["seconds"] == pytest.approx(0.2) and len(list(frames(str(drawn)))) == 12
+
+
+def test_a_video_that_ends_early(scene, tmp_path):
+    data, starts = mjpeg(tmp_path / "v.avi", scene)
+    (tmp_path / "v.avi").write_bytes(data[: starts[7] - 8])
+    run = CliRunner().invoke(app, ["track", str(tmp_path / "v.avi"), "--out", str(tmp_path / "p.csv")])
+    assert run.exit_code == 1 and "ends after 7 of 12 frames" in run.output
+    run = CliRunner().invoke(app, ["track", str(tmp_path / "v.avi"), "--out", str(tmp_path / "q.csv"), "--limit", "5"])
+    assert run.exit_code == 0
+
+
+@pytest.mark.parametrize(("file", "frame", "seconds"), [("vfr.mp4", 30, 4.0), ("base.mp4", 30, 2.0)])
+def test_times_are_the_containers(file, frame, seconds):
+    path = SHARED / "cases" / "video" / file
+    if not path.is_file():
+        pytest.skip("skipped: no ../shared/cases")
+    times = [t for t, _, _ in frames(str(path))]
+    assert times[frame] == pytest.approx(seconds) and len(times) == 45 and times == sorted(times)
+
+
+FULL = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))
+from recombinator.cli import main
+main()
+"""
+
+
+def test_a_full_disk_leaves_no_unplayable_video(video, tmp_path):
+    out, drawn = tmp_path / "p.csv", tmp_path / "d.mp4"
+    command = [sys.executable, "-c", FULL, "track", video, "--out", out, "--video-out", drawn]
+    run = subprocess.run([*map(str, command)], capture_output=True, text=True)
+    assert run.returncode == 2 and "d.mp4: could not be written completely; is the disk full?" in run.stderr
+    assert [p.name for p in tmp_path.iterdir()] == ["p.csv"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_terminated_command_leaves_no_hidden_files(scene, tmp_path, number):
+    mjpeg(tmp_path / "v.avi", scene, frames=120)
+    command = [sys.executable, "-m", "recombinator", "track", tmp_path / "v.avi", "--out", tmp_path / "p.jsonl"]
+    with subprocess.Popen([*map(str, command)], stdout=subprocess.DEVNULL) as process:
+        while not [p for p in tmp_path.glob(".p.*.part.jsonl") if p.stat().st_size] and process.poll() is None:
+            time.sleep(0.01)
+        process.send_signal(number)
+    assert process.returncode == 128 + number
+    assert not [p.name for p in tmp_path.iterdir() if p.name.startswith(".")]
+
+
+def test_a_terminated_prepare_leaves_no_hidden_files(tmp_path):
+    command = [sys.executable, "-m", "recombinator", "prepare", "synthetic", "--out", tmp_path, "--faces", 20000]
+    with subprocess.Popen([*map(str, command)], stdout=subprocess.DEVNULL) as process:
+        while not list(tmp_path.glob(".*.tmp.parquet")) and process.poll() is None:
+            time.sleep(0.01)
+        process.terminate()
+    assert process.returncode == 128 + signal.SIGTERM and not list(tmp_path.glob(".*.tmp.*"))
+
+
+def test_names_that_opencv_cannot_open(video, tmp_path):
+    name = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.mp4")
+    try:
+        shutil.copy(video, name)
+    except OSError:
+        pytest.skip("skipped: this file system has no such names")
+    for source, more in ((name, []), (str(video), ["--video-out", name + ".mp4"])):
+        with pytest.raises(InputError, match="the name is not UTF-8"):
+            command = ["track", source, "--out", str(tmp_path / "p.csv"), *more]
+            CliRunner().invoke(app, command, catch_exceptions=False)
+    run = CliRunner().invoke(app, ["track", str(video), "--out", str(tmp_path / ("n" * 240 + ".csv")), "--limit", "2"])
+    assert run.exit_code == 0, run.output

@@ -185,16 +185,27 @@ def bench(
         int, typer.Option(min=1, metavar="N", help="Interleaved repetitions, of which medians are printed.")
     ] = 7,
     threads: Threads = None,
+    pipeline: Annotated[
+        bool, typer.Option("--pipeline", help="Time the way from an image to points, with --threads or one thread.")
+    ] = False,
     overwrite: Overwrite = False,
 ) -> None:
     """Measure training and prediction speed on this machine.
 
-    The machine's own multiply rate is measured too, for comparison.
+    The machine's own multiply rate is measured too, for comparison; with --pipeline, a fixed OpenCV operation.
     """
     from recombinator.study import bench as benchmark
 
     check_outputs(json_out, overwrite=overwrite)
     set_threads(threads)
+    if pipeline:
+        from recombinator.study import pipeline as photographs
+
+        with progress("timing") as advance:
+            report = photographs.run(model or [], rounds, threads or 1, advance)
+        print(benchmark.as_text(report))
+        write_report(json_out, "pipeline", report)
+        return
     with progress("timing") as advance:
         report = benchmark.run(model or ["rcn-6", "sumnet-6"], rounds, advance)
     print(benchmark.as_text(report))

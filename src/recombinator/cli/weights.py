@@ -182,7 +182,7 @@ def calibrate(
 ) -> None:
     """Calibrate a network's probabilities on a validation table.
 
-    Fits one temperature.
+    Fits one temperature. For a finder, DATA is a table of another crop rule, whose crops it shall also place.
     """
     from recombinator.evaluation import calibration
     from recombinator.weights.files import read_pair, resolve, save_weights, write_pair
@@ -195,7 +195,13 @@ def calibrate(
         write_pair(out, **{**pair, "calibration": done.calibration})
     else:
         save_weights(out, done)
-    print(f"wrote {out}: temperature {done.calibration['temperature']:g}")
+    print(f"wrote {out}: {_calibrated(done.calibration)}")
+
+
+def _calibrated(calibration: dict[str, Any]) -> str:
+    if "relation" not in calibration:
+        return f"temperature {calibration['temperature']:g}"
+    return "; ".join(f"{rule}: {a:g} sides, {b:g} below" for rule, (a, b) in calibration["relation"].items())
 
 
 def reliability(

@@ -6,14 +6,16 @@ Half of the images are occluded, so that low confidence can be related to occlud
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from recombinator.data.table import FaceTable
+from recombinator.data.table import FaceTable, load_table
 from recombinator.evaluation import metrics
+from recombinator.evaluation.relation import relation
 from recombinator.evaluation.sources import TableLike, as_table, identity
 from recombinator.keypoints import RADII, SURE
 from recombinator.models.base import KeypointNet, check_takes_images
@@ -152,7 +154,8 @@ def _load(weights: WeightsLike, data: TableLike, limit: int | None = None) -> tu
 def calibrate(weights: WeightsLike, data: TableLike) -> Weights:
     """Calibrate a network on a validation table.
 
-    Sub-pixel points move by a fraction of a pixel, since their weighted mean changes; highest cells do not.
+    Sub-pixel points move by a fraction of a pixel, since their weighted mean changes; highest cells do not. A finder
+    gets the relation of its squares to those of the table's crop rule instead.
 
     Args:
         weights: A shipped name, a weights file, a run folder, or loaded weights, which are left as they are.
@@ -164,7 +167,12 @@ def calibrate(weights: WeightsLike, data: TableLike) -> Weights:
     Raises:
         InputError: The network has no score maps, or does not fit the table.
     """
-    loaded, table = _load(weights, data)
+    loaded = load_weights(weights)
+    if loaded.net.task == "finding":
+        table = data if isinstance(data, FaceTable) else load_table(data)
+        found = {table.info.crop_rule: relation(loaded.crop_rule, loaded.keypoints, table)}
+        return replace(loaded, calibration={"relation": {**loaded.calibration.get("relation", {}), **found}})
+    loaded, table = _load(loaded, data)
     return loaded.calibrated(fit(loaded.net, table))
 
 

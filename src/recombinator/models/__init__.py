@@ -149,7 +149,7 @@ def create_model(name: str, keypoints: int | None = None, **options: Any) -> Key
         mask: SumNet and RCN: 1 for each branch to keep and 0 for each to leave out, coarsest first.
         upsampling: SumNet and RCN: "tile" or "bilinear"; RCN also "learned".
         width: SumNet and RCN: factor on all map counts. Denoisers: maps, or features per token.
-        mirror: SumNet and RCN: average with the mirror image (see `ScoreMapNet`).
+        mirror: SumNet, RCN and denoisers: average with the mirror image (see `ScoreMapNet`).
         shift: SumNet and RCN: average over positions shifted by this many pixels (see `ScoreMapNet`).
         alpha: SumNet: one weight per score "map" or per "pixel".
         fold: RCN: squares of fold x fold pixels enter the finest level as channels.

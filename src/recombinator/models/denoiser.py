@@ -7,6 +7,7 @@ keypoints (not in the paper).
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -28,14 +29,18 @@ class Denoiser(KeypointNet):
     Args:
         keypoints: K.
         size: Side of the score maps in cells, S.
+        mirror: `KeypointSet.mirrored`: predictions average the scores of the points and of their mirror image, at twice
+            the cost (not in the paper; not applied in training mode).
     """
 
     task = "denoising"
     takes_images = False
 
-    def __init__(self, keypoints: int, size: int) -> None:
+    def __init__(self, keypoints: int, size: int, mirror: Sequence[int] = ()) -> None:
         super().__init__()
-        self.keypoints, self.size, self.channels = keypoints, size, 0
+        self.keypoints, self.size, self.channels, self.mirror = keypoints, size, 0, list(mirror)
+        if mirror and sorted(mirror) != list(range(keypoints)):
+            raise InputError(f"mirror={list(mirror)} must list each of the keypoints 0 to {keypoints - 1} once")
 
     def forward(self, cells: Tensor) -> Tensor:
         """Check the input and compute the score maps.
@@ -54,7 +59,16 @@ class Denoiser(KeypointNet):
                 f"expected (B, {self.keypoints}, 2) cells from 0 to {self.size - 1} (or {BLANK}), "
                 f"got {tuple(cells.shape)}"
             )
-        return self.scores(cells)
+        return self.averaged(cells)
+
+    def averaged(self, cells: Tensor) -> Tensor:
+        """Compute what `forward` does, without its checks."""
+        scores = self.scores(cells)
+        if not self.mirror or self.training:
+            return scores
+        x, y = cells[:, self.mirror].unbind(dim=2)
+        mirrored = torch.stack([torch.where(x == BLANK, BLANK, self.size - 1 - x), y], dim=2)
+        return (scores + self.scores(mirrored).flip(-1)[:, self.mirror]) / 2
 
     def scores(self, cells: Tensor) -> Tensor:
         """Compute (B, K, S, S) pre-softmax scores from valid (B, K, 2) cells."""
@@ -83,13 +97,16 @@ class MapDenoiser(Denoiser):
         size: Side of the score maps in cells.
         kernel: Kernel side of the large convolutions in cells, odd.
         width: Maps of the hidden layers.
+        mirror: See `Denoiser`.
 
     Raises:
         InputError: The kernel is even or too large for the map.
     """
 
-    def __init__(self, keypoints: int = 68, *, size: int = 80, kernel: int = 45, width: int = 64) -> None:
-        super().__init__(keypoints, size)
+    def __init__(
+        self, keypoints: int = 68, *, size: int = 80, kernel: int = 45, width: int = 64, mirror: Sequence[int] = ()
+    ) -> None:  # fmt: skip
+        super().__init__(keypoints, size, mirror)
         if kernel % 2 == 0 or kernel // 2 >= size:
             raise InputError(f"kernel={kernel} must be odd and less than twice the map's side, {size}")
         widths = [keypoints, width, width, width]
@@ -177,6 +194,7 @@ class PointDenoiser(Denoiser):
         heads: Attention heads.
         parts: Gaussians per keypoint.
         modes: Modes of the linear shape model.
+        mirror: See `Denoiser`.
 
     Raises:
         InputError: `width` is not a multiple of `heads`.
@@ -186,9 +204,9 @@ class PointDenoiser(Denoiser):
 
     def __init__(
         self, keypoints: int = 68, *, size: int = 80, width: int = 96, layers: int = 4, heads: int = 4, parts: int = 2,
-        modes: int = 30,
+        modes: int = 30, mirror: Sequence[int] = (),
     ) -> None:  # fmt: skip
-        super().__init__(keypoints, size)
+        super().__init__(keypoints, size, mirror)
         if width % heads:
             raise InputError(f"width={width} must be a multiple of heads={heads}")
         self.parts = parts

@@ -67,5 +67,5 @@ class Joint(KeypointNet):
         image_scores = self.image(x)
         total = image_scores
         for _ in range(self.iterations):
-            total = image_scores + self.weight * self.denoiser.scores((maximum(total) - 0.5).long())
+            total = image_scores + self.weight * self.denoiser.averaged((maximum(total) - 0.5).long())
         return total

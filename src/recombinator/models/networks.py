@@ -210,18 +210,14 @@ class ScoreMapNet(KeypointNet):
             yield i, cast(list[Conv], list(cast(nn.ModuleList, self.branch[str(i)])))
 
     def adapt(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Repeat the first and the last layer of a network with `fold=1`, so that this one starts close to it.
-
-        Each of the fold x fold pixels of a square receives an equal share of the first layer's kernel, and each of the
-        fold x fold score cells of a square starts with the score of the square.
-        """
+        """Repeat the first and the last layer of a network with `fold=1`, so that this one starts close to it."""
         own, repeated, f = self.state_dict(), dict(tensors), self.fold**2
         for name, value in tensors.items():
             shape = own[name].shape if name in own else value.shape
             if name.startswith("trunk.0.") and value.ndim == 4 and shape[1] == value.shape[1] * f:
-                repeated[name] = value.repeat_interleave(f, dim=1) / f
+                repeated[name] = value.repeat_interleave(f, dim=1) / f  # the pixels of a square share the kernel
             elif name.startswith("branch.0.") and shape[0] == value.shape[0] * f:
-                repeated[name] = value.repeat_interleave(f, dim=0)
+                repeated[name] = value.repeat_interleave(f, dim=0)  # the cells of a square start with its score
         return repeated
 
     def ends_in_scores(self, level: int) -> bool:

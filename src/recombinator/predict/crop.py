@@ -27,10 +27,12 @@ class Crop:
     Args:
         pixels: (channels, size, size) uint8.
         to_image: (2, 3) affine from the input's pixels to the image's. Its linear part is a rotation times a scale.
+        moved: The crop rule moved the square to keep it inside the image, or made it smaller.
     """
 
     pixels: np.ndarray
     to_image: np.ndarray
+    moved: bool = False
 
     @property
     def pixel(self) -> float:
@@ -49,8 +51,9 @@ def rotation(degrees: float) -> np.ndarray:
 
 
 def crop_face(
-    photograph: Photograph, points: np.ndarray, rule: CropRule, size: int, channels: int, angle: float = 0.0
-) -> Crop | None:
+    photograph: Photograph, points: np.ndarray, rule: CropRule, size: int, channels: int, angle: float = 0.0,
+    free: bool = False,
+) -> Crop | None:  # fmt: skip
     """Cut the network's input around a face.
 
     Args:
@@ -62,6 +65,7 @@ def crop_face(
         size: Side of the network's input in pixels.
         channels: 1 for gray, 3 for RGB.
         angle: Rotation of the face in degrees, clockwise on the screen.
+        free: Place the square as if the image did not end; beyond its border it is mirrored.
 
     Returns:
         The crop; None if the points are not finite or too close to each other.
@@ -70,13 +74,15 @@ def crop_face(
         return None
     upright, frame = _upright(photograph.width, photograph.height, angle)  # from the image
     numbers = points @ upright[:, :2].T + upright[:, 2] + rule.origin
-    x, y, side = rule.box(numbers, rule.stage1, *frame)
-    if side < 4:
+    limited = _place(numbers, rule, size, frame)
+    unlimited = limited if rule.whole else _place(numbers, rule, size, None)
+    if limited is None or unlimited is None:
         return None
+    (x, y, side), inner = unlimited if free else limited
     grid = rule.stored_size(size)
     cell = side / grid
-    inner = rule.inner_box((numbers - [x, y]) / cell, grid).astype(np.float64)
     corner, step = inner[:2], float(inner[2]) / size  # of the network's pixels, in cells
+    moved = bool(np.abs(_square(limited, grid) - _square(unlimited, grid)).max() >= step * cell)
     back = _inverted(upright)
     # from network pixels to the image
     linear = back[:, :2] * (step * cell)
@@ -85,12 +91,40 @@ def crop_face(
     if angle == 0 and step >= 1:
         low, high = np.floor(corner).astype(int), np.ceil(corner + inner[2]).astype(int)
         limits = np.array([x, y]), np.array([x + side, y + side])  # as in training, where stage 2 sees only stage 1
-        cells = _cells(photograph, np.array([x, y]) + low * cell, high - low, cell, channels, limits)
-        return Crop(_resized(cells, size), to_image)
+        cells = _cells(photograph, np.array([x, y]) + low * cell, high - low, cell, channels, limits, free)
+        return Crop(_resized(cells, size), to_image, moved)
     corners = np.array([(0, 0), (size, 0), (0, size), (size, size)]) @ linear.T + start
     first = corners.min(axis=0) - 2 * cell
-    cells = _cells(photograph, first, np.ceil((np.ptp(corners, axis=0)) / cell).astype(int) + 4, cell, channels)
-    return Crop(_warped(cells, linear / cell, (start - first) / cell, size), to_image)
+    cells = _cells(
+        photograph, first, np.ceil((np.ptp(corners, axis=0)) / cell).astype(int) + 4, cell, channels, free=free
+    )
+    return Crop(_warped(cells, linear / cell, (start - first) / cell, size), to_image, moved)
+
+
+FAR = 1 << 20  # pixels; moves an image away from the limits of a frame
+Placed = tuple[tuple[int, int, int], np.ndarray]
+
+
+def _place(numbers: np.ndarray, rule: CropRule, size: int, frame: tuple[int, int] | None) -> Placed | None:
+    """Return the stage-1 square in a frame of this width and height and the network's square in its cells.
+
+    Without a frame there are no limits. None if the points are too close to each other.
+    """
+    if frame is None:
+        x, y, side = rule.box(numbers + FAR, rule.stage1, 2 * FAR, 2 * FAR)
+        x, y = x - FAR, y - FAR
+    else:
+        x, y, side = rule.box(numbers, rule.stage1, *frame)
+    if side < 4:
+        return None
+    grid = rule.stored_size(size)
+    return (x, y, side), rule.inner_box((numbers - [x, y]) / (side / grid), grid).astype(np.float64)
+
+
+def _square(placed: Placed, grid: int) -> np.ndarray:
+    """Return x, y and side of the network's square in the frame; stage 1 has grid x grid cells."""
+    (x, y, side), inner = placed
+    return inner * (side / grid) + [x, y, 0]
 
 
 def _upright(width: int, height: int, angle: float) -> tuple[np.ndarray, tuple[int, int]]:
@@ -110,7 +144,7 @@ def _inverted(affine: np.ndarray) -> np.ndarray:
 
 def _cells(
     photograph: Photograph, start: np.ndarray, count: np.ndarray, cell: float, channels: int,
-    limits: tuple[np.ndarray, np.ndarray] | None = None,
+    limits: tuple[np.ndarray, np.ndarray] | None = None, free: bool = False,
 ) -> np.ndarray:  # fmt: skip
     """Return count[1] x count[0] cells of `cell` pixels, the first of which begins at `start` in the image.
 
@@ -143,7 +177,8 @@ def _cells(
     if not part.size:
         part = np.zeros((high[1] - low[1], high[0] - low[0], *part.shape[2:]), np.uint8)
     elif before.any() or after.any():
-        part = cv2.copyMakeBorder(part, before[1], after[1], before[0], after[0], cv2.BORDER_CONSTANT, value=(0, 0, 0))
+        border = cv2.BORDER_REFLECT if free else cv2.BORDER_CONSTANT  # a constant of 0: black
+        part = cv2.copyMakeBorder(part, before[1], after[1], before[0], after[0], border, value=(0, 0, 0))
     first = np.maximum(start - low, 0.0)
     last = np.minimum(first + count * cell, part.shape[1::-1])  # against rounding
     picture, box = Image.fromarray(np.ascontiguousarray(part)), (*first.tolist(), *last.tolist())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import chain
 from typing import Any, overload
 
@@ -125,11 +126,11 @@ class Predictor:
         search: bool, keep: bool,
     ) -> Faces:  # fmt: skip
         photograph = self.open(image)
-        shown: Image | None = None  # the results of an iterator do not keep its arrays in memory
+        shown: Image | None = None
         if isinstance(image, str | os.PathLike):
             shown = image
-        elif keep:  # a file object can be read only once
-            shown = photograph.full if isinstance(image, Photograph) or hasattr(image, "read") else image
+        elif keep and not isinstance(image, Photograph):  # the results of an iterator must not keep its arrays
+            shown = photograph.pixels if hasattr(image, "read") else image  # a file object can be read only once
         if boxes is not None:
             if self.rule.whole:
                 raise InputError("this model finds its object in the whole image; leave the boxes out")
@@ -178,16 +179,17 @@ class Predictor:
         if not detections:
             return []
         angles = [d.angle for d in detections]
-        faces = self._refine(photograph, self._points_from_boxes(detections, relation), angles)
+        faces, moved = self._refine(photograph, self._points_from_boxes(detections, relation), angles)
         if self.rule.whole:  # a second pass would see the same
             passes = 1
         for _ in range(passes - 1):
             alive = [i for i, face in enumerate(faces) if face]
             points = np.array([face.points for face in faces if face])
-            again = self._refine(photograph, points, [angles[i] for i in alive])
-            for i, face in zip(alive, again, strict=True):
-                faces[i] = face or (faces[i] if certain else None)
-        return faces
+            again, moved_again = self._refine(photograph, points, [angles[i] for i in alive])
+            for i, face, was_moved in zip(alive, again, moved_again, strict=True):
+                if face or not certain:
+                    faces[i], moved[i] = face, was_moved
+        return self._doubt(photograph, faces, moved)
 
     def follow(
         self, image: Image, points: Iterable[np.ndarray], angles: Sequence[float] | None = None
@@ -205,7 +207,7 @@ class Predictor:
             One face for each array, in the same order; None where the points leave no crop.
         """
         rough, photograph = np.array(list(points), np.float64), Photograph(image, max_pixels=self.max_pixels)
-        return self._refine(photograph, rough, angles or [0.0] * len(rough))
+        return self._doubt(photograph, *self._refine(photograph, rough, angles or [0.0] * len(rough)))
 
     def _points_from_boxes(self, detections: list[Detection], relation: tuple[float, float]) -> np.ndarray:
         """Return (N, K, 2) typical points for N detections."""
@@ -216,26 +218,48 @@ class Predictor:
         turned = upright @ np.stack([rotation(d.angle).T for d in detections])
         return turned + (boxes[:, :2] + boxes[:, 2:] / 2)[:, None]
 
-    def _refine(self, photograph: Photograph, points: np.ndarray, angles: Sequence[float]) -> list[Face | None]:
+    def _refine(
+        self, photograph: Photograph, points: np.ndarray, angles: Sequence[float], free: bool = False
+    ) -> tuple[list[Face | None], list[bool]]:
         """Crop around (N, K, 2) rough points in image pixels and predict all crops in one batch.
 
-        Returns one face for each, in the same order; None where the points leave no crop, as those of a false
-        detection can.
+        Returns one face for each, in the same order, None where the points leave no crop, as those of a false
+        detection can; and whether the crop rule moved its square into the image.
         """
         size, channels = self.about.size, self.about.channels
         crops = [
-            crop_face(photograph, p, self.rule, size, channels, angle) for p, angle in zip(points, angles, strict=True)
+            crop_face(photograph, p, self.rule, size, channels, angle, free)
+            for p, angle in zip(points, angles, strict=True)
         ]
+        moved = [bool(crop and crop.moved) for crop in crops]
         used = [crop for crop in crops if crop]
         if not used:
-            return [None] * len(crops)
+            return [None] * len(crops), moved
         predictions = self.engine.run(np.stack([crop.pixels for crop in used]))
         row = iter(range(len(used)))
         limits = np.array([photograph.width, photograph.height])
-        return [
+        faces = [
             self._face(crop, predictions, next(row), angle, limits) if crop else None
             for crop, angle in zip(crops, angles, strict=True)
         ]
+        return faces, moved
+
+    def _doubt(self, photograph: Photograph, faces: list[Face | None], moved: list[bool]) -> list[Face | None]:
+        """Set the confidence and `within` to 0 where the border of the image has decided the answer.
+
+        That is where a point is outside the image; and where the crop rule `moved` the square into the image, and the
+        point changes by more than the confidence's own distance once the square is where the points ask for it.
+        """
+        checked = [face and _trusted(face, np.asarray(face.inside)) for face in faces]
+        rows = [(i, face) for i, face in enumerate(checked) if face and moved[i]]
+        again, _ = self._refine(
+            photograph, np.array([face.points for _, face in rows]), [face.angle for _, face in rows], free=True
+        )
+        for (i, face), other in zip(rows, again, strict=True):
+            if other:
+                distance = np.linalg.norm(other.points - face.points, axis=1) * self.about.size / face.box[2]
+                checked[i] = _trusted(face, distance <= RADII[SURE] + 0.5)
+        return checked
 
     def _face(self, crop: Crop, predictions: Predictions, i: int, angle: float, limits: np.ndarray) -> Face:
         """Return one face in image pixels; `limits` are the image's width and height."""
@@ -254,6 +278,12 @@ class Predictor:
             points, within[:, SURE], np.array([*(center - side / 2), side]), self.keypoints,
             inside=np.all((points >= 0) & (points <= limits), axis=1), angle=angle, **calibrated,
         )  # fmt: skip
+
+
+def _trusted(face: Face, sure: np.ndarray) -> Face:
+    """Return the face with probabilities of 0 for the points that are not `sure`, (K,) bools."""
+    within = None if face.within is None else np.where(sure[:, None], face.within, 0.0)
+    return replace(face, confidence=np.where(sure, face.confidence, 0.0), within=within)
 
 
 def _turned(covariance: np.ndarray, angle: float) -> np.ndarray:

@@ -35,10 +35,12 @@ class Face:
     Args:
         points: (K, 2) keypoints x, y.
         confidence: (K,) probability that the true point lies in the square of 7x7 network pixels around the highest
-            cell of the keypoint's score map.
+            cell of the keypoint's score map. 0 for a point that the border of the image decided: one outside the image,
+            or one that changes if the image is continued beyond its border.
         box: (3,) x, y and side of the square that the network saw.
         keypoints: The keypoint set, K names.
-        within: (K, 5) probabilities of five squares around the highest cell; None without calibrated weights.
+        within: (K, 5) probabilities of five squares around the highest cell, 0 where the confidence is 0 because of the
+            border; None without calibrated weights.
         reach: (5,) half sides of these squares in image pixels; None without calibrated weights.
         covariance: (K, 3) covariance of the point's error in square pixels: xx, xy, yy; None without calibrated
             weights.

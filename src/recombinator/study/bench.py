@@ -223,7 +223,7 @@ def _machine_jobs() -> dict[str, Job]:
     }
 
 
-def _measure(jobs: dict[str, Job], rounds: int, progress: Callable[[int, int], None]) -> dict[str, list[float]]:
+def measure(jobs: dict[str, Job], rounds: int, progress: Callable[[int, int], None]) -> dict[str, list[float]]:
     """Return seconds per call of every job, one value per round; the first of `rounds` + 1 rounds warms up."""
     times: dict[str, list[float]] = {name: [] for name in jobs}
     for i in range(rounds + 1):
@@ -268,7 +268,7 @@ def run(
                 jobs |= _network_jobs(model, table, Path(folder))
             else:
                 jobs |= _denoiser_jobs(model, cast(Denoiser, net))
-        times = _measure(jobs, rounds, progress)
+        times = measure(jobs, rounds, progress)
     rows: dict[str, dict[str, Any]] = {}
     for name, job in jobs.items():
         values = [1000 * t / job.work if job.unit == "ms" else job.work / t for t in times[name]]
@@ -292,7 +292,7 @@ def as_text(report: dict[str, Any]) -> str:
     """Return a report of `run` as text, one line per job."""
     lines = [f"{report['threads']} threads, median of {report['rounds']} interleaved rounds [lowest, highest]"]
     for name, row in report["rows"].items():
-        text = f"{name:48}{row['median']:9.2f} {row['unit']:9} [{row['low']:.2f}, {row['high']:.2f}]"
+        text = f"{name:58}{row['median']:9.2f} {row['unit']:9} [{row['low']:.2f}, {row['high']:.2f}]"
         if "ratio_to_plain" in row:
             text += (
                 f"  {row['ratio_to_plain']:.2f}x plain, {row['ratio_to_plain_channels_last']:.2f}x channels-last"
@@ -300,5 +300,7 @@ def as_text(report: dict[str, Any]) -> str:
             )
         if "times_faster_than_dense" in row:
             text += f"  {row['times_faster_than_dense']:.1f} times as fast as dense"
+        if "times_reference" in row:
+            text += f"  {row['times_reference']:.3f} of the reference"
         lines.append(text)
     return "\n".join(lines)

@@ -44,12 +44,14 @@ def mirrored(weights: WeightsLike) -> Weights:
     More precise, at twice the cost (not in the paper). The result is not calibrated.
 
     Args:
-        weights: An RCN's or a SumNet's: name, file, run folder, or loaded weights.
+        weights: An RCN's, a SumNet's or a denoiser's: name, file, run folder, or loaded weights.
 
     Raises:
         InputError: The network has no score maps or mirrors already, or its keypoints have no mirror pairs.
     """
-    loaded = score_map_weights(weights)
+    loaded = load_weights(weights)
+    if loaded.net.task != "denoising":
+        loaded = score_map_weights(loaded)
     if loaded.net.config.get("mirror"):
         raise InputError(f"{weights}: the network averages over the mirror image already")
     if not loaded.keypoints.mirror:
