@@ -64,9 +64,10 @@ class Browser:
     Args:
         options: Further options of Chromium.
         timeout: Longest wait for anything, in seconds.
+        cores: Number of processor cores that all of the browser's processes share; None: all.
     """
 
-    def __init__(self, *options: str, timeout: float = 120.0) -> None:
+    def __init__(self, *options: str, timeout: float = 120.0, cores: int | None = None) -> None:
         self.timeout, self._messages, self._rest = timeout, 0, b""
         self._profile = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
         ours_in, theirs_out = os.pipe()
@@ -77,6 +78,8 @@ class Browser:
         def hand_over() -> None:
             os.dup2(high[0], 3)
             os.dup2(high[1], 4)
+            if cores:
+                os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
 
         command = [chromium(), *OPTIONS, f"--user-data-dir={self._profile.name}", *options, "about:blank"]
         self._process = subprocess.Popen(
