@@ -186,18 +186,19 @@ def agree(photographs, predictor, *files):
 
 
 def photographs(folder):
-    """The sample photograph in several forms: as it is, with EXIF rotation, turned, small and twice in one picture."""
+    """The sample photograph in several forms: as it is, with EXIF rotation, turned, twice in one picture, and cut through."""
     picture = Image.open(SAMPLE_PHOTOGRAPH).convert("RGB")
     exif = Image.Exif()
     exif[0x0112] = 6
-    files = [folder / name for name in ("portrait.png", "exif.jpg", "turned.png", "two.png")]
+    files = [folder / name for name in ("portrait.png", "exif.jpg", "turned.png", "two.png", "cut.png")]
     picture.save(files[0])
     picture.rotate(90, expand=True).save(files[1], quality=95, exif=exif)
     picture.rotate(25, expand=True, fillcolor=(90, 90, 90)).save(files[2])
     two = Image.new("RGB", (2 * picture.width, picture.height), (60, 60, 60))
     two.paste(picture)
-    two.paste(picture.resize((picture.width // 2, picture.height // 2)), (picture.width + 100, 100))
+    two.paste(picture.resize((picture.width * 2 // 3, picture.height * 2 // 3)), (picture.width + 100, 100))
     two.save(files[3])
+    picture.crop((235, 0, picture.width, picture.height)).save(files[4])
     return files
 
 

@@ -54,12 +54,13 @@ test('gray', () => {
 });
 
 for (const one of vectors.crops) {
-  const title = `crop ${one.rule}, ${one.width}x${one.height}, size ${one.size}, ${one.channels}, ${one.degrees} degrees`;
+  const title = `crop ${one.rule}, ${one.width}x${one.height}, size ${one.size}, ${one.channels}, ${one.degrees} degrees${one.free ? ', free' : ''}`;
   test(title, () => {
     const { size, every } = one;
     const crop = cropObject(
-      pattern(one.width, one.height), one.points, rules[one.rule], size, one.channels, one.degrees,
+      pattern(one.width, one.height), one.points, rules[one.rule], size, one.channels, one.degrees, one.free,
     );
+    assert.equal(crop.moved, one.moved);
     near(crop.toImage, one.toImage);
     const seen = [];
     for (const plane of crop.planes) {

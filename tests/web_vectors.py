@@ -69,12 +69,13 @@ def vectors():
     for width, height, x, y, side, degrees, rule, size, channels in CROPS:
         points = (TEMPLATE - 0.5) * side + [x, y]
         photograph = Photograph(pattern(width, height))
-        crop = crop_face(photograph, points, RULES[rule], size, channels, degrees)
+        free = len(crops) % 2 == 1
+        crop = crop_face(photograph, points, RULES[rule], size, channels, degrees, free)
         every = 3 if channels == 1 and size < 100 else size // 24
         crops.append({
             "width": width, "height": height, "points": rounded(points, 9), "degrees": degrees, "rule": rule,
             "size": size, "channels": channels, "toImage": rounded(crop.to_image), "every": every,
-            "pixels": text(crop.pixels[:, ::every, ::every]),
+            "free": free, "moved": crop.moved, "pixels": text(crop.pixels[:, ::every, ::every]),
         })  # fmt: skip
     seen = []
     for width, height, side, channels in SEEN:

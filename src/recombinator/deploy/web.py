@@ -15,7 +15,7 @@ from typing import Any
 
 from recombinator.data.crops import GRID, RULES
 from recombinator.data.images import ENDINGS, SAMPLE_PHOTOGRAPH
-from recombinator.keypoints import SURE
+from recombinator.keypoints import RADII, SURE
 from recombinator.predict import find
 from recombinator.predict.crop import REDUCING_GAP
 from recombinator.predict.engine import Description, OnnxEngine, load_engine
@@ -136,6 +136,7 @@ def describe(about: Description, name: str, finder: find.FinderEngine | None) ->
             "reducingGap": REDUCING_GAP,
         },
         "template": about.template, "size": about.size, "channels": about.channels, "sure": SURE,
+        "sureReach": RADII[SURE] + 0.5,
         "leastConfidence": float(about.calibration.get("least", rule.least)), "sameObject": SAME_FACE,
         "passes": find.FinderDetector.passes if finder else 2, "detectEvery": DETECT_EVERY, "finder": None,
     }  # fmt: skip

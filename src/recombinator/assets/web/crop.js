@@ -5,6 +5,7 @@
 import { cutPlanes, resizeLanczos, resizeLinear, roundEven, warp } from './resample.js';
 
 const LANCZOS_REACH = 3; // of the filter, in cells
+const FAR = 2 ** 20; // pixels; moves an image away from the limits of a frame
 
 export const apply = ([[a, b, c], [d, e, f]], [x, y]) => [a * x + b * y + c, d * x + e * y + f];
 
@@ -76,26 +77,41 @@ function uprightAffine(width, height, degrees) {
   return { affine: [[a, b, shift[0]], [d, e, shift[1]]], frame };
 }
 
-/**
- * Cut the network's input around an object.
- *
- * image: ImageData. points: rough points in image pixels. rule: model.json's crop. degrees: rotation of the object,
- * clockwise on the screen. Returns {planes, toImage, pixel}: size x size Uint8Arrays, the affine from the input's pixels
- * to the image's, and the side of one of them in the image; null where the points leave no crop.
- */
-export function cropObject(image, points, rule, size, channels, degrees = 0) {
-  if (!points.flat().every(Number.isFinite)) return null;
-  const { affine, frame } = uprightAffine(image.width, image.height, degrees);
+/** The stage-1 square in a frame, and the network's square in its cells; without a frame there are no limits. */
+function place(numbers, rule, size, frame) {
   const box = BOXES[rule.box];
-  const numbers = points.map((p) => apply(affine, p).map((v) => v + rule.origin));
-  const [x, y, side] = box(numbers, rule.stage1, ...frame);
+  const [shift, limits] = frame ? [0, frame] : [FAR, [2 * FAR, 2 * FAR]];
+  const [left, top, side] = box(numbers.map((p) => p.map((v) => v + shift)), rule.stage1, ...limits);
   if (side < 4) return null;
+  const x = left - shift, y = top - shift;
   const grid = rule.detailed ? Math.max(rule.grid, Math.ceil((size * rule.stage1) / rule.stage2)) : rule.grid;
   const cell = side / grid, inGrid = rule.grid / grid;
   const inner = box(numbers.map((p) => [((p[0] - x) / cell) * inGrid, ((p[1] - y) / cell) * inGrid]),
     rule.stage2, rule.grid, rule.grid).map((v) => Math.fround(v / Math.fround(inGrid)));
+  const square = [inner[0] * cell + x, inner[1] * cell + y, inner[2] * cell];
+  return { x, y, side, cell, inner, square };
+}
+
+/**
+ * Cut the network's input around an object.
+ *
+ * image: ImageData. points: rough points in image pixels. rule: model.json's crop. degrees: rotation of the object,
+ * clockwise on the screen. free: place the square as if the image did not end; beyond its border it is mirrored.
+ * Returns {planes, toImage, pixel, moved}: size x size Uint8Arrays, the affine from the input's pixels to the image's,
+ * the side of one of them in the image, and whether the rule moved the square into the image; null where the points
+ * leave no crop.
+ */
+export function cropObject(image, points, rule, size, channels, degrees = 0, free = false) {
+  if (!points.flat().every(Number.isFinite)) return null;
+  const { affine, frame } = uprightAffine(image.width, image.height, degrees);
+  const numbers = points.map((p) => apply(affine, p).map((v) => v + rule.origin));
+  const limited = place(numbers, rule, size, frame);
+  const unlimited = rule.whole ? limited : place(numbers, rule, size, null);
+  if (!limited || !unlimited) return null;
+  const { x, y, side, cell, inner } = free ? unlimited : limited;
   const step = inner[2] / size; // of the network's pixels, in cells
   const back = inverted(affine), pixel = step * cell;
+  const moved = limited.square.some((v, i) => Math.abs(v - unlimited.square[i]) >= pixel);
   const start = apply(back, [inner[0] * cell + x, inner[1] * cell + y]);
   const linear = [[back[0][0] * pixel, back[0][1] * pixel], [back[1][0] * pixel, back[1][1] * pixel]];
   const toImage = linear.map((row, i) => [...row, start[i]]);
@@ -103,24 +119,24 @@ export function cropObject(image, points, rule, size, channels, degrees = 0) {
     const low = [0, 1].map((i) => Math.floor(inner[i]));
     const count = [0, 1].map((i) => Math.ceil(inner[i] + inner[2]) - low[i]);
     const limits = [x, y, x + side, y + side]; // as in training, where stage 2 sees only stage 1
-    const cells = cutCells(image, [x + low[0] * cell, y + low[1] * cell], count, cell, channels, rule, limits);
-    return { planes: resizeLinear(cells, size, size, true).planes, toImage, pixel };
+    const cells = cutCells(image, [x + low[0] * cell, y + low[1] * cell], count, cell, channels, rule, free, limits);
+    return { planes: resizeLinear(cells, size, size, true).planes, toImage, pixel, moved };
   }
   const corners = [[0, 0], [size, 0], [0, size], [size, size]].map((p) => apply(toImage, p));
   const least = [0, 1].map((i) => Math.min(...corners.map((p) => p[i])));
   const most = [0, 1].map((i) => Math.max(...corners.map((p) => p[i])));
   const first = least.map((v) => v - 2 * cell);
   const count = [0, 1].map((i) => Math.ceil((most[i] - least[i]) / cell) + 4);
-  const cells = cutCells(image, first, count, cell, channels, rule);
+  const cells = cutCells(image, first, count, cell, channels, rule, free);
   const matrix = linear.map(([a, b], i) => {
     const [p, q] = [a / cell, b / cell];
     return [p, q, (start[i] - first[i]) / cell + (p + q) / 2 - 0.5]; // for pixels whose centers are integers
   });
-  return { planes: warp(cells, matrix, size).planes, toImage, pixel };
+  return { planes: warp(cells, matrix, size).planes, toImage, pixel, moved };
 }
 
 /** Compute count[0] x count[1] cells of `cell` pixels, the first of which begins at `start`, inside `limits`. */
-function cutCells(image, start, count, cell, channels, rule, limits = null) {
+function cutCells(image, start, count, cell, channels, rule, free, limits = null) {
   const margin = LANCZOS_REACH * Math.max(cell, 1) + 1;
   const low = start.map((v) => Math.floor(v - margin));
   const high = start.map((v, i) => Math.ceil(v + count[i] * cell + margin));
@@ -128,7 +144,7 @@ function cutCells(image, start, count, cell, channels, rule, limits = null) {
     low[i] = Math.max(low[i], limits[i]);
     high[i] = Math.min(high[i], limits[i + 2]);
   }
-  const part = cutPlanes(image, ...low, ...high, channels);
+  const part = cutPlanes(image, ...low, ...high, channels, free);
   const first = start.map((v, i) => Math.max(v - low[i], 0));
   const last = [0, 1].map((i) => Math.min(first[i] + count[i] * cell, high[i] - low[i]));
   return resizeLanczos(part, ...count, [...first, ...last], rule.reducingGap);

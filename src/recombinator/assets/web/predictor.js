@@ -45,7 +45,9 @@ export class Predictor {
 
   /** Predict objects again whose points are roughly known, for example from the last frame of a video. */
   async follow(image, objects) {
-    const found = await this.#refine(image, objects.map((one) => one.points), objects.map((one) => one.angle));
+    const found = await this.#doubted(
+      image, await this.#refine(image, objects.map((one) => one.points), objects.map((one) => one.angle)),
+    );
     const numbered = found.map((one, i) => one && { ...one, number: objects[i].number });
     return distinct(numbered.filter((one) => this.#isSure(one)), this.about.sameObject);
   }
@@ -66,14 +68,32 @@ export class Predictor {
       const again = await this.#refine(image, found.map((one) => one?.points ?? null), angles);
       found = again.map((one, k) => one ?? (certain ? found[k] : null));
     }
-    return found;
+    return this.#doubted(image, found);
+  }
+
+  /**
+   * Set the confidence to 0 where the border of the image has decided the answer: where a point is outside the image;
+   * and where the crop rule moved the square into the image, and the point changes by more than the confidence's own
+   * distance once the square is where the points ask for it.
+   */
+  async #doubted(image, found) {
+    const { size, sureReach } = this.about, moved = found.filter((one) => one?.moved);
+    const again = await this.#refine(image, moved.map((one) => one.points), moved.map((one) => one.angle), true);
+    return found.map((one) => {
+      const other = one && again[moved.indexOf(one)];
+      const confidence = one?.confidence.map((value, k) => {
+        const near = !other || distance(one.points[k], other.points[k]) * size <= sureReach * one.box[2];
+        return one.inside[k] && near ? value : 0;
+      });
+      return one && { ...one, confidence };
+    });
   }
 
   /** Crop around rough points and predict all crops in one batch; null where the points leave no crop. */
-  async #refine(image, points, angles) {
+  async #refine(image, points, angles, free = false) {
     const { crop: rule, size, channels, keypoints, sure } = this.about;
     let began = performance.now();
-    const crops = points.map((p, i) => p && cropObject(image, p, rule, size, channels, angles[i]));
+    const crops = points.map((p, i) => p && cropObject(image, p, rule, size, channels, angles[i], free));
     const used = crops.filter(Boolean);
     if (!used.length) return crops;
     const data = new Uint8Array(used.length * channels * size * size);
@@ -93,6 +113,7 @@ export class Predictor {
         confidence: keypoints.names.map((_, k) => output.within[(first + k) * radii + sure]),
         box: [x - side / 2, y - side / 2, side],
         angle: angles[i],
+        moved: crop.moved,
         inside: found.map(([px, py]) => px >= 0 && py >= 0 && px <= image.width && py <= image.height),
       };
     });

@@ -17,16 +17,18 @@ export function roundEven(value) {
 }
 
 /**
- * Copy a rectangle of ImageData into planes. Pixels outside the image are black.
+ * Copy a rectangle of ImageData into planes. Pixels outside the image are black, or with `mirrored` those inside it.
  * Gray has the weights of ITU-R BT.601 in 15 bits, as OpenCV computes it.
  */
-export function cutPlanes({ width, height, data }, x0, y0, x1, y1, channels) {
+export function cutPlanes(image, x0, y0, x1, y1, channels, mirrored = false) {
+  const { width, height, data } = image;
+  const left = Math.min(Math.max(x0, 0), width), right = Math.min(Math.max(x1, left), width);
+  const top = Math.min(Math.max(y0, 0), height), bottom = Math.min(Math.max(y1, top), height);
   const out = emptyImage(x1 - x0, y1 - y0, channels);
   const [gray, green, blue] = out.planes;
-  for (let y = Math.max(y0, 0); y < Math.min(y1, height); y++) {
-    let to = (y - y0) * out.width + Math.max(-x0, 0);
-    let from = 4 * (y * width + Math.max(x0, 0));
-    for (let x = Math.max(x0, 0); x < Math.min(x1, width); x++, to++, from += 4) {
+  for (let y = top; y < bottom; y++) {
+    let to = (y - y0) * out.width + left - x0, from = 4 * (y * width + left);
+    for (let x = left; x < right; x++, to++, from += 4) {
       if (channels === 1) {
         gray[to] = (data[from] * 9798 + data[from + 1] * 19235 + data[from + 2] * 3735 + 16384) >> 15;
       } else {
@@ -36,7 +38,24 @@ export function cutPlanes({ width, height, data }, x0, y0, x1, y1, channels) {
       }
     }
   }
+  if (mirrored && right > left && bottom > top) mirrorBorder(out, left - x0, top - y0, right - x0, bottom - y0);
   return out;
+}
+
+/** Fill what is outside a rectangle with its mirror image, the outermost pixels repeated. */
+function mirrorBorder({ width, height, planes }, x0, y0, x1, y1) {
+  const source = (at, low, high) => {
+    const span = high - low, place = (((at - low) % (2 * span)) + 2 * span) % (2 * span);
+    return low + (place < span ? place : 2 * span - 1 - place);
+  };
+  const columns = Array.from({ length: width }, (_, x) => source(x, x0, x1));
+  for (let y = 0; y < height; y++) {
+    const row = source(y, y0, y1), outside = y < y0 || y >= y1;
+    for (let x = 0; x < width; x++) {
+      if (!outside && x >= x0 && x < x1) continue;
+      for (const plane of planes) plane[y * width + x] = plane[row * width + columns[x]];
+    }
+  }
 }
 
 /** Convert an image of three planes to gray. */
