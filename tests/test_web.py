@@ -198,7 +198,7 @@ def photographs(folder):
     two.paste(picture)
     two.paste(picture.resize((picture.width * 2 // 3, picture.height * 2 // 3)), (picture.width + 100, 100))
     two.save(files[3])
-    picture.crop((235, 0, picture.width, picture.height)).save(files[4])
+    picture.crop((190, 0, picture.width, picture.height)).save(files[4])
     return files
 
 
