@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import tarfile
 import urllib.error
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -138,21 +139,19 @@ def runtime():
 @pytest.fixture
 def page(tmp_path, runtime):
     """A function that opens the page of a model and returns the browser."""
-    contexts = []
+    contexts = ExitStack()
 
     def opened(model, *options):
         web.write_page(model, tmp_path / "site", runtime=runtime)
-        for context in (served(tmp_path / "site"), Browser(*options, timeout=120)):
-            contexts.append((context, context.__enter__()))
-        browser = contexts[-1][1]
-        browser.open(contexts[0][1])
+        address = contexts.enter_context(served(tmp_path / "site"))
+        browser = contexts.enter_context(Browser(*options))
+        browser.open(address)
         browser.wait("document.getElementById('status').textContent.startsWith('Ready')")
         browser.send("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(tmp_path))
         return browser
 
-    yield opened
-    for context, _ in reversed(contexts):
-        context.__exit__(None, None, None)
+    with contexts:
+        yield opened
 
 
 def text_of(browser, name):
@@ -186,7 +185,7 @@ def agree(photographs, predictor, *files):
 
 
 def photographs(folder):
-    """The sample photograph in several forms: as it is, with EXIF rotation, turned, twice in one picture, and cut through."""
+    """The sample photograph as it is, with EXIF rotation, turned, twice in one picture, and cut through the face."""
     picture = Image.open(SAMPLE_PHOTOGRAPH).convert("RGB")
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -224,10 +223,14 @@ def test_page_with_bad_files_keys_and_a_webcam(tmp_path, page):
     assert text_of(browser, "error") == "notes.jpg: not an image or a video that this browser can read."
     assert [len(one["faces"]) for one in found] == [1]
     assert text_of(browser, "status") == "grace_hopper.jpg: 1 object."
-    assert browser.evaluate("document.getElementById('canvas').ariaLabel").startswith("grace_hopper.jpg: 1 object, mean")
+    assert browser.evaluate("document.getElementById('canvas').ariaLabel").startswith(
+        "grace_hopper.jpg: 1 object, mean"
+    )
     assert browser.evaluate("document.querySelectorAll('#rows tr').length") == 5
     # every control has a name for screen readers
-    unnamed = "[...document.querySelectorAll('button, select')].filter((e) => !e.textContent.trim() && !e.ariaLabel).length"
+    unnamed = (
+        "[...document.querySelectorAll('button, select')].filter((e) => !e.textContent.trim() && !e.ariaLabel).length"
+    )
     assert browser.evaluate(unnamed) == 0
     browser.appear(360, 800)
     assert browser.evaluate("document.documentElement.scrollWidth") <= 360

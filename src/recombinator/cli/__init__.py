@@ -26,8 +26,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )  # fmt: skip
 _DAILY: tuple[Any, ...] = (
-    photographs.demo, photographs.predict, photographs.track, fit, training.train, evaluation.evaluate, weights.export, web,
-    models.models,
+    photographs.demo, photographs.predict, photographs.track, fit, training.train, evaluation.evaluate, weights.export,
+    web, models.models,
 )  # fmt: skip
 _RESEARCH: tuple[Any, ...] = (
     evaluation.compare, weights.calibrate, weights.reliability, weights.join, weights.average, weights.mirror,

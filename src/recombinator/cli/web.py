@@ -18,7 +18,8 @@ def web(
     ],
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder of the page, which is created.")],
     example: Annotated[
-        Path | None, typer.Option(metavar="FILE", show_default="a portrait, for faces", help="Image to try the page on.")
+        Path | None,
+        typer.Option(metavar="FILE", show_default="a portrait, for faces", help="Image to try the page on."),
     ] = None,
     runtime: Annotated[
         Path | None,

@@ -58,6 +58,7 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "machine": measurements.machine_line,
     "photographs": measurements.photographs_table,
     "reliability": measurements.reliability_table,
+    "web": measurements.web_table,
     "headline": tables.headline,
     "summary": tables.summary_table,
     "offset": measurements.offset_table,
