@@ -1,9 +1,9 @@
 // Draw objects on a canvas, in the colors of recombinator.predict.drawing.
 
 const LOW = [213, 94, 0], HIGH = [0, 158, 115]; // confidence 0 and 1, for the color-blind too (Okabe, Ito)
-const BOX = 'rgb(86 180 233)', LINE = 'rgb(240 228 66 / 0.7)';
+const BOX = 'rgb(86 180 233)', LINE = 'rgb(240 228 66 / 0.8)';
 const FEW = 10; // up to this number of keypoints there is room for larger markers
-const SMALLEST = 1.5, SMALLEST_OF_FEW = 2.5; // radius in pixels of the screen
+const SMALLEST = 1.5, SMALLEST_OF_FEW = 3.5; // radius in pixels of the screen
 
 export const color = (confidence) => `rgb(${LOW.map((v, i) => Math.round(v + (HIGH[i] - v) * confidence)).join(' ')})`;
 
@@ -21,7 +21,7 @@ export function draw(context, picture, objects, lines, scale, fine) {
     const side = object.box[2] * scale, few = object.points.length <= FEW;
     const radius = Math.max((few ? SMALLEST_OF_FEW : SMALLEST) * fine, few ? 1.8 + side / 160 : 0.8 + side / 190);
     const points = object.points.map(([x, y]) => [x * scale, y * scale]);
-    context.lineWidth = Math.max(fine, side / 300);
+    context.lineWidth = Math.max(1.8 * fine, side / 300);
     drawBox(context, object, scale);
     context.strokeStyle = LINE;
     for (const line of lines) {
