@@ -10,6 +10,7 @@ import urllib.error
 from contextlib import ExitStack
 from pathlib import Path
 
+import cv2
 import numpy as np
 import onnxruntime
 import pytest
@@ -20,6 +21,7 @@ import recombinator
 from recombinator.data.images import SAMPLE_PHOTOGRAPH
 from recombinator.deploy import web
 from recombinator.study.browser import Browser, chromium, served
+from recombinator.study.web import as_text, measure
 from recombinator.utils.errors import InputError
 
 TOLERANCE = 0.1  # pixels between the page's points and Python's
@@ -239,3 +241,29 @@ def test_page_with_bad_files_keys_and_a_webcam(tmp_path, page):
     for kind in ("keyDown", "keyUp"):
         browser.send("Input.dispatchKeyEvent", type=kind, key="Escape", code="Escape")
     browser.wait("document.getElementById('status').textContent.startsWith('Stopped')")
+
+
+@pytest.mark.slow
+def test_a_video_gives_points_by_frame(tmp_path, page):
+    frame = cv2.imread(str(SAMPLE_PHOTOGRAPH))[:480, :480]
+    video = cv2.VideoWriter(str(tmp_path / "clip.webm"), cv2.VideoWriter.fourcc(*"VP80"), 10, (480, 480))
+    if not video.isOpened():
+        pytest.skip("skipped: OpenCV cannot write WebM here")
+    for _ in range(15):
+        video.write(frame)
+    video.release()
+    browser = page("rcn-6-fast-mtfl-int8")
+    found = results(browser, tmp_path, tmp_path / "clip.webm")
+    assert [one["frame"] for one in found] == list(range(len(found))) and found[-1]["seconds"] > 0
+    assert all([face["face"] for face in one["faces"]] == [1] for one in found)
+    browser.evaluate("document.getElementById('csv').click()")
+    browser.evaluate("new Promise((done) => setTimeout(done, 500))")
+    rows = (tmp_path / "points.csv").read_text().splitlines()
+    assert rows[0] == "file,frame,seconds,face,keypoint,x,y,confidence,inside" and len(rows) == 1 + 5 * len(found)
+
+
+@pytest.mark.slow
+def test_the_measurement_of_the_page(runtime):
+    report = measure("rcn-6-fast-mtfl-int8", 1, runtime)
+    assert report["objects"] == 1 and report["frames_per_second"]["median"] > 0
+    assert "frames per second" in as_text(report)
