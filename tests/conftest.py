@@ -1,4 +1,5 @@
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -6,6 +7,7 @@ import torch
 
 from recombinator.data.images import encode_image
 from recombinator.data.readers.synthetic import draw_face, five_of, prepare_synthetic
+from recombinator.fit.run import fit
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
@@ -57,3 +59,21 @@ def mtfl_layout(tmp_path):
     (source / "training.txt").write_bytes(("\r\n".join(lines["training.txt"]) + "\r\n\r\n \r\n").encode())
     (source / "testing.txt").write_text("\n".join(lines["testing.txt"]), encoding="utf-8-sig")  # as Notepad saves
     return source
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
+    """A model of three own points, trained on drawn images for a moment: `model` (run folder) and `images`."""
+    folder = tmp_path_factory.mktemp("own")
+    rng, rows, images = np.random.default_rng(0), ["file,keypoint,x,y"], []
+    for i in range(16):
+        image = np.full((90, 120, 3), 200, np.uint8)
+        for k, (x, y) in enumerate(rng.uniform((30, 25), (90, 65)) + [(0, -14), (-12, 8), (12, 8)]):
+            image[int(y) - 4 : int(y) + 4, int(x) - 4 : int(x) + 4] = 60 * k
+            rows.append(f"{i}.png,point_{k},{x:.2f},{y:.2f}")
+        images.append(folder / f"{i}.png")
+        images[-1].write_bytes(encode_image(image, 0))
+    (folder / "points.csv").write_text("\n".join(rows))
+    settings = {"size": 48, "factor": 1, "coarse_epochs": 4, "batch": 32}
+    fit(folder / "points.csv", folder / "run", minutes=1, settings=settings)
+    return SimpleNamespace(model=folder / "run", images=images)

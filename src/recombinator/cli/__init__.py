@@ -16,6 +16,7 @@ from recombinator.cli.options import DAILY, RESEARCH, Command, Group
 from recombinator.cli.prepare import prepare
 from recombinator.cli.ray import PredictCommand
 from recombinator.cli.study import study
+from recombinator.cli.web import web
 from recombinator.utils.console import log_to_console
 from recombinator.utils.errors import InputError, explain_missing
 from recombinator.utils.version import __version__
@@ -27,7 +28,7 @@ app = typer.Typer(
 )  # fmt: skip
 _DAILY: tuple[Any, ...] = (
     photographs.demo, photographs.predict, photographs.track, fit, training.train, evaluation.evaluate, weights.export,
-    models.models,
+    web, models.models,
 )  # fmt: skip
 _RESEARCH: tuple[Any, ...] = (
     evaluation.compare, weights.calibrate, weights.reliability, weights.join, weights.average, weights.mirror,

@@ -100,3 +100,4 @@ def fit(
                 print(f"{name}: mean error {part['mean_mm']:.2f} mm, {shares}")
     if not folds:
         print(f"{out / 'model.safetensors'}, {out / 'report.html'}")
+        print(f"share it: recombinator web {out} --out site")

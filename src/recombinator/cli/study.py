@@ -188,6 +188,25 @@ def ray_rates(
     write_report(json_out, "ray", report)
 
 
+@study.command("web", cls=Command)
+def measure_page(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A face model.")] = "rcn-6-fast-mtfl-int8",
+    rounds: Annotated[int, typer.Option(min=1, metavar="N", help="Repetitions, of which medians are printed.")] = 5,
+    json_out: JsonOut = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Measure frames per second of a page of `recombinator web`.
+
+    One face, followed through frames of 640x480 pixels in a headless Chromium on one processor core.
+    """
+    from recombinator.study import web
+
+    check_outputs(json_out, overwrite=overwrite)
+    report = web.measure(model, rounds)
+    print(web.as_text(report))
+    write_report(json_out, "web", report)
+
+
 @study.command("curves", cls=Command)
 def curves(
     out: FigureOut,

@@ -36,7 +36,7 @@ class Session:
 
     def __init__(self, path: str | os.PathLike[str], threads: int, format: str, content: bytes | None = None) -> None:
         self.path, self.threads, self.format, self._content = Path(path), threads, format, content
-        data = read_file(self.path) if content is None else content
+        data = self.content
         external_tensors(self.path, data)  # before ONNX Runtime opens the files that it names
         self._open()
         try:
@@ -53,6 +53,11 @@ class Session:
         self.checksum = graph_checksum(self.path, data)
         if self.metadata.pop("checksum", self.checksum) != self.checksum:  # earlier versions wrote none
             raise InputError(f"{path}: damaged: its graph and tensors do not have the checksum in its metadata")
+
+    @property
+    def content(self) -> bytes:
+        """The graph; its tensors may be in other files."""
+        return read_file(self.path) if self._content is None else self._content
 
     def _open(self) -> None:
         """Start a session of ONNX Runtime for this process."""

@@ -291,3 +291,18 @@ def ray_table(results: Results) -> str:
                              speed])  # fmt: skip
     header = ["prediction", "CPU time per photograph", "core-hours for 100 million", "relative speed"]
     return markdown(header, rows)
+
+
+def web_table(results: Results) -> str:
+    """Build the table of the browser page's speed."""
+    r = results.get("web")
+    if r is None:
+        return ""
+    parts, rate, machine = r["milliseconds"], r["frames_per_second"], r["provenance"]["machine"]
+    names = [name for name in parts if name != "frame"]
+    cells = [link("web", r["model"]), f"**{rate['median']:.0f}** ({rate['lowest']:.0f} to {rate['highest']:.0f})"]
+    table = markdown(
+        ["model", "frames per second", *(f"{name}, ms" for name in names), "other, ms"],
+        [[*cells, *(f"{parts[n]:.1f}" for n in names), f"{parts['frame'] - sum(parts[n] for n in names):.1f}"]],
+    )
+    return f"{table}\n{r['browser']}, {machine['processor']}, median of {r['rounds']} runs, load {r['load'][0]:.1f}.\n"

@@ -56,6 +56,7 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "photographs": measurements.photographs_table,
     "finder": whole_images.finder_table,
     "reliability": measurements.reliability_table,
+    "web": measurements.web_table,
     "headline": tables.headline,
     "summary": tables.summary_table,
     "offset": measurements.offset_table,
