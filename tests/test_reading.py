@@ -15,6 +15,7 @@ from test_predict import HOPPER
 from recombinator.data.images import as_image, decode_image, read_image, to_8_bit
 from recombinator.data.photograph import Photograph
 from recombinator.predict.batch import find_photographs
+from recombinator.predict.detect import HaarDetector
 from recombinator.predict.predictor import load
 from recombinator.utils.errors import InputError
 
@@ -134,7 +135,8 @@ def test_other_files_are_counted_and_hidden_ones_ignored(tmp_path, caplog):
     assert f"{tmp_path}: 3 files left out, not of an image type: 2 .mp4, 1 .txt" in caplog.text
 
 
-def test_large_photographs_are_decoded_as_far_as_needed(predictor, tmp_path):
+def test_large_photographs_are_decoded_as_far_as_needed(tmp_path):
+    predictor = load("rcn-6-mtfl", HaarDetector(), threads=1)
     image = cv2.resize(cv2.imread(str(HOPPER)), (2560, 3008), interpolation=cv2.INTER_CUBIC)
     cv2.imwrite(str(tmp_path / "large.jpg"), image)
     photograph = predictor.open(tmp_path / "large.jpg")

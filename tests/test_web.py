@@ -183,9 +183,10 @@ def agree(photographs, predictor, *files):
         for face, other in zip(one["faces"], expected, strict=True):
             points = np.array([(k["x"], k["y"]) for k in face["keypoints"]])
             moved = np.linalg.norm(points - other.points, axis=1)
+            changed = np.abs([k["confidence"] for k in face["keypoints"]] - other.confidence)
             # 68 points: a score map can have two modes, between which one gray level decides
-            assert np.quantile(moved, 0.98 if len(points) > 5 else 1.0) < TOLERANCE
-            assert [k["confidence"] for k in face["keypoints"]] == pytest.approx(other.confidence, abs=0.02)
+            share = 0.98 if len(points) > 5 else 1.0
+            assert np.quantile(moved, share) < TOLERANCE and np.quantile(changed, share) < 0.02
 
 
 def photographs(folder):

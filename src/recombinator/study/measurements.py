@@ -300,7 +300,7 @@ def web_table(results: Results) -> str:
         return ""
     parts, rate, machine = r["milliseconds"], r["frames_per_second"], r["provenance"]["machine"]
     names = [name for name in parts if name != "frame"]
-    cells = [link("web", r["model"]), f"**{rate['median']:.0f}** ({rate['lowest']:.0f} to {rate['highest']:.0f})"]
+    cells = [link("web", r["weights"]), f"**{rate['median']:.0f}** ({rate['lowest']:.0f} to {rate['highest']:.0f})"]
     table = markdown(
         ["model", "frames per second", *(f"{name}, ms" for name in names), "other, ms"],
         [[*cells, *(f"{parts[n]:.1f}" for n in names), f"{parts['frame'] - sum(parts[n] for n in names):.1f}"]],

@@ -79,7 +79,7 @@ def measure(model: str, rounds: int, runtime: Path | None = None) -> dict[str, A
     typical = {k: round(statistics.median(one[k] for one in parts), 3) for k in parts[0]}
     objects = typical.pop("objects")
     return {
-        "model": model, "browser": version, "runtime": f"{RUNTIME} {RUNTIME_VERSION}", "provider": "WASM, one thread",
+        "weights": model, "browser": version, "runtime": f"{RUNTIME} {RUNTIME_VERSION}", "provider": "WASM, one thread",
         "cores": 1, "size": [WIDTH, HEIGHT], "frames": FRAMES, "rounds": rounds, "objects": objects,
         "frames_per_second": {
             "median": round(statistics.median(rates), 1), "lowest": round(min(rates), 1),
