@@ -13,12 +13,18 @@ from recombinator.utils.errors import InputError
 from recombinator.weights.files import load_weights, save_weights
 
 FOLDER = Path("results") / "weights"
-LARGEST_CHANGE = 0.02  # of the error in percentage points, by half precision
+LARGEST_CHANGE = 0.002  # of the error, by half precision; at least LEAST_CHANGE percentage points
+LEAST_CHANGE = 0.02
 
 
 def file_fingerprint(path: Path) -> str:
     """Return the first 16 hexadecimal digits of a file's SHA-256."""
     return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+
+
+def largest_change(nme: float) -> float:
+    """Return by how much half precision may change an error of `nme` percent."""
+    return max(LEAST_CHANGE, LARGEST_CHANGE * nme)
 
 
 def archive_weights(
@@ -37,12 +43,12 @@ def archive_weights(
         What the result file says about them: path, fingerprint, error in percent.
 
     Raises:
-        InputError: Half precision changes the error by more than `LARGEST_CHANGE`; nothing is kept then.
+        InputError: Half precision changes the error by more than is allowed; nothing is kept then.
     """
     path = root / FOLDER / f"{place}.safetensors"
     save_weights(path, load_weights(weights), half=True)
     error = float(evaluate(path, test)[1]["nme_paper"])
-    if abs(error - nme_paper) > LARGEST_CHANGE:
+    if abs(error - nme_paper) > largest_change(nme_paper):
         path.unlink()
         raise InputError(f"{place}: half precision changes the error from {nme_paper:.3f} to {error:.3f} %")
     return {"file": path.relative_to(root).as_posix(), "fingerprint": file_fingerprint(path), "nme_paper": error}
