@@ -1,8 +1,8 @@
 """Run one face tool as a process of its own: images on standard input, faces with points on standard output.
 
 The file runs as a script in the environment of a tool, where this package is not installed; see study.tools.
-An image is a line of JSON, {"shape": [H, W, 3]}, and its RGB bytes. The answer is a line of JSON: the faces, each a list
-of points in pixels (the center of the first pixel is at 0.5), and the milliseconds that the tool took.
+An image is a line of JSON, {"shape": [H, W, 3]}, and its RGB bytes. The answer is a line of JSON: the faces, each a
+list of points in pixels (the center of the first pixel is at 0.5), and the milliseconds that the tool took.
 """
 
 from __future__ import annotations

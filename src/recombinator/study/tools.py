@@ -1,7 +1,7 @@
 """Compare the way from an image to face points with other tools, each in an environment of its own.
 
-Every tool sees the same decoded images. What differs between tools is data: TOOLS, and MAPPINGS from their points to
-five.
+Every tool sees the same decoded images. What differs between tools is data: OTHERS here, TOOLS in tool_worker, and
+MAPPINGS in tool_points.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import sys
 import tempfile
 import venv
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, field
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -24,24 +24,16 @@ import numpy as np
 
 from recombinator.data.images import read_image
 from recombinator.data.table import FaceTable, load_table
-from recombinator.evaluation.metrics import bootstrap_ci
 from recombinator.evaluation.photographs import MATCH
-from recombinator.evaluation.relation import FIVE_OF_68
 from recombinator.evaluation.sources import identity
 from recombinator.keypoints import FACE_5
 from recombinator.study.scenes import color
+from recombinator.study.tool_points import Found, match, summarize, to_five
 from recombinator.utils.errors import InputError
 
 WORKER = Path(__file__).with_name("tool_worker.py")
 TIMED = 20  # photographs per data set
-# frame of a face: eye centers, tip of the nose, corners of the mouth, in eye distances
-TEMPLATE = np.array([[-0.5, 0.0], [0.5, 0.0], [0.0, 0.6], [-0.4, 1.1], [0.4, 1.1]])
-# by the number of a tool's points: those whose mean is each of the five
-MAPPINGS: dict[int, tuple[tuple[int, ...], ...]] = {
-    5: ((0,), (1,), (2,), (3,), (4,)),
-    68: FIVE_OF_68,
-    468: ((33, 133), (362, 263), (1,), (61,), (291,)),  # corners of each eye, as for 68 points
-}
+NETWORKS, NETWORKS_68 = ("rcn-6-mtfl", "rcn-6-fast-mtfl-int8"), ("rcn-68-300w", "joint-68-300w-int8")
 PROTOCOL = (
     "whole photograph in, detection included, the same decoded RGB images for every tool, default settings; points are "
     "mapped to 5 (eye centers, tip of the nose, corners of the mouth; an eye center is the mean of its corners); "
@@ -93,7 +85,7 @@ OTHERS = (
 
 def network(weights: str, training: str) -> Tool:
     """Describe a network of this package as a tool."""
-    return Tool(weights, "recombinator", (), "MIT", training, weights)
+    return Tool(weights, "recombinator", (), "BSD-3-Clause", training, weights)
 
 
 @dataclass(frozen=True)
@@ -111,79 +103,6 @@ class Photographs:
     data: Path
     folder: Path
     networks: tuple[str, ...]
-
-
-def to_five(points: np.ndarray, tool: str = "tool") -> np.ndarray:
-    """Map the points of a face to five: eye centers, tip of the nose, corners of the mouth.
-
-    Args:
-        points: (K, 2), K one of MAPPINGS.
-        tool: Name of the tool, for the message.
-
-    Returns:
-        (5, 2).
-
-    Raises:
-        InputError: There is no mapping for this number of points.
-    """
-    if len(points) not in MAPPINGS:
-        raise InputError(f"{tool}: expected {', '.join(map(str, MAPPINGS))} points, got {len(points)}")
-    return np.stack([points[list(indices)].mean(axis=0) for indices in MAPPINGS[len(points)]])
-
-
-def _frame(five: np.ndarray) -> complex:
-    """Fit TEMPLATE to five points by a similarity; returns scale and rotation as a complex number."""
-    template = (TEMPLATE - TEMPLATE.mean(axis=0)) @ [1, 1j]
-    points = (five - five.mean(axis=0)) @ [1, 1j]
-    return complex(np.vdot(template, points) / np.vdot(template, template).real)
-
-
-def offsets(predicted: Sequence[np.ndarray], true: Sequence[np.ndarray]) -> np.ndarray:
-    """Estimate a tool's constant offset per keypoint, in the frame of the predicted face.
-
-    Args:
-        predicted: (5, 2) each.
-        true: (5, 2) each, in the same order; NaN for a point that is not annotated.
-
-    Returns:
-        (5, 2) median of true minus predicted points, in units of TEMPLATE; 0 where there is nothing to estimate from.
-    """
-    result = np.zeros((5, 2))
-    frames = [_frame(p) for p in predicted]
-    rows = [((t - p) @ [1, 1j]) / f for p, t, f in zip(predicted, true, frames, strict=True) if abs(f) > 0]
-    for k, values in enumerate(np.array(rows).reshape(-1, 5).T):
-        known = values[np.isfinite(values)]
-        if len(known):
-            result[k] = np.median(known.real), np.median(known.imag)
-    return result
-
-
-def correct(five: np.ndarray, offset: np.ndarray) -> np.ndarray:
-    """Add an offset of `offsets` to the (5, 2) predicted points of a face."""
-    moved = (offset @ [1, 1j]) * _frame(five)
-    result: np.ndarray = five + np.stack([moved.real, moved.imag], axis=1)
-    return result
-
-
-def match(
-    faces: Sequence[np.ndarray], true: Sequence[np.ndarray], eyes: Sequence[float]
-) -> tuple[list[int | None], int]:
-    """Find the prediction of each true face.
-
-    Args:
-        faces: (5, 2) predictions in one photograph.
-        true: (5, 2) annotations, NaN for points that are not annotated.
-        eyes: Eye distance of each annotation.
-
-    Returns:
-        For each true face the index of its prediction, None if it is not found; and the number of other predictions.
-    """
-    left, result = list(range(len(faces))), []
-    for points, scale in zip(true, eyes, strict=True):
-        distances = [float(np.nanmean(np.linalg.norm(faces[i] - points, axis=1))) / scale for i in left]
-        best = int(np.argmin(distances)) if distances else -1
-        result.append(left.pop(best) if best >= 0 and distances[best] < MATCH else None)
-    return result, len(left)
 
 
 def python_of(envs: Path, tool: Tool, install: bool) -> Path:
@@ -208,8 +127,8 @@ def python_of(envs: Path, tool: Tool, install: bool) -> Path:
             [python, "-m", "pip", "install", "--quiet", *tool.requirements], capture_output=True, text=True
         )
         if done.returncode:
-            reason = (done.stderr.strip().splitlines() or ["pip failed"])[-1]
-            raise InputError(f"{folder}: cannot install {' '.join(tool.requirements)}: {reason}")
+            reasons = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or ["pip failed"]
+            raise InputError(f"{folder}: cannot install {' '.join(tool.requirements)}: {reasons[-1]}")
     if not python.exists():
         raise InputError(f"{folder}: has no environment of {tool.title}; add --install to make it")
     return python
@@ -266,7 +185,8 @@ class Worker:
         self._process.wait()
         self._log.seek(0)
         reason = (self._log.read().decode(errors="replace").strip().splitlines() or ["no message"])[-1]
-        raise InputError(f"{self.tool.title}: ended with status {self._process.returncode}: {reason}")
+        remedy = "; --install repairs its environment" if self.tool.requirements else ""
+        raise InputError(f"{self.tool.title}: ended with status {self._process.returncode}: {reason}{remedy}")
 
     def __enter__(self) -> Worker:
         return self
@@ -275,24 +195,13 @@ class Worker:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         for stream in (self._in, self._out, self._log):
-            try:
+            with suppress(BrokenPipeError):  # the process is gone
                 stream.close()
-            except BrokenPipeError:  # the process is gone
-                pass
         try:
             self._process.wait(10)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-
-
-@dataclass
-class Found:
-    """What one tool found of the faces of a table; None for a face that it did not find."""
-
-    five: list[np.ndarray | None] = field(default_factory=list)
-    errors_all: list[float] = field(default_factory=list)  # of all points, where they are those of the table
-    others: int = 0
 
 
 def _annotations(table: FaceTable) -> tuple[np.ndarray, np.ndarray]:
@@ -304,8 +213,12 @@ def _annotations(table: FaceTable) -> tuple[np.ndarray, np.ndarray]:
 
 def _search(
     workers: Sequence[Worker], table: FaceTable, folder: Path, advance: Callable[[float], None]
-) -> list[Found]:
-    """Predict the photographs of a table with every tool, several at once."""
+) -> tuple[list[Found], np.ndarray]:
+    """Predict the photographs of a table with every tool, several at once.
+
+    Returns:
+        What each tool found; and the (N, 5, 2) annotated points in the same order.
+    """
     points, five = _annotations(table)
     eyes, scales = FACE_5.scale(five), table.info.keypoints.scale(points)
     by_file: dict[str, list[int]] = {}
@@ -328,46 +241,7 @@ def _search(
                     distance = np.nanmean(np.linalg.norm(faces[best] - points[i], axis=1))
                     found.errors_all.append(float(distance / scales[i]))
         advance(done / len(by_file))
-    return founds
-
-
-def _mean(errors: np.ndarray, key: str) -> dict[str, Any]:
-    """Return a mean error in percent with its interval, None where there is none."""
-    if not len(errors):
-        return {key: None, f"{key}_ci95": None}
-    return {key: 100 * float(errors.mean()), f"{key}_ci95": [100 * v for v in bootstrap_ci(errors)]}
-
-
-def summarize(
-    titles: Sequence[str], founds: Sequence[Found], five: np.ndarray, corrections: Sequence[np.ndarray]
-) -> list[dict[str, Any]]:
-    """Compute the rows of a report for one set of photographs.
-
-    Args:
-        titles: Names of the tools.
-        founds: What each tool found.
-        five: (N, 5, 2) annotations in the order of `founds`.
-        corrections: (5, 2) offsets of each tool, from `offsets`.
-
-    Returns:
-        One row per tool.
-    """
-    eyes = FACE_5.scale(five)
-    shared = np.array([all(f.five[i] is not None for f in founds) for i in range(len(five))], bool)
-    rows = []
-    for title, found, offset in zip(titles, founds, corrections, strict=True):
-        plain, corrected = np.full(len(five), np.nan), np.full(len(five), np.nan)
-        for i, points in enumerate(found.five):
-            if points is not None:
-                plain[i] = np.nanmean(np.linalg.norm(points - five[i], axis=1)) / eyes[i]
-                corrected[i] = np.nanmean(np.linalg.norm(correct(points, offset) - five[i], axis=1)) / eyes[i]
-        hit = np.isfinite(plain)
-        rows.append({
-            "tool": title, "faces": len(five), "found": int(hit.sum()), "others": found.others,
-            "shared": int(shared.sum()), **_mean(plain[hit], "nme"), **_mean(plain[shared], "nme_shared"),
-            **_mean(corrected[shared], "nme_corrected"), **_mean(np.array(found.errors_all), "nme_68"),
-        })  # fmt: skip
-    return rows
+    return founds, five[[i for rows in by_file.values() for i in rows]]
 
 
 def _times(workers: Sequence[Worker], images: Sequence[np.ndarray], rounds: int) -> list[dict[str, Any]]:
@@ -435,13 +309,12 @@ def run(
             titles, corrections = [w.tool.title for w in workers], [np.zeros((5, 2))] * len(workers)
             for split in splits:
                 table = tables[s.name, split]
-                founds = _search(
+                founds, five = _search(
                     workers, table, s.folder,
                     lambda share, before=part: progress(round(100 * (before + share) / parts), 100),  # type: ignore[misc]
                 )  # fmt: skip
-                five = _in_order(table)
                 if split == "valid":
-                    corrections = [_offsets(found, five) for found in founds]
+                    corrections = [found.offsets(five) for found in founds]
                 data = identity(table)
                 rows += [{"set": s.name, "split": split, "data": data, **r}
                          for r in summarize(titles, founds, five, corrections)]  # fmt: skip
@@ -451,19 +324,3 @@ def run(
             images = [color(read_image(s.folder / files[i])) for i in spread]
             times += [{"set": s.name, **r} for r in _times(workers, images, rounds)]
     return {"rounds": rounds, "limit": limit, "protocol": PROTOCOL, "tools": about, "rows": rows, "times": times}
-
-
-def _in_order(table: FaceTable) -> np.ndarray:
-    """Return the (N, 5, 2) annotations in the order in which `_search` sees them."""
-    five = _annotations(table)[1]
-    eyes = FACE_5.scale(five)
-    place = {file: n for n, file in reversed(list(enumerate(table.files)))}
-    order = sorted((i for i in range(len(table)) if np.isfinite(eyes[i])), key=lambda i: (place[table.files[i]], i))
-    result: np.ndarray = five[order]
-    return result
-
-
-def _offsets(found: Found, five: np.ndarray) -> np.ndarray:
-    """Estimate a tool's offsets from the faces that it found."""
-    pairs = [(p, t) for p, t in zip(found.five, five, strict=True) if p is not None]
-    return offsets([p for p, _ in pairs], [t for _, t in pairs])
