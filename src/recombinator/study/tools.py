@@ -13,9 +13,10 @@ import subprocess
 import sys
 import tempfile
 import venv
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -27,12 +28,14 @@ from recombinator.data.table import FaceTable, load_table
 from recombinator.evaluation.photographs import MATCH
 from recombinator.evaluation.sources import identity
 from recombinator.keypoints import FACE_5
+from recombinator.predict.predictor import load
 from recombinator.study.scenes import color
 from recombinator.study.tool_points import Found, match, summarize, to_five
 from recombinator.utils.errors import InputError
 
 WORKER = Path(__file__).with_name("tool_worker.py")
 TIMED = 20  # photographs per data set
+LICENSE = "code: BSD-3-Clause; weights: research only, because of their data"
 NETWORKS, NETWORKS_68 = ("rcn-6-mtfl", "rcn-6-fast-mtfl-int8"), ("rcn-68-300w", "joint-68-300w-int8")
 PROTOCOL = (
     "whole photograph in, detection included, the same decoded RGB images for every tool, default settings; points are "
@@ -40,7 +43,7 @@ PROTOCOL = (
     f"found: mean distance of the 5 points below {MATCH} of the eye distance; errors in percent of the eye distance; "
     "shared: faces that all tools found; corrected: each tool's median offset per point, in a frame fitted to its own "
     "five points, is added; it is estimated on the validation photographs of the same data set; nme_68: all 68 "
-    "points, in percent of their normalizing distance; times: one core and one thread per tool, images decoded "
+    "points, in percent of their normalizing distance; times: the same core for every tool, one thread, images decoded "
     f"before, up to {TIMED} validation photographs, tools in turn for each photograph, median over photographs of the "
     "median over rounds"
 )
@@ -85,7 +88,7 @@ OTHERS = (
 
 def network(weights: str, training: str) -> Tool:
     """Describe a network of this package as a tool."""
-    return Tool(weights, "recombinator", (), "BSD-3-Clause", training, weights)
+    return Tool(weights, "recombinator", (), LICENSE, training, weights)
 
 
 @dataclass(frozen=True)
@@ -261,6 +264,31 @@ def _times(workers: Sequence[Worker], images: Sequence[np.ndarray], rounds: int)
     ]  # fmt: skip
 
 
+@contextmanager
+def _running(tools: Sequence[Tool], pythons: dict[str, Path], cores: Sequence[int]) -> Iterator[list[Worker]]:
+    """Start the tools, on the given processor cores in turn, and stop them at the end."""
+    with ExitStack() as stack:
+        workers = [
+            stack.enter_context(Worker(tool, pythons[tool.kind], cores[i % len(cores)])) for i, tool in enumerate(tools)
+        ]
+        for worker in workers:
+            worker.start()
+        yield workers
+
+
+def _about(tool: Tool, worker: Worker) -> dict[str, Any]:
+    """Return what the report says of a tool; of this package's networks also what finds the faces."""
+    about = {"license": tool.license, "training": tool.training, **worker.about}
+    if not tool.requirements:
+        about["detector"] = type(load(tool.option).detector).__name__
+    return about
+
+
+def _advance(progress: Callable[[int, int], None], before: int, parts: int, share: float) -> None:
+    """Report the progress of the part that follows `before` parts of `parts`."""
+    progress(round(100 * (before + share) / parts), 100)
+
+
 def run(
     sets: Sequence[Photographs], envs: Path, *, install: bool = False, limit: int | None = None, rounds: int = 5,
     final: bool = True, progress: Callable[[int, int], None] = lambda done, total: None,
@@ -297,30 +325,22 @@ def run(
     parts, part = len(sets) * len(splits), 0
     for s in sets:
         chosen = [*(network(weights, f"training part of {s.name}") for weights in s.networks), *OTHERS]
-        with ExitStack() as stack:
-            workers = [
-                stack.enter_context(Worker(tool, pythons[tool.kind], cores[i % len(cores)]))
-                for i, tool in enumerate(chosen)
-            ]
-            for worker in workers:
-                worker.start()
-                tool = worker.tool
-                about[tool.title] = {"license": tool.license, "training": tool.training, **worker.about}
-            titles, corrections = [w.tool.title for w in workers], [np.zeros((5, 2))] * len(workers)
+        titles, corrections = [tool.title for tool in chosen], [np.zeros((5, 2))] * len(chosen)
+        with _running(chosen, pythons, cores) as workers:
+            about |= {tool.title: _about(tool, worker) for tool, worker in zip(chosen, workers, strict=True)}
             for split in splits:
                 table = tables[s.name, split]
-                founds, five = _search(
-                    workers, table, s.folder,
-                    lambda share, before=part: progress(round(100 * (before + share) / parts), 100),  # type: ignore[misc]
-                )  # fmt: skip
+                founds, five = _search(workers, table, s.folder, partial(_advance, progress, part, parts))
                 if split == "valid":
                     corrections = [found.offsets(five) for found in founds]
-                data = identity(table)
-                rows += [{"set": s.name, "split": split, "data": data, **r}
-                         for r in summarize(titles, founds, five, corrections)]  # fmt: skip
+                rows += [
+                    {"set": s.name, "split": split, "data": identity(table), **row}
+                    for row in summarize(titles, founds, five, corrections)
+                ]
                 part += 1
-            files = list(dict.fromkeys(tables[s.name, "valid"].files))
-            spread = np.unique(np.linspace(0, len(files) - 1, TIMED).astype(int))
-            images = [color(read_image(s.folder / files[i])) for i in spread]
-            times += [{"set": s.name, **r} for r in _times(workers, images, rounds)]
+        files = list(dict.fromkeys(tables[s.name, "valid"].files))
+        spread = np.unique(np.linspace(0, len(files) - 1, TIMED).astype(int))
+        images = [color(read_image(s.folder / files[i])) for i in spread]
+        with _running(chosen, pythons, cores[-1:]) as workers:  # all on the same core, so that ratios hold
+            times += [{"set": s.name, **row} for row in _times(workers, images, rounds)]
     return {"rounds": rounds, "limit": limit, "protocol": PROTOCOL, "tools": about, "rows": rows, "times": times}

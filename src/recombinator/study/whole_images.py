@@ -88,7 +88,7 @@ def tools_about(r: Result) -> str:
     rows = []
     for title, tool in r["tools"].items():
         versions = ", ".join(f"{name} {version}" for name, version in tool["versions"].items())
-        rows.append([title, versions or "this package", tool["license"], tool["training"]])
+        rows.append([title, versions or f"this package, {tool['detector']}", tool["license"], tool["training"]])
     return markdown(["tool", "versions", "license", "training data"], rows)
 
 
