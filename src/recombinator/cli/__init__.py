@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from recombinator.cli import evaluation, models, photographs, training, weights
+from recombinator.cli import evaluation, models, photographs, tools, training, weights
 from recombinator.cli.fit import fit
 from recombinator.cli.options import DAILY, RESEARCH, Command, Group
 from recombinator.cli.prepare import prepare
@@ -39,6 +39,7 @@ for _section, _commands in ((DAILY, _DAILY), (RESEARCH, _RESEARCH)):
         _class = {training.train: training.TrainCommand, photographs.predict: PredictCommand}.get(_command, Command)
         app.command(cls=_class, rich_help_panel=_section)(_command)
 app.add_typer(prepare, name="prepare", rich_help_panel=DAILY)
+study.command("tools", cls=Command)(tools.tools)
 app.add_typer(study, name="study", rich_help_panel=RESEARCH)
 
 

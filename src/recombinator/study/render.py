@@ -55,6 +55,7 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "machine": measurements.machine_line,
     "photographs": measurements.photographs_table,
     "finder": whole_images.finder_table,
+    "tools": whole_images.tools_table,
     "reliability": measurements.reliability_table,
     "web": measurements.web_table,
     "headline": tables.headline,

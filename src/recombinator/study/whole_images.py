@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from recombinator.study.markdown import Result, Results, link, markdown
+from recombinator.study.markdown import Result, Results, interval, link, markdown
 
 
 def _share(part: int, whole: int) -> str:
@@ -61,3 +61,44 @@ def finder_table(results: Results) -> str:
     return markdown(
         ["what", *columns], [[what, *(cells.get(what, "-") for cells in columns.values())] for what in titles]
     )
+
+
+def _error(row: Result, key: str) -> str:
+    return "-" if row[key] is None else interval(row, key)
+
+
+def tools_errors(r: Result) -> str:
+    """Show the errors and times of one result of `study tools`."""
+    times = {(t["set"], t["tool"]): t for t in r["times"]}
+    rows = []
+    for row in r["rows"]:
+        t = times[row["set"], row["tool"]]
+        rows.append([
+            f"{row['set']} {'test' if row['split'] == 'test' else 'validation'}", row["tool"],
+            _share(row["found"], row["faces"]), *(_error(row, k) for k in ("nme", "nme_shared", "nme_corrected")),
+            _error(row, "nme_68"), f"{t['median']:.1f} ({t['ratio']:.2f})" if row["split"] == "valid" else "-",
+        ])  # fmt: skip
+    header = ["photographs", "tool", "faces found", "error of those found", "faces that all found",
+              "the same, offsets removed", "68 points", "ms per photograph (ratio)"]  # fmt: skip
+    return markdown(header, rows)
+
+
+def tools_about(r: Result) -> str:
+    """Show versions, licenses and training data of one result of `study tools`."""
+    rows = []
+    for title, tool in r["tools"].items():
+        versions = ", ".join(f"{name} {version}" for name, version in tool["versions"].items())
+        rows.append([title, versions or f"this package, {tool['detector']}", tool["license"], tool["training"]])
+    return markdown(["tool", "versions", "license", "training data"], rows)
+
+
+def tools_table(results: Results) -> str:
+    """Show what `study tools` measured, with its date and machine."""
+    parts = []
+    for name, r in sorted(results.items()):
+        if r.get("kind") == "tools":
+            made = r["provenance"]
+            parts.append(
+                f"{link(name)}, {made['date']}, {made['machine']['processor']}:\n\n{tools_errors(r)}\n{tools_about(r)}"
+            )
+    return "\n".join(parts)

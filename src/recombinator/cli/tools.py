@@ -1,0 +1,58 @@
+"""`recombinator study tools`: this package's networks and other tools on the same photographs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from recombinator.cli.options import JsonOut, Overwrite, check_outputs, write_report
+from recombinator.utils.console import progress
+from recombinator.utils.errors import InputError, import_optional
+
+
+def tools(
+    envs: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder of the tools' environments.")],
+    data: Annotated[Path, typer.Option("--data", metavar="FOLDER", help="Tables of MTFL, from `prepare`.")],
+    photos: Annotated[Path, typer.Option(metavar="FOLDER", help="MTFL's photographs.")],
+    data_68: Annotated[
+        Path | None, typer.Option("--data-68", metavar="FOLDER", help="Tables of 300-W, to compare on them too.")
+    ] = None,
+    photos_68: Annotated[
+        Path | None, typer.Option("--photos-68", metavar="FOLDER", help="300-W's photographs.")
+    ] = None,
+    install: Annotated[
+        bool, typer.Option("--install", help="Make missing environments, with pinned packages from PyPI.")
+    ] = False,
+    valid_only: Annotated[
+        bool, typer.Option("--valid-only", help="Leave the test photographs alone: a trial.")
+    ] = False,
+    limit: Annotated[
+        int | None, typer.Option(min=1, metavar="N", show_default="all", help="Use the first N faces of each table.")
+    ] = None,
+    rounds: Annotated[int, typer.Option(min=1, metavar="N", help="Rounds of the timing.")] = 5,
+    json_out: JsonOut = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Compare with MediaPipe, MTCNN and dlib on whole photographs.
+
+    Faces found, errors of the points, and milliseconds per photograph. Each tool runs in an environment of its own.
+    """
+    from recombinator.study import tools as comparing
+    from recombinator.study import whole_images
+
+    check_outputs(json_out, overwrite=overwrite)
+    if json_out:
+        import_optional("torch", "--json")  # before the work
+    if (data_68 is None) != (photos_68 is None):
+        raise InputError("study tools: give --data-68 and --photos-68 together")
+    sets = [comparing.Photographs("MTFL", data, photos, comparing.NETWORKS)]
+    if data_68 and photos_68:
+        sets.append(comparing.Photographs("300-W", data_68, photos_68, comparing.NETWORKS_68))
+    with progress("tools") as advance:
+        report = comparing.run(
+            sets, envs, install=install, limit=limit, rounds=rounds, final=not valid_only, progress=advance
+        )
+    print(whole_images.tools_errors(report) + "\n" + whole_images.tools_about(report), end="")
+    write_report(json_out, "tools", report)
