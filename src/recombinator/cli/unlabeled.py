@@ -7,7 +7,16 @@ from typing import Annotated
 
 import typer
 
-from recombinator.cli.options import Command, Data, JsonOut, Overwrite, Threads, check_outputs, set_threads, write_report
+from recombinator.cli.options import (
+    Command,
+    Data,
+    JsonOut,
+    Overwrite,
+    Threads,
+    check_outputs,
+    set_threads,
+    write_report,
+)
 from recombinator.cli.study import study
 from recombinator.utils.console import progress
 from recombinator.utils.errors import InputError

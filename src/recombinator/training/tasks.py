@@ -55,7 +55,7 @@ class FromPixels(Task):
                 )
             teacher.eval().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.forward: Callable[[Tensor], Tensor] = torch.compile(net) if device.type == "cuda" else net
-        self.unlabeled = torch.from_numpy(np.flatnonzero(~table.mask.any(axis=1))) if recipe.equivariance else []
+        self.unlabeled = torch.from_numpy(np.flatnonzero(~table.mask.any(axis=1)))  # rows without a known point
         self.bfloat16 = recipe.precision == "bfloat16" or (recipe.precision == "auto" and bfloat16_is_fast(device))
 
     def samples(self, index: Tensor, generator: Generator) -> tuple[Tensor, Tensor, Tensor]:

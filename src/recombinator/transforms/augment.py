@@ -148,9 +148,7 @@ def draw_samples(
     return draw_pixels(images, to_source, size, augment, generator), points
 
 
-def draw_pixels(
-    images: Tensor, to_source: Tensor, size: int, augment: Augment | None, generator: Generator
-) -> Tensor:
+def draw_pixels(images: Tensor, to_source: Tensor, size: int, augment: Augment | None, generator: Generator) -> Tensor:
     """Resample crops by affines, and draw the changes of their pixels.
 
     Args:
