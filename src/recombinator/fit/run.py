@@ -79,7 +79,7 @@ def _augment(plan: Plan, shift: float) -> Augment:
 
 def _recipe(plan: Plan, epochs: int, shift: float, equivariance: float = 0.0) -> Recipe:
     recipe = get_recipe("fast", plan.model, epochs=epochs, batch=plan.batch, ema=0.999, equivariance=equivariance)
-    return replace(recipe, augment=_augment(plan, shift))
+    return replace(recipe, augment=_augment(plan, shift), ramp=epochs // 4 if equivariance else 0)
 
 
 def _trainer(
@@ -97,8 +97,8 @@ def _equivariance(table: FaceTable) -> float:
     return 0.0 if table.mask.any(axis=1).all() else EQUIVARIANCE
 
 
-def _seconds_per_epoch(plan: Plan, table: FaceTable, size: int) -> tuple[float, int]:
-    """Time some steps, and return the seconds and the steps of an epoch."""
+def _seconds_per_epoch(plan: Plan, table: FaceTable, size: int) -> tuple[float, Trainer]:
+    """Time some steps, and return the seconds of an epoch and the trainer."""
     trainer = _trainer(plan, table, table, Path(), size, _recipe(plan, 1, plan.shift, _equivariance(table)), 0)
     generator, times = torch.Generator().manual_seed(0), []
     for _ in range(TIMED_STEPS + 1):  # the first one is slower
@@ -106,7 +106,7 @@ def _seconds_per_epoch(plan: Plan, table: FaceTable, size: int) -> tuple[float, 
         trainer.task.loss(torch.arange(min(plan.batch, trainer.samples)), generator).backward()
         trainer.optimizer.step()
         times.append(time.perf_counter() - began)
-    return float(np.median(times[1:])) * trainer.steps, trainer.steps
+    return float(np.median(times[1:])) * trainer.steps, trainer
 
 
 def _timed(plan: Plan, tables: Sequence[FaceTable], minutes: float) -> Plan:
@@ -114,9 +114,9 @@ def _timed(plan: Plan, tables: Sequence[FaceTable], minutes: float) -> Plan:
     seconds = 60 * minutes * TRAINING_SHARE / len(tables)
     epochs, lines = [0, 0], []
     for i, (table, size, name) in enumerate(zip(tables, (plan.size, plan.patch), ("coarse", "fine"), strict=False)):
-        cost, steps = _seconds_per_epoch(plan, table, size)
-        epochs[i] = max(1, min(int(seconds / cost), -(-MOST_STEPS // steps)))
-        lines.append(f"{name} network {epochs[i]} epochs of {len(table)} samples, {cost:.1f} s each")
+        cost, trainer = _seconds_per_epoch(plan, table, size)
+        epochs[i] = max(1, min(int(seconds / cost), -(-MOST_STEPS * plan.batch // trainer.samples)))
+        lines.append(f"{name} network {epochs[i]} epochs of {trainer.samples} samples, {cost:.1f} s each")
     return replace(
         plan, coarse_epochs=epochs[0], fine_epochs=epochs[1],
         reasons=(*plan.reasons, f"time: {'; '.join(lines)}, of {minutes:g} minutes"),
