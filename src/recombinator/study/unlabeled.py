@@ -192,10 +192,7 @@ def _verdict(row: dict[str, Any]) -> str:
     split, title = ("test", "AFLW") if "test" in row else ("valid", "validation")
     part = row[split]["difference"]
     low, high = part.get("ci95_seeds", part["ci95_images"])
-    if low <= 0 <= high:
-        what = "worth nothing that can be shown"
-    else:
-        what = "worth something" if high < 0 else "harmful"
+    what = "worth something" if high < 0 else "harmful" if low > 0 else "worth nothing that can be shown"
     return (
         f"- {100 * row['share']:g} % of the labels: unlabeled images are {what}; the {title} error changes by "
         f"{part['nme_paper']:+.2f} [{low:+.2f}, {high:+.2f}] points."
