@@ -16,7 +16,7 @@ from recombinator.evaluation.denoising import errors_of_corrupted
 from recombinator.evaluation.tables import evaluate_table
 from recombinator.models import TCDCN, Denoiser, Joint, ScoreMapNet
 from recombinator.models.base import KeypointNet
-from recombinator.models.decode import maximum
+from recombinator.models.decode import maximum, subpixel
 from recombinator.training.finding import Finding
 from recombinator.training.loss import (
     LOSSES,
@@ -97,8 +97,8 @@ class FromPixels(Task):
     def _loss_with_equivariance(self, index: Tensor, generator: Generator) -> Tensor:
         """Compute the loss of labeled samples and as many unlabeled ones, each in two views.
 
-        The second view has no black rectangle. Its points are the target of those of the first view, and no gradient
-        goes through them.
+        The second view has no black rectangle. Its points are the target of those of the first view: the mean around
+        the highest cell, which other maxima do not pull away. No gradient goes through them.
         """
         recipe, size = self.recipe, self.size
         if len(self.unlabeled):
@@ -113,7 +113,7 @@ class FromPixels(Task):
         scores = self._score_maps(self.forward, inputs)
         loss = LOSSES[recipe.loss](scores, *self.split_outside(seen), recipe.sigma)
         with torch.no_grad():
-            target = soft_argmax(self._score_maps(self.forward, other))
+            target = subpixel(self._score_maps(self.forward, other)).points
         affine = compose(invert(to_source), to_other)
         weight = recipe.equivariance * (min(1.0, self.epoch / recipe.ramp) if recipe.ramp else 1.0)
         return loss + weight * equivariance_loss(soft_argmax(scores), target, affine, self.mirrored, size)
