@@ -168,8 +168,8 @@ def unlabeled_table(results: Results) -> str:
         return "Not measured yet.\n"
 
     def text(value: dict[str, Any], interval: str) -> str:
-        low, high = value[interval] if interval in value else (float("nan"),) * 2
-        return f"{value['nme_paper']:.2f} [{low:.2f}, {high:.2f}]"
+        bounds = " [{:.2f}, {:.2f}]".format(*value[interval]) if interval in value else ""
+        return f"{value['nme_paper']:.2f}{bounds}"
 
     for row in r["rows"]:
         for split, title in (("valid", "validation"), ("test", "AFLW")):
