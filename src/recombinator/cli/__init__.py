@@ -16,6 +16,7 @@ from recombinator.cli.options import DAILY, RESEARCH, Command, Group
 from recombinator.cli.prepare import prepare
 from recombinator.cli.ray import PredictCommand
 from recombinator.cli.study import study
+from recombinator.cli.unlabeled import unlabeled as _unlabeled  # noqa: F401 (adds its command to `study`)
 from recombinator.cli.web import web
 from recombinator.utils.console import log_to_console
 from recombinator.utils.errors import InputError, explain_missing

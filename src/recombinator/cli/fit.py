@@ -50,6 +50,10 @@ def fit(
     fold: Annotated[
         list[int] | None, typer.Option(min=1, metavar="I", help="With --folds: only this fold (repeatable).")
     ] = None,
+    unlabeled: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Images and videos without points to learn from too; not with --boxes."),
+    ] = None,
     json_out: JsonOut = None,
     settings: Annotated[
         list[str] | None,
@@ -70,8 +74,10 @@ def fit(
     try:
         with progress("fit, steps") as advance:
             if folds:
-                if plan or resume or test:
-                    raise InputError("--folds excludes --plan, --resume and --test; finished folds are not run again")
+                if plan or resume or test or unlabeled:
+                    raise InputError(
+                        "--folds excludes --plan, --resume, --test and --unlabeled; finished folds are not run again"
+                    )
                 only = [f - 1 for f in fold or []]
                 if any(f >= folds for f in only):
                     raise InputError(f"--fold must be from 1 to {folds}")
@@ -82,7 +88,7 @@ def fit(
             else:
                 report = run.fit(
                     points, out, images=images, test=test, minutes=minutes, seed=seed, boxes=boxes, resume=resume,
-                    plan_only=plan, settings=chosen, on_plan=_show, progress=advance,
+                    plan_only=plan, settings=chosen, unlabeled=unlabeled, on_plan=_show, progress=advance,
                 )  # fmt: skip
     except KeyboardInterrupt:
         warn(f"stopped; finished epochs are in {out}: the same command with --resume continues")

@@ -14,12 +14,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from recombinator.data.select import join_tables
 from recombinator.data.table import SPLIT_SEED, FaceTable
 from recombinator.evaluation import calibration
 from recombinator.fit.measure import Measured, measure
 from recombinator.fit.plan import Plan, changed, decide, examine
 from recombinator.fit.report import write_reports
 from recombinator.fit.samples import Sample, read_samples, repeated, training_tables, whole_table
+from recombinator.fit.unlabeled import unlabeled_table
 from recombinator.keypoints import KeypointSet
 from recombinator.models import Cascade, ScoreMapNet
 from recombinator.training.loop import Trainer
@@ -39,6 +41,7 @@ HELD_OUT_RANGE = (5, 100)  # images
 TRAINING_SHARE = 0.85  # of the time; the rest is for reading, calibration and the report
 MOST_STEPS = 20_000  # per network; more changed nothing
 TIMED_STEPS = 3
+EQUIVARIANCE = 0.005  # weight of the equivariance term, with unlabeled images; chosen on MTFL
 WEIGHTS = (1.0, 0.5, 0.0)  # factors on the coarse log-probability that held-out images choose from
 VIEWS = 8  # jittered views of each held-out image that the temperature is fitted on
 Progress = Callable[[int, int], None]
@@ -74,10 +77,9 @@ def _augment(plan: Plan, shift: float) -> Augment:
     )
 
 
-def _recipe(plan: Plan, epochs: int, shift: float) -> Recipe:
-    return replace(
-        get_recipe("fast", plan.model, epochs=epochs, batch=plan.batch, ema=0.999), augment=_augment(plan, shift)
-    )
+def _recipe(plan: Plan, epochs: int, shift: float, equivariance: float = 0.0) -> Recipe:
+    recipe = get_recipe("fast", plan.model, epochs=epochs, batch=plan.batch, ema=0.999, equivariance=equivariance)
+    return replace(recipe, augment=_augment(plan, shift), ramp=epochs // 4 if equivariance else 0)
 
 
 def _trainer(
@@ -90,16 +92,21 @@ def _trainer(
     return trainer
 
 
-def _seconds_per_epoch(plan: Plan, table: FaceTable, size: int) -> float:
-    """Time some steps, and return the seconds that an epoch takes."""
-    trainer = _trainer(plan, table, table, Path(), size, _recipe(plan, 1, plan.shift), 0)
+def _equivariance(table: FaceTable) -> float:
+    """Return the weight of the equivariance term: EQUIVARIANCE for a table with unlabeled images."""
+    return 0.0 if table.mask.any(axis=1).all() else EQUIVARIANCE
+
+
+def _seconds_per_epoch(plan: Plan, table: FaceTable, size: int) -> tuple[float, Trainer]:
+    """Time some steps, and return the seconds of an epoch and the trainer."""
+    trainer = _trainer(plan, table, table, Path(), size, _recipe(plan, 1, plan.shift, _equivariance(table)), 0)
     generator, times = torch.Generator().manual_seed(0), []
     for _ in range(TIMED_STEPS + 1):  # the first one is slower
         began = time.perf_counter()
-        trainer.task.loss(torch.arange(min(plan.batch, len(table))), generator).backward()
+        trainer.task.loss(torch.arange(min(plan.batch, trainer.samples)), generator).backward()
         trainer.optimizer.step()
         times.append(time.perf_counter() - began)
-    return float(np.median(times[1:])) * trainer.steps
+    return float(np.median(times[1:])) * trainer.steps, trainer
 
 
 def _timed(plan: Plan, tables: Sequence[FaceTable], minutes: float) -> Plan:
@@ -107,10 +114,9 @@ def _timed(plan: Plan, tables: Sequence[FaceTable], minutes: float) -> Plan:
     seconds = 60 * minutes * TRAINING_SHARE / len(tables)
     epochs, lines = [0, 0], []
     for i, (table, size, name) in enumerate(zip(tables, (plan.size, plan.patch), ("coarse", "fine"), strict=False)):
-        cost = _seconds_per_epoch(plan, table, size)
-        most = -(-MOST_STEPS * plan.batch // len(table))
-        epochs[i] = max(1, min(int(seconds / cost), most))
-        lines.append(f"{name} network {epochs[i]} epochs of {len(table)} samples, {cost:.1f} s each")
+        cost, trainer = _seconds_per_epoch(plan, table, size)
+        epochs[i] = max(1, min(int(seconds / cost), -(-MOST_STEPS * plan.batch // trainer.samples)))
+        lines.append(f"{name} network {epochs[i]} epochs of {trainer.samples} samples, {cost:.1f} s each")
     return replace(
         plan, coarse_epochs=epochs[0], fine_epochs=epochs[1],
         reasons=(*plan.reasons, f"time: {'; '.join(lines)}, of {minutes:g} minutes"),
@@ -147,7 +153,7 @@ def _weights(net: Any, keypoints: KeypointSet, plan: Plan, table: FaceTable, tra
 
 def train_plan(
     plan: Plan, train: Sequence[Sample], held_out: Sequence[Sample], keypoints: KeypointSet, out: Path, *,
-    minutes: float, seed: int = 0, resume: bool = False, stop_at_plan: bool = False,
+    minutes: float, seed: int = 0, resume: bool = False, stop_at_plan: bool = False, unlabeled: Path | None = None,
     on_plan: Callable[[Plan], None] = lambda plan: None, progress: Progress = lambda done, total: None,
 ) -> tuple[Plan, Weights | None]:  # fmt: skip
     """Train, choose and calibrate a model.
@@ -162,6 +168,7 @@ def train_plan(
         seed: of all random numbers.
         resume: continue the trainings in `out`.
         stop_at_plan: return before the training.
+        unlabeled: folder of images and videos without points, which the coarse network also learns from.
         on_plan: called with the complete plan before the training.
         progress: called after each step with steps done and in all, over both networks.
 
@@ -172,18 +179,24 @@ def train_plan(
         train, keypoints, plan.rule, plan.size, plan.factor, plan.patch, plan.channels, fine=plan.factor > 1
     )
     tables = [repeated(table) for table in tables]
+    steps = [-(-len(t) // plan.batch) for t in tables]
+    if unlabeled:
+        excluded = {s.path.resolve() for s in (*train, *held_out)}
+        size = tables[0].info.size
+        tables[0] = join_tables(
+            [tables[0], unlabeled_table(unlabeled, keypoints, plan.rule, size, plan.channels, excluded)]
+        )
     if not plan.coarse_epochs:
         plan = _timed(plan, tables, minutes)
     on_plan(plan)
     if stop_at_plan:
         return plan, None
     write_json(out / "plan.json", plan.to_dict())
-    steps = [-(-len(t) // plan.batch) * e for t, e in zip(tables, (plan.coarse_epochs, plan.fine_epochs), strict=False)]
+    steps = [n * e for n, e in zip(steps, (plan.coarse_epochs, plan.fine_epochs), strict=False)]
     total = sum(steps)
     small = whole_table(held_out, keypoints, plan.rule, plan.size, plan.channels, "valid")
-    trainer = _trainer(
-        plan, tables[0], small, out / "coarse", plan.size, _recipe(plan, plan.coarse_epochs, plan.shift), seed
-    )
+    recipe = _recipe(plan, plan.coarse_epochs, plan.shift, _equivariance(tables[0]))
+    trainer = _trainer(plan, tables[0], small, out / "coarse", plan.size, recipe, seed)
     coarse = _train(trainer, resume, lambda done, _: progress(done, total))
     training = {"fit": plan.to_dict(), "seed": seed, "images": len({s.file for s in train}), **provenance()}
     if plan.factor == 1:
@@ -235,7 +248,8 @@ def _calibrated(weights: Weights, table: FaceTable, plan: Plan) -> Weights:
 def fit(
     points: PathLike, out: PathLike, *, images: PathLike | None = None, test: PathLike | None = None,
     minutes: float = 30.0, seed: int = 0, boxes: bool = False, resume: bool = False, plan_only: bool = False,
-    settings: dict[str, Any] | None = None, on_plan: Callable[[Plan], None] = lambda plan: None,
+    settings: dict[str, Any] | None = None, unlabeled: PathLike | None = None,
+    on_plan: Callable[[Plan], None] = lambda plan: None,
     progress: Progress = lambda done, total: None,
 ) -> dict[str, Any]:  # fmt: skip
     """Fit a localizer to annotated images.
@@ -253,6 +267,8 @@ def fit(
         resume: continue the run in `out`, with its plan.
         plan_only: decide, and train nothing.
         settings: decisions to replace: fields of `recombinator.fit.plan.Plan`.
+        unlabeled: folder of images and videos without points, for models of whole images. Its annotated images are left
+            out. A resumed run needs the same folder.
         on_plan: called with the complete plan before the training.
         progress: called after each step with steps done and in all.
 
@@ -275,18 +291,26 @@ def fit(
         plan = Plan.read(stored)
     else:
         plan = changed(decide(examine(samples, keypoints), keypoints, boxes=boxes), **(settings or {}))
+    if unlabeled and plan.where != "image":
+        raise InputError(
+            "--unlabeled: is for models that see the whole image; without points there is no box to cut from an image"
+        )
+    further = Path(unlabeled) if unlabeled else None
     tested: list[Sample] = []
     if test:
         tested, named = read_samples(Path(test), Path(images) if images else None)
         if named.names != keypoints.names:
             raise InputError(f"{test}: has other keypoints than {points}")
     if plan_only:
-        plan, _ = train_plan(plan, train, held_out, keypoints, out, minutes=minutes, stop_at_plan=True, on_plan=on_plan)
+        plan, _ = train_plan(
+            plan, train, held_out, keypoints, out, minutes=minutes, stop_at_plan=True, unlabeled=further,
+            on_plan=on_plan,
+        )  # fmt: skip
         return plan.to_dict()
     with lock_folder(out):
         plan, weights = _train_and_save(
-            plan, train, held_out, keypoints, out, minutes=minutes, seed=seed, resume=resume, on_plan=on_plan,
-            progress=progress,
+            plan, train, held_out, keypoints, out, minutes=minutes, seed=seed, resume=resume, unlabeled=further,
+            on_plan=on_plan, progress=progress,
         )  # fmt: skip
         parts: dict[str, tuple[list[Sample], Measured]] = {}
         for name, part in (("held_out", held_out), ("training", train), ("test", tested)):

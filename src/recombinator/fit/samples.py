@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -18,6 +17,7 @@ from recombinator.data.images import read_image, to_gray
 from recombinator.data.points import point_sets, read_entries
 from recombinator.data.readers.own import infer_keypoints
 from recombinator.data.resample import resized
+from recombinator.data.select import take_rows
 from recombinator.data.table import FaceTable, TableInfo, batched, file_limits
 from recombinator.keypoints import KeypointSet
 from recombinator.utils.errors import InputError
@@ -56,7 +56,9 @@ class Sample:
 
     @property
     def filled(self) -> np.ndarray:
-        """(K, 2) the points, missing ones at the mean of the known ones."""
+        """(K, 2) the points, missing ones at the mean of the known ones; all 0 where none is known."""
+        if not self.known.any():
+            return np.zeros_like(self.points)
         return np.where(self.known[:, None], self.points, self.points[self.known].mean(axis=0))
 
 
@@ -77,6 +79,17 @@ class Crop:
     file_size: tuple[int, int]
 
 
+def cut(sample: Sample, image: np.ndarray, rule: str, stored: int, channels: int) -> Crop:
+    """Cut the stage-1 crop of a sample out of its image, with `stored` pixels to each side."""
+    height, width = image.shape[:2]
+    pixels = to_gray(image) if channels == 1 else image
+    try:
+        crop, to_file, box = RULES[rule].crop(pixels, sample.filled, stored)
+    except InputError as error:
+        raise InputError(f"{sample.where}: {error}") from None
+    return Crop(crop, to_file, box, (width, height))
+
+
 def crops(samples: Sequence[Sample], rule: str, size: int, channels: int) -> Iterator[tuple[Sample, Crop]]:
     """Cut the stage-1 crop of every sample, in order.
 
@@ -87,26 +100,20 @@ def crops(samples: Sequence[Sample], rule: str, size: int, channels: int) -> Ite
         channels: 1 for gray, 3 for RGB.
     """
 
-    def cut(sample: Sample) -> Crop:
-        image = read_image(sample.path)
-        height, width = image.shape[:2]
-        pixels = to_gray(image) if channels == 1 else image
-        try:
-            crop, to_file, box = RULES[rule].crop(pixels, sample.filled, RULES[rule].stored_size(size))
-        except InputError as error:
-            raise InputError(f"{sample.where}: {error}") from None
-        return Crop(crop, to_file, box, (width, height))
+    def job(sample: Sample) -> Crop:
+        return cut(sample, read_image(sample.path), rule, RULES[rule].stored_size(size), channels)
 
     with ThreadPoolExecutor() as pool:
         for group in batched(samples, IN_MEMORY):
-            yield from zip(group, pool.map(cut, group), strict=True)
+            yield from zip(group, pool.map(job, group), strict=True)
 
 
-def _table(info: TableInfo, rows: list[tuple[Sample, Crop, np.ndarray]]) -> FaceTable:
+def make_table(info: TableInfo, rows: list[tuple[Sample, Crop, np.ndarray]]) -> FaceTable:
     """Return a table of crops with their points, (K, 2) in crop pixels and NaN where unknown."""
     points = np.stack([p for _, _, p in rows]).astype(np.float32)
     mask = np.asarray(np.isfinite(points).all(axis=2))
-    center = np.nanmean(np.where(mask[..., None], points, np.nan), axis=1, keepdims=True)
+    center = points.sum(axis=1, keepdims=True, where=mask[..., None])
+    center /= np.maximum(mask.sum(axis=1), 1)[:, None, None]
     points = np.where(mask[..., None], points, center)
     images = np.stack([c.image if c.image.ndim == 3 else c.image[..., None] for _, c, _ in rows]).transpose(0, 3, 1, 2)
     to_file = np.stack([c.to_file for _, c, _ in rows])
@@ -121,17 +128,11 @@ def _table(info: TableInfo, rows: list[tuple[Sample, Crop, np.ndarray]]) -> Face
 
 def repeated(table: FaceTable) -> FaceTable:
     """Repeat the rows of a small table, so that it has at least FEW_ROWS."""
-    times = -(-FEW_ROWS // len(table))
-    arrays: dict[str, Any] = {
-        n: np.concatenate([getattr(table, n)] * times) for n in ("images", "points", "mask", "boxes", "to_file")
-    }
-    return replace(
-        table, **arrays, limits=np.concatenate([table.limits] * times), files=table.files * times,
-        subsets=table.subsets * times,
-    )  # fmt: skip
+    rows = np.tile(np.arange(len(table)), -(-FEW_ROWS // len(table)))
+    return replace(take_rows(table, rows), fingerprint=table.fingerprint)
 
 
-def _info(split: str, keypoints: KeypointSet, rule: str, size: int, channels: int) -> TableInfo:
+def table_info(split: str, keypoints: KeypointSet, rule: str, size: int, channels: int) -> TableInfo:
     return TableInfo("fit", split, keypoints, rule, size, channels == 1)
 
 
@@ -154,7 +155,7 @@ def whole_table(
 ) -> FaceTable:
     """Return the table of a network whose input has `size` pixels."""
     rows = [(s, c, _inside(s, c)) for s, c in crops(samples, rule, size, channels)]
-    return _table(_info(split, keypoints, rule, size, channels), rows)
+    return make_table(table_info(split, keypoints, rule, size, channels), rows)
 
 
 def training_tables(
@@ -188,9 +189,9 @@ def training_tables(
         inside = _inside(sample, crop)
         kept = sample.known & fine & (generator.random(len(sample.known)) < share)
         patches += [(sample, *_patch(crop, inside, inside[k], patch)) for k in np.flatnonzero(kept)]
-    tables = [_table(_info("train", keypoints, rule, stored, channels), coarse)]
+    tables = [make_table(table_info("train", keypoints, rule, stored, channels), coarse)]
     if fine:
-        tables.append(_table(_info("train", keypoints, rule, 2 * patch, channels), patches))
+        tables.append(make_table(table_info("train", keypoints, rule, 2 * patch, channels), patches))
     return tables
 
 

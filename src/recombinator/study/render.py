@@ -15,6 +15,7 @@ from recombinator.study import measurements, tables, whole_images
 from recombinator.study.markdown import Results
 from recombinator.study.plan import STUDIES
 from recombinator.study.result import read_result
+from recombinator.study.unlabeled import unlabeled_table
 from recombinator.utils.errors import InputError, unknown
 from recombinator.utils.files import write_text
 
@@ -63,6 +64,7 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "offset": measurements.offset_table,
     "memory": measurements.memory_table,
     "ray": measurements.ray_table,
+    "unlabeled": unlabeled_table,
     "noise-aflw": partial(measurements.noise_table, name="robustness-aflw"),
     "noise-common": partial(measurements.noise_table, name="robustness-common"),
 }

@@ -24,7 +24,7 @@ from recombinator.models import create_model
 from recombinator.training import parallel
 from recombinator.training.average import MovingAverage
 from recombinator.training.files import STATE, begin_session, check_same_settings, read_state, trim_metrics
-from recombinator.training.order import batches, epoch_order
+from recombinator.training.order import batches, epoch_order, epoch_rows
 from recombinator.training.recipe import Recipe, make_optimizer
 from recombinator.training.revive import count_dead_channels, revive
 from recombinator.training.start import copy_matching, load_teacher
@@ -92,6 +92,8 @@ class Trainer:
                 f"{train.info.dataset}: flip=true needs keypoints that change places in a mirror image, but "
                 f"{train.info.keypoints.name} has no mirror pairs; name them left_ and right_, or train without flips"
             )
+        if recipe.equivariance and isinstance(train.images, StreamedImages):
+            raise InputError("equivariance: needs the crops in memory; raise --set memory=GB")
         self.train_table, self.valid_table, self.out, self.recipe, self.seed = train, valid, out, recipe, seed
         self.device = torch.device(device)
         with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay as they are
@@ -106,18 +108,21 @@ class Trainer:
             raise InputError(f"{model}: cannot be trained as a whole; train its parts, then `recombinator join` them")
         if teacher and self.net.task != "score_maps":
             raise InputError(f"teacher {teacher}: is for networks with score maps of images; {model} has none")
+        if recipe.equivariance and (self.net.task != "score_maps" or teacher):
+            raise InputError(f"equivariance: is for networks with score maps of images, without a teacher; got {model}")
         if recipe.revive and not self.net.rectified():
             raise InputError(f"revive=true: {model} lists no rectified convolutions whose channels could be dead")
         if errors_of and self.net.task != "denoising":
             raise InputError(f"errors_of {errors_of}: is for a denoiser; {model} learns from images")
         teacher_net = load_teacher(errors_of or teacher, train)
         self.task = TASKS[self.net.task](self.net, train, valid, recipe, self.device, teacher_net)
-        if len(train) < parallel.processes() or recipe.batch < parallel.processes():
+        self.samples = len(epoch_rows(train, recipe))  # per epoch
+        if self.samples < parallel.processes() or recipe.batch < parallel.processes():
             raise InputError(
                 f"{parallel.processes()} processes need a batch of that many images; got batch={recipe.batch} and "
-                f"{len(train)} training images"
+                f"{self.samples} training images"
             )
-        self.steps = len(batches(torch.arange(len(train)), recipe.batch, parallel.processes()))  # per epoch
+        self.steps = len(batches(torch.arange(self.samples), recipe.batch, parallel.processes()))  # per epoch
         self.position = Position()
         self.average = MovingAverage(self.net, recipe.ema) if recipe.ema else None
         self.revived = 0  # channels re-initialized before the current epoch
@@ -169,7 +174,7 @@ class Trainer:
 
             metrics = {
                 "epoch": self.position.epoch, "loss": loss, **errors,
-                "images_per_second": len(self.train_table) / trained, "seconds": self.position.seconds,
+                "images_per_second": self.samples / trained, "seconds": self.position.seconds,
                 "learning_rate": self.optimizer.param_groups[0]["lr"],
             }  # fmt: skip
             if self.recipe.revive:
@@ -265,6 +270,7 @@ class Trainer:
             step = epoch * self.steps + i
             for group in self.optimizer.param_groups:
                 group["lr"] = self.recipe.learning_rate_at(step, self.steps)
+            self.task.epoch = step / self.steps
             loss = self.task.loss(part, generator) * (len(part) / len(index))
             value = parallel.add_up(loss.item(), self.device)
             if not math.isfinite(value):
@@ -278,7 +284,7 @@ class Trainer:
                 self.average.update(step)
             total += value * len(index)
             progress(step + 1, self.recipe.epochs * self.steps)
-        return total / len(self.train_table)
+        return total / self.samples
 
     def _count_dead_channels(self) -> int:
         """Dead channels on training images spread over the table, augmented the same in every epoch."""

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from recombinator.training.parallel import counted
+from recombinator.transforms.affine import apply
 
 
 def target_cells(points: Tensor, size: int) -> Tensor:
@@ -93,6 +94,37 @@ class _CrossEntropy(torch.autograd.Function):
         return p, None, None, None
 
 
+def soft_argmax(scores: Tensor) -> Tensor:
+    """Return the (B, K, 2) mean positions of the softmax of (B, K, S, S) scores, in network pixels."""
+    size = scores.shape[-1]
+    p = scores.flatten(2).softmax(dim=2).unflatten(2, (size, size))
+    centers = torch.arange(size, device=scores.device) + 0.5
+    return torch.stack([(p.sum(dim=2) * centers).sum(-1), (p.sum(dim=3) * centers).sum(-1)], dim=-1)
+
+
+def equivariance_loss(points: Tensor, target: Tensor, affine: Tensor, mirrored: list[int], size: int) -> Tensor:
+    """Compute the squared distance between the points of an image and those of its transformed copy.
+
+    This is the equivariant landmark transformation of Honari et al. (CVPR 2018, section 3.2): the points of T(x) should
+    be T of the points of x. Points that T moves out of the input do not count.
+
+    Args:
+        points: (B, K, 2) points of T(x) in network pixels.
+        target: (B, K, 2) points of x in network pixels.
+        affine: (B, 2, 3) affines T.
+        mirrored: `KeypointSet.mirrored`, for affines that mirror the image.
+        size: Side of the network's input in pixels.
+
+    Returns:
+        The scalar loss in squared pixels, on the scale of `l2_loss`.
+    """
+    linear = affine[:, :, :2]
+    flips = linear[:, 0, 0] * linear[:, 1, 1] < linear[:, 0, 1] * linear[:, 1, 0]
+    target = apply(affine, torch.where(flips[:, None, None], target[:, mirrored], target))
+    inside = ((target >= 0) & (target < size)).all(dim=2)
+    return masked_sum(((points - target) ** 2).sum(dim=2), inside)
+
+
 def l2_loss(scores: Tensor, points: Tensor, mask: Tensor, sigma: float = 0.0) -> Tensor:
     """Compute the squared distance between the mean position of the softmax and the true one (footnote 4).
 
@@ -105,11 +137,7 @@ def l2_loss(scores: Tensor, points: Tensor, mask: Tensor, sigma: float = 0.0) ->
     Returns:
         The scalar loss in squared pixels.
     """
-    size = scores.shape[-1]
-    p = scores.flatten(2).softmax(dim=2).unflatten(2, (size, size))
-    centers = torch.arange(size, device=scores.device) + 0.5
-    mean = torch.stack([(p.sum(dim=2) * centers).sum(-1), (p.sum(dim=3) * centers).sum(-1)], dim=-1)
-    return masked_sum(((mean - points) ** 2).sum(dim=-1), mask)
+    return masked_sum(((soft_argmax(scores) - points) ** 2).sum(dim=-1), mask)
 
 
 LOSSES = {"softmax": softmax_loss, "l2": l2_loss}

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Generator, Tensor
 
 from recombinator.data.stream import StreamedImages
 from recombinator.data.table import FaceTable
 from recombinator.training.recipe import Recipe
+
+
+def epoch_rows(table: FaceTable, recipe: Recipe) -> Tensor:
+    """Return the indices of the samples that an epoch visits: all, or with `equivariance` those with a known point."""
+    if recipe.equivariance:
+        return torch.from_numpy(np.flatnonzero(table.mask.any(axis=1)))
+    return torch.arange(len(table))
 
 
 def epoch_order(table: FaceTable, recipe: Recipe, generator: Generator) -> Tensor:
@@ -22,14 +30,15 @@ def epoch_order(table: FaceTable, recipe: Recipe, generator: Generator) -> Tenso
         generator: Source of the order.
 
     Returns:
-        (N,) indices of samples.
+        (N,) indices of samples; see `epoch_rows`.
     """
+    rows = epoch_rows(table, recipe)
     if not recipe.shuffle:
-        return torch.arange(len(table))
+        return rows
     if recipe.balance:
-        order = balanced_order(torch.from_numpy(table.attributes[recipe.balance]), generator)
+        order = rows[balanced_order(torch.from_numpy(table.attributes[recipe.balance])[rows], generator)]
     else:
-        order = torch.randperm(len(table), generator=generator)
+        order = rows[torch.randperm(len(rows), generator=generator)]
     if isinstance(table.images, StreamedImages):
         block = torch.randperm(len(table.images.reader.groups), generator=generator) // table.images.window
         order = order[block[torch.from_numpy(table.images.group_of)[order]].argsort(stable=True)]

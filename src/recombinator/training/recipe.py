@@ -25,7 +25,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "epochs": (1, 10**6), "batch": (1, 10**6), "learning_rate": (0, math.inf), "weight_decay": (0, 1000),
     "warmup_steps": (0, 10**9), "decay": (0, 1), "sigma": (0, 1000), "patience": (0, 10**6), "distil": (0, 1),
     "corrupt": (0, 10**6), "auxiliary": (0, 1000), "ema": (0, 0.999999),
-    "memory": (0, math.inf),
+    "memory": (0, math.inf), "equivariance": (0, 1000), "ramp": (0, 10**6),
 }  # fmt: skip
 
 
@@ -69,6 +69,10 @@ class Recipe:
             weights themselves.
         memory: Gigabytes of decoded crops that are kept in memory; those of a larger table stay on disk, and are mixed
             by blocks in place of all at once.
+        equivariance: Score maps: weight of the squared distance in pixels between the points of two views of an image
+            (Honari et al., CVPR 2018). Images without points then train too, as many per step as those with points;
+            `batch` and an epoch count those with points. 0: no such term.
+        ramp: Epochs over which the weight of `equivariance` rises from zero.
         regularize: Factor lambda of the L2 penalty in Eq. 2 for trunk, branch and alpha weights, with Adadelta.
     """
 
@@ -97,6 +101,8 @@ class Recipe:
     auxiliary: float = 0.01
     judged: str = "corrupted"
     unlabeled: bool = False
+    equivariance: float = 0.0
+    ramp: int = 0
     regularize: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

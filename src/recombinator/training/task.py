@@ -37,6 +37,7 @@ class Task:
         teacher: Trained network that the task learns from, if any; each task says what it learns.
 
     Attributes:
+        epoch: Epochs since the start of the training, with the part of the current one; the trainer sets it.
         bfloat16: Whether the network runs in bfloat16 during training.
         crop_rule: Name of the crop rule that the weights belong to.
         template: (K, 2) mean points relative to its square, from 0 to 1.
@@ -44,6 +45,7 @@ class Task:
 
     crop_rule: str
     template: np.ndarray
+    epoch = 0.0
     bfloat16 = False
 
     def __init__(

@@ -16,12 +16,21 @@ from recombinator.evaluation.denoising import errors_of_corrupted
 from recombinator.evaluation.tables import evaluate_table
 from recombinator.models import TCDCN, Denoiser, Joint, ScoreMapNet
 from recombinator.models.base import KeypointNet
-from recombinator.models.decode import maximum
+from recombinator.models.decode import maximum, subpixel
 from recombinator.training.finding import Finding
-from recombinator.training.loss import LOSSES, distillation_loss, masked_sum, softmax_loss, target_cells
+from recombinator.training.loss import (
+    LOSSES,
+    distillation_loss,
+    equivariance_loss,
+    masked_sum,
+    soft_argmax,
+    softmax_loss,
+    target_cells,
+)
 from recombinator.training.recipe import Recipe, bfloat16_is_fast
 from recombinator.training.task import Task
-from recombinator.transforms.augment import draw_points, draw_samples
+from recombinator.transforms.affine import compose, invert
+from recombinator.transforms.augment import draw_pixels, draw_points, draw_samples
 from recombinator.transforms.samples import BLANK, corrupted, fixed_samples
 from recombinator.utils.errors import InputError
 
@@ -46,6 +55,7 @@ class FromPixels(Task):
                 )
             teacher.eval().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.forward: Callable[[Tensor], Tensor] = torch.compile(net) if device.type == "cuda" else net
+        self.unlabeled = torch.from_numpy(np.flatnonzero(~table.mask.any(axis=1)))  # rows without a known point
         self.bfloat16 = recipe.precision == "bfloat16" or (recipe.precision == "auto" and bfloat16_is_fast(device))
 
     def samples(self, index: Tensor, generator: Generator) -> tuple[Tensor, Tensor, Tensor]:
@@ -73,6 +83,8 @@ class FromPixels(Task):
 
     def loss(self, index: Tensor, generator: Generator) -> Tensor:
         recipe = self.recipe
+        if recipe.equivariance:
+            return self._loss_with_equivariance(index, generator)
         inputs, points, mask = self.samples(index, generator)
         scores = self._score_maps(self.forward, inputs)
         loss = LOSSES[recipe.loss](scores, points, mask, recipe.sigma)
@@ -81,6 +93,30 @@ class FromPixels(Task):
         with torch.no_grad():
             target = self._score_maps(self.teacher, inputs)
         return (1 - recipe.distil) * loss + recipe.distil * distillation_loss(scores, target, mask)
+
+    def _loss_with_equivariance(self, index: Tensor, generator: Generator) -> Tensor:
+        """Compute the loss of labeled samples and as many unlabeled ones, each in two views.
+
+        The second view has no black rectangle. Its points are the target of those of the first view: the mean around
+        the highest cell, which other maxima do not pull away. No gradient goes through them.
+        """
+        recipe, size = self.recipe, self.size
+        if len(self.unlabeled):
+            drawn = torch.randint(len(self.unlabeled), (len(index),), generator=generator)
+            index = torch.cat([index, self.unlabeled[drawn]])
+        images, points, boxes = (x[index.to(self.device)] for x in self.data)
+        views = []
+        for augment in (recipe.augment, replace(recipe.augment, occlude=(0, 0))):
+            seen, to_source = draw_points(points, boxes, size, augment, self.mirrored, generator)
+            views.append((draw_pixels(images, to_source, size, augment, generator), seen, to_source))
+        (inputs, seen, to_source), (other, _, to_other) = views
+        scores = self._score_maps(self.forward, inputs)
+        loss = LOSSES[recipe.loss](scores, *self.split_outside(seen), recipe.sigma)
+        with torch.no_grad():
+            target = subpixel(self._score_maps(self.forward, other)).points
+        affine = compose(invert(to_source), to_other)
+        weight = recipe.equivariance * (min(1.0, self.epoch / recipe.ramp) if recipe.ramp else 1.0)
+        return loss + weight * equivariance_loss(soft_argmax(scores), target, affine, self.mirrored, size)
 
     def validate(self) -> dict[str, float]:
         """Return errors in percent with and without jitter.

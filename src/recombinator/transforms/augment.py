@@ -145,10 +145,25 @@ def draw_samples(
         (B, C, size, size) float network inputs from 0 to 255, and (B, K, 2) points in their pixels.
     """
     points, to_source = draw_points(points, boxes, size, augment, mirrored, generator)
+    return draw_pixels(images, to_source, size, augment, generator), points
+
+
+def draw_pixels(images: Tensor, to_source: Tensor, size: int, augment: Augment | None, generator: Generator) -> Tensor:
+    """Resample crops by affines, and draw the changes of their pixels.
+
+    Args:
+        images: (B, C, S, S) uint8 crops.
+        to_source: (B, 2, 3) affines from the network's input to the crop, from `draw_points`.
+        size: side of the network's input in pixels.
+        augment: the ranges; None for no change.
+        generator: a generator on the CPU.
+
+    Returns:
+        (B, C, size, size) float network inputs from 0 to 255.
+    """
     pixels, n, device = warp(images, to_source, size), len(images), images.device
     if augment is None:
-        return pixels, points
-
+        return pixels
     if augment.gamma:
         exponent = torch.exp2(augment.gamma * _uniform(device, generator, n))[:, None, None, None]
         pixels = (pixels / 255).clamp(0, 1).pow(exponent) * 255
@@ -160,7 +175,7 @@ def draw_samples(
         pixels = (pixels + strength[:, None, None, None] * noise).clamp(0, 255)
     if augment.occlude[1]:
         pixels = occluded(pixels, augment.occlude, generator)
-    return pixels, points
+    return pixels
 
 
 def blurred(pixels: Tensor, sigma: Tensor) -> Tensor:

@@ -1,0 +1,77 @@
+"""`recombinator study unlabeled`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from recombinator.cli.options import (
+    Command,
+    Data,
+    JsonOut,
+    Overwrite,
+    Threads,
+    check_outputs,
+    set_threads,
+    write_report,
+)
+from recombinator.cli.study import study
+from recombinator.utils.console import progress
+from recombinator.utils.errors import InputError
+
+
+@study.command("unlabeled", cls=Command)
+def unlabeled(
+    data: Data,
+    runs: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder of the trainings.")] = Path("runs/unlabeled"),
+    share: Annotated[
+        list[float] | None,
+        typer.Option(
+            min=0.0001, max=1, metavar="SHARE", show_default="0.01, 0.05 and 0.2",
+            help="Share of the training images with labels (repeatable).",
+        ),
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, max=5, metavar="N", help="Trainings of each kind.")] = 3,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="Replace a setting, such as equivariance=0.1 (repeatable)."),
+    ] = None,
+    final: Annotated[
+        bool, typer.Option("--final", help="Also measure the test images, when nothing is chosen any more.")
+    ] = False,
+    threads: Threads = None,
+    json_out: JsonOut = None,
+    overwrite: Overwrite = False,
+) -> None:  # fmt: skip
+    """Measure what unlabeled images are worth.
+
+    Trains with few labels, with and without the other images as unlabeled ones, and compares the errors. Finished
+    trainings are kept; the same command continues.
+    """
+    from recombinator.study.unlabeled import SHARES, measure
+    from recombinator.training.recipe import parse_settings
+    from recombinator.utils.allocator import keep_freed_memory
+
+    check_outputs(json_out, overwrite=overwrite)
+    keep_freed_memory()
+    set_threads(threads)
+    changes, options = parse_settings(settings or [])
+    if options:
+        raise InputError(f"--set {next(iter(options))}: expected a setting of the recipe")
+    with progress("trainings") as advance:
+        report = measure(
+            data, runs, shares=share or SHARES, seeds=seeds, settings=changes, final=final, progress=advance
+        )
+    for row in report["rows"]:
+        for split in ("valid", "test"):
+            if split in row:
+                part = row[split]
+                low, high = part["difference"]["ci95_images"]
+                print(
+                    f"{100 * row['share']:g} % of the labels, {split}: {part['labeled']['nme_paper']:.2f} %, with "
+                    f"unlabeled images {part['unlabeled']['nme_paper']:.2f} %, difference "
+                    f"{part['difference']['nme_paper']:+.2f} [{low:+.2f}, {high:+.2f}]"
+                )
+    write_report(json_out, "unlabeled", report)
