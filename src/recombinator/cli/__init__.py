@@ -12,6 +12,7 @@ import typer
 
 from recombinator.cli import evaluation, models, photographs, tools, training, weights
 from recombinator.cli.fit import fit
+from recombinator.cli.labels import check_labels
 from recombinator.cli.options import DAILY, RESEARCH, Command, Group
 from recombinator.cli.prepare import prepare
 from recombinator.cli.ray import PredictCommand
@@ -28,8 +29,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )  # fmt: skip
 _DAILY: tuple[Any, ...] = (
-    photographs.demo, photographs.predict, photographs.track, fit, training.train, evaluation.evaluate, weights.export,
-    web, models.models,
+    photographs.demo, photographs.predict, photographs.track, fit, check_labels, training.train, evaluation.evaluate,
+    weights.export, web, models.models,
 )  # fmt: skip
 _RESEARCH: tuple[Any, ...] = (
     evaluation.compare, weights.calibrate, weights.reliability, weights.join, weights.average, weights.mirror,

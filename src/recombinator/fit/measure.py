@@ -103,6 +103,18 @@ class Measured:
             + f" ({row['points']} points)"
         )
 
+    def suspicion(self) -> tuple[np.ndarray, np.ndarray]:
+        """Score how probably each point is a label error.
+
+        Returns:
+            (N, K) ratios of the error to the keypoint's median error, and (N, K) scores: the ratio times the
+            confidence, 0 where the model is not sure or the point is not known.
+        """
+        errors = self.errors
+        middle = np.array([np.nanmedian(e) if np.isfinite(e).any() else np.nan for e in errors.T])
+        ratio = np.nan_to_num(errors / np.maximum(middle, 0.5))
+        return ratio, np.where(self.confidence >= 0.5, ratio, 0) * self.confidence
+
     def suspects(self, names: Sequence[str], count: int = 20) -> list[dict[str, Any]]:
         """Rank probable label errors: points far from a prediction that the model is sure of.
 
@@ -114,10 +126,7 @@ class Measured:
             One row per point, the most suspicious first: object (its index), file, keypoint, error in pixels, ratio to
             the keypoint's median error, and confidence.
         """
-        errors = self.errors
-        middle = np.array([np.nanmedian(e) if np.isfinite(e).any() else np.nan for e in errors.T])
-        ratio = np.nan_to_num(errors / np.maximum(middle, 0.5))
-        score = np.where(self.confidence >= 0.5, ratio, 0) * self.confidence
+        errors, (ratio, score) = self.errors, self.suspicion()
         order = np.argsort(-score, axis=None)[:count]
         rows = []
         for i, k in zip(*np.unravel_index(order, score.shape), strict=True):
