@@ -26,12 +26,12 @@ class Detection:
         box: x, y, width and height in pixels of the image. x and y are those of the corner before the rotation: the
             center is at (x + width / 2, y + height / 2), and the box is rotated about it.
         angle: Rotation of the object in degrees, clockwise on the screen, as in transforms.affine; 0 is upright.
-        score: Confidence of the detector, from 0 to 1; 1 if it gives none.
+        score: Probability that there is an object, by the detector; 0.5 if it gives none.
     """
 
     box: tuple[float, float, float, float]
     angle: float = 0.0
-    score: float = 1.0
+    score: float = 0.5
 
     def scaled(self, factor: float) -> Detection:
         """Return the detection in an image that is `factor` times as large."""
@@ -251,10 +251,7 @@ class YuNetDetector:
         # its boxes are tight; crop rules expect the cascade's squares, which are a little wider
         side = rows[:, 2] * 1.15
         corner = rows[:, :2] + rows[:, 2:4] / 2 - side[:, None] / 2
-        return [
-            Detection((*(corner[i] / scale).tolist(), side[i] / scale, side[i] / scale), score=float(rows[i, -1]))
-            for i in np.argsort(-side)
-        ]
+        return [Detection((*(corner[i] / scale).tolist(), side[i] / scale, side[i] / scale)) for i in np.argsort(-side)]
 
 
 def detector_by_name(name: str) -> Detector | None:

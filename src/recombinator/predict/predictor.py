@@ -168,9 +168,10 @@ class Predictor:
         self, photograph: Photograph, detections: list[Detection], passes: int, relation: tuple[float, float],
         certain: bool = False, min_confidence: float = 0.0,
     ) -> list[Face | None]:  # fmt: skip
-        """Return one face for each detection, None where the points leave no crop or have a lower mean confidence.
+        """Return one face for each detection, None where the points leave no crop or the face is too doubtful.
 
-        If the detections are `certain`, the points of the last pass that had a crop are kept.
+        The mean confidence of the points and the detector's score are two pieces of evidence: their log-odds are added
+        before they are compared with `min_confidence`. If the detections are `certain`, the points of the last pass that had a crop are kept.
         """
         if not detections:
             return []
@@ -185,7 +186,10 @@ class Predictor:
             for i, face, was_moved in zip(alive, again, moved_again, strict=True):
                 if face or not certain:
                     faces[i], moved[i] = face, was_moved
-        sure = [f if f and float(f.confidence.mean()) >= min_confidence else None for f in faces]
+        sure = [
+            f if f and _both(float(f.confidence.mean()), d.score) >= min_confidence else None
+            for f, d in zip(faces, detections, strict=True)
+        ]
         return self._doubt(photograph, sure, moved)
 
     def follow(
@@ -275,6 +279,12 @@ class Predictor:
             points, within[:, SURE], np.array([*(center - side / 2), side]), self.keypoints,
             inside=np.all((points >= 0) & (points <= limits), axis=1), angle=angle, **calibrated,
         )  # fmt: skip
+
+
+def _both(confidence: float, score: float) -> float:
+    """Return the probability from two independent ones, by adding their log-odds."""
+    yes, no = confidence * score, (1 - confidence) * (1 - score)
+    return yes / (yes + no) if yes + no else confidence
 
 
 def _trusted(face: Face, sure: np.ndarray) -> Face:

@@ -68,7 +68,9 @@ export class Predictor {
       const again = await this.#refine(image, found.map((one) => one?.points ?? null), angles);
       found = again.map((one, k) => one ?? (certain ? found[k] : null));
     }
-    return this.#doubted(image, found.map((one) => (certain || this.#isSure(one) ? one : null)));
+    // two pieces of evidence, the confidence of the points and the finder's score: their log-odds are added
+    const isSure = (one, score) => one && both(mean(one.confidence), score) >= this.about.leastConfidence;
+    return this.#doubted(image, found.map((one, i) => (certain || isSure(one, detections[i].score) ? one : null)));
   }
 
   /**
@@ -118,6 +120,12 @@ export class Predictor {
       };
     });
   }
+}
+
+/** The probability from two independent ones. */
+export function both(confidence, score) {
+  const yes = confidence * score, no = (1 - confidence) * (1 - score);
+  return yes + no ? yes / (yes + no) : confidence;
 }
 
 const asDetection = ([x, y, width, height]) => ({
