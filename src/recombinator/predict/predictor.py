@@ -96,10 +96,10 @@ class Predictor:
                 detector. One face is returned for each.
             passes: Number of passes; by default the predictor's. Each pass after the first crops again around the
                 points of the last one, by the crop rule of the training, so that the result depends less on the box.
-            min_confidence: Drop a detected face if the mean confidence of its keypoints is lower. By default the
-                value of the calibration, or else of the crop rule. Given boxes are not filtered.
-            search: If no upright face is found, also search for turned and tilted faces, which takes about eight times
-                as long.
+            min_confidence: Drop a detected face if it is less probable, by the mean confidence of its keypoints and the
+                detector's score. By default the value of the calibration, or else of the crop rule. Given boxes are
+                not filtered.
+            search: If no face is found, let the detector search for what it misses at first: smaller faces.
 
         Returns:
             Faces, a list with the largest face first, empty if there is no face. For a list of images, a list of such
@@ -171,7 +171,8 @@ class Predictor:
         """Return one face for each detection, None where the points leave no crop or the face is too doubtful.
 
         The mean confidence of the points and the detector's score are two pieces of evidence: their log-odds are added
-        before they are compared with `min_confidence`. If the detections are `certain`, the points of the last pass that had a crop are kept.
+        before they are compared with `min_confidence`. If the detections are `certain`, the points of the last pass
+        that had a crop are kept.
         """
         if not detections:
             return []

@@ -18,7 +18,8 @@ from recombinator.predict.track import Tracker
 from recombinator.study.bench import Job, measure, summary
 from recombinator.utils.errors import InputError
 
-MODELS = ("rcn-6-mtfl-int8", "joint-68-300w-int8")  # 5 and 68 points with 8 bits
+MODELS = ("rcn-6-fast-mtfl-int8", "rcn-6-mtfl", "rcn-68-300w-int8", "joint-68-300w-int8")
+SMALL = 350  # pixels: longer side of a photograph as they are in MTFL
 REFERENCE = "reference: cv2.GaussianBlur, sigma 5, 1280x720 gray"
 FRAMES = 30  # of the video; the detector runs on every 15th frame
 
@@ -61,7 +62,11 @@ def video_frames(count: int = FRAMES) -> list[np.ndarray]:
 
 def _jobs(name: str, predictor: Predictor, frames: list[np.ndarray]) -> dict[str, Job]:
     """The parts of a photograph and of a video frame for one network."""
+    import cv2
+
     image = read_image(SAMPLE_PHOTOGRAPH)
+    scale = SMALL / max(image.shape[:2])
+    small = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
     faces = predictor.predict(image)
     if not faces:
         raise InputError(f"{name}: finds no face in the sample photograph")
@@ -76,7 +81,9 @@ def _jobs(name: str, predictor: Predictor, frames: list[np.ndarray]) -> dict[str
             tracker.update(frame, i / 25)
 
     return {
+        f"{name}: photograph of {SMALL} pixels, without decoding": Job(lambda: predictor.predict(small), 1),
         f"{name}: photograph, without decoding": Job(lambda: predictor.predict(image), 1),
+        f"{name}: photograph on its side, without decoding": Job(lambda: predictor.predict(np.rot90(image).copy()), 1),
         f"{name}: photograph, from the file": Job(lambda: predictor.predict(SAMPLE_PHOTOGRAPH), 1),
         f"{name}: crop, per pass": Job(
             lambda: crop_face(photograph, points, predictor.rule, about.size, about.channels), 1, repeats=20

@@ -57,6 +57,7 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "photographs": measurements.photographs_table,
     "finder": whole_images.finder_table,
     "tools": whole_images.tools_table,
+    "pipeline": whole_images.pipeline_table,
     "reliability": measurements.reliability_table,
     "web": measurements.web_table,
     "headline": tables.headline,

@@ -11,6 +11,28 @@ def _share(part: int, whole: int) -> str:
     return f"{part:,} of {whole:,} ({100 * part / whole:.1f} %)"
 
 
+def pipeline_table(results: Results) -> str:
+    """Show the milliseconds from an image to points, for each part and network."""
+    r = results.get("pipeline")
+    if r is None:
+        return ""
+    whole = [name for name in r["rows"] if ": " not in name or name == r["reference"]]
+    models = list(dict.fromkeys(name.split(": ")[0] for name in r["rows"] if name not in whole))
+    parts = list(dict.fromkeys(name.split(": ", 1)[1] for name in r["rows"] if name not in whole))
+
+    def cell(name: str) -> str:
+        row = r["rows"].get(name)
+        return f"{row['median']:.1f} [{row['low']:.1f}, {row['high']:.1f}]" if row else "-"
+
+    first = markdown([link("pipeline", "part"), "ms"], [[name, cell(name)] for name in whole])
+    second = markdown(["ms", *models], [[part, *(cell(f"{m}: {part}") for m in models)] for part in parts])
+    about = r["provenance"]["machine"]
+    return (
+        f"{first}\n{second}\n{about['processor']}, threads: {r['threads']}, {r['passes']} passes, median [lowest, "
+        f"highest] of {r['rounds']} interleaved rounds.\n"
+    )
+
+
 def finder_figures(r: Result) -> dict[str, str]:
     """Return the figures of one result of `study finder`, by what they measure."""
     cells: dict[str, str] = {}
