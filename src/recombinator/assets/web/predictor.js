@@ -64,13 +64,16 @@ export class Predictor {
     if (!detections.length) return [];
     const angles = detections.map((d) => d.angle);
     let found = await this.#refine(image, detections.map((d) => typicalPoints(d, this.about.template, relation)), angles);
+    // two pieces of evidence, the confidence of the points and the finder's score: their log-odds are added
+    const probable = (objects, least) => objects.map((one, i) => (
+      certain || (one && both(mean(one.confidence), detections[i].score) >= least) ? one : null));
+    const { leastConfidence: least, leastBefore } = this.about;
     for (let i = 1; i < (this.about.crop.whole ? 1 : passes); i++) {
+      found = probable(found, leastBefore);
       const again = await this.#refine(image, found.map((one) => one?.points ?? null), angles);
       found = again.map((one, k) => one ?? (certain ? found[k] : null));
     }
-    // two pieces of evidence, the confidence of the points and the finder's score: their log-odds are added
-    const isSure = (one, score) => one && both(mean(one.confidence), score) >= this.about.leastConfidence;
-    return this.#doubted(image, found.map((one, i) => (certain || isSure(one, detections[i].score) ? one : null)));
+    return this.#doubted(image, probable(found, least));
   }
 
   /**
