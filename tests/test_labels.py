@@ -3,13 +3,16 @@
 import csv
 import json
 
+import numpy as np
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
 from recombinator.cli import app
-from recombinator.data.images import SAMPLE_PHOTOGRAPH
+from recombinator.data.images import SAMPLE_PHOTOGRAPH, read_image
 from recombinator.fit.labels import check_labels
 from recombinator.predict.predictor import load
+from recombinator.study.labels import run
 from recombinator.utils.errors import InputError
 
 
@@ -28,15 +31,27 @@ def labels(tmp_path):
     return points, write
 
 
-def test_a_displaced_point_ranks_first(labels, tmp_path):
-    points, write = labels
-    x, y = points["nose"]
-    found = check_labels("rcn-6-mtfl", write(nose=(x + 40, y)))["labels"]
-    assert len(found) == 5
-    top = max(found, key=lambda row: row["error"])
-    assert top["keypoint"] == "nose"
-    assert top["error"] == pytest.approx(40, abs=10)
-    assert top["reason"] == "far from the prediction"
+def test_displaced_points_rank_first(tmp_path):
+    predictor, rows = load("rcn-6-mtfl"), ["file,keypoint,x,y"]
+    for n in range(8):
+        image = np.roll(read_image(SAMPLE_PHOTOGRAPH), (3 * n, 5 * n), axis=(0, 1))
+        Image.fromarray(image).save(tmp_path / f"{n}.png")
+        (face,) = predictor.predict(image)
+        for name, (x, y) in zip(face.keypoints.names, face.points.tolist(), strict=True):
+            moved = 40 if (n, name) in ((2, "nose"), (5, "left_eye")) else 0
+            rows.append(f"{n}.png,{name},{x + moved},{y}")
+    (tmp_path / "points.csv").write_text("\n".join(rows))
+    found = check_labels("rcn-6-mtfl", tmp_path / "points.csv")["labels"]
+    assert len(found) == 40 and [row["rank"] for row in found] == list(range(1, 41))
+    assert {(row["file"], row["keypoint"]) for row in found[:2]} == {("2.png", "nose"), ("5.png", "left_eye")}
+    assert all(row["error"] == pytest.approx(40, abs=10) for row in found[:2])
+    assert {row["reason"] for row in found[:2]} == {"far from the prediction"}
+
+
+def test_the_measurement_counts_displaced_points(faces5):
+    report = run(faces5, epochs=1)
+    assert report["displaced"] == sum(row["displaced"] for row in report["rows"]) > 0
+    assert report["looked_at"] == round(0.03 * report["points"]) and 0 <= report["found"] <= report["looked_at"]
 
 
 def test_swapped_points_are_named(labels):

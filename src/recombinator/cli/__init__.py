@@ -12,12 +12,12 @@ import typer
 
 from recombinator.cli import evaluation, models, photographs, tools, training, weights
 from recombinator.cli.fit import fit
+from recombinator.cli.labeling import unlabeled as _unlabeled  # noqa: F401 (adds its command to `study`)
 from recombinator.cli.labels import check_labels
 from recombinator.cli.options import DAILY, RESEARCH, Command, Group
 from recombinator.cli.prepare import prepare
 from recombinator.cli.ray import PredictCommand
 from recombinator.cli.study import study
-from recombinator.cli.unlabeled import unlabeled as _unlabeled  # noqa: F401 (adds its command to `study`)
 from recombinator.cli.web import web
 from recombinator.utils.console import log_to_console
 from recombinator.utils.errors import InputError, explain_missing

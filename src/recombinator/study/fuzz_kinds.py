@@ -21,6 +21,7 @@ from recombinator.fit.samples import read_samples
 from recombinator.keypoints import FACE_5
 from recombinator.predict.batch import Lines, read_boxes
 from recombinator.predict.engine import load_engine
+from recombinator.predict.find import FinderDetector, OnnxFinder
 from recombinator.predict.output import FORMATS, records
 from recombinator.predict.predictor import load
 from recombinator.predict.repair import repair
@@ -67,6 +68,10 @@ def kinds(samples: Path) -> dict[str, Kind]:
         engine = load_engine(path, threads=1)
         crop = np.zeros((1, engine.about.channels, engine.about.size, engine.about.size), np.uint8)
         return [v.tolist() for v in vars(engine.run(crop)).values()]
+
+    def read_finder(path: Path) -> Any:
+        found = FinderDetector(OnnxFinder(path)).detect(np.zeros((64, 64), np.uint8))
+        return [[*one.box, one.angle, one.score] for one in found]
 
     def read_run(path: Path) -> Any:
         collect_runs([path.parent])
@@ -118,6 +123,7 @@ def kinds(samples: Path) -> dict[str, Kind]:
         "graph": Kind(tuple(f"graph/{n}" for n in GRAPHS if n.endswith(".onnx")), mutate.damage_graph, read_network),
         "graph's tensors": Kind((f"graph/{GRAPH}.safetensors",), mutate.damage_bytes,
                                 lambda p: read_network(p.with_suffix(".onnx"))),
+        "finder": Kind(("finder/faces.onnx",), mutate.damage_graph, read_finder),
         "authors' arrays": Kind(("arrays/authors.pickle",), mutate.damage_bytes,
                                 lambda p: convert(p, MODEL, 5, **OPTIONS).net.size),
         "table": Kind(tables, mutate.damage_table, read_table),

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from recombinator.study import measurements, tables, whole_images
+from recombinator.study.labels import labels_table
 from recombinator.study.markdown import Results
 from recombinator.study.plan import STUDIES
 from recombinator.study.result import read_result
@@ -66,6 +67,7 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "memory": measurements.memory_table,
     "ray": measurements.ray_table,
     "unlabeled": unlabeled_table,
+    "labels": labels_table,
     "noise-aflw": partial(measurements.noise_table, name="robustness-aflw"),
     "noise-common": partial(measurements.noise_table, name="robustness-common"),
 }

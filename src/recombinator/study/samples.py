@@ -14,6 +14,7 @@ from recombinator.evaluation.tables import evaluate
 from recombinator.fit.plan import Plan
 from recombinator.keypoints import FACE_5
 from recombinator.models import RCN, create_model
+from recombinator.predict.find import FACE_FINDER
 from recombinator.predict.result import Face
 from recombinator.study.point_samples import SIDE, write_points
 from recombinator.training.recipe import Recipe, get_recipe
@@ -49,6 +50,8 @@ def make_samples(folder: Path) -> None:
     write_json(folder / "weights" / "shift.json", {"shifted": "image.safetensors", "by": 1, "calibration": calibration})
     for name in GRAPHS:
         copy_file(FOLDER / name, folder / "graph" / name)
+    for file in FACE_FINDER.parent.iterdir():
+        copy_file(file, folder / "finder" / file.name)
     report = evaluate(weights, folder / "tables" / "test.parquet")[1]
     result = {"kind": "evaluation", **report, "provenance": provenance()}
     write_json(folder / "results" / "rcn-6-mtfl.json", result)

@@ -93,6 +93,6 @@ def as_text(report: dict[str, Any]) -> str:
     """Return a report as text for a terminal."""
     rate, parts = report["frames_per_second"], report["milliseconds"]
     return (
-        f"{report['model']}: {rate['median']} frames per second ({rate['lowest']} to {rate['highest']}) on one core, "
+        f"{report['weights']}: {rate['median']} frames per second ({rate['lowest']} to {rate['highest']}) on one core, "
         f"load {report['load'][0]:.1f}\nms per frame: " + ", ".join(f"{k} {v:.2f}" for k, v in parts.items())
     )
