@@ -7,6 +7,8 @@ import os
 import shutil
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -245,3 +247,53 @@ def test_names_of_250_characters_and_names_that_are_not_utf_8(tmp_path):
     assert files == {"n" * 246 + ".jpg", "m.jpg", "caf\\udce9.jpg"}
     with pytest.raises(InputError, match="cannot read it as a YuNet model"):
         detector_by_name("yunet:" + os.fsdecode(os.fsencode(source) + b"/caf\xe9.jpg"))
+
+
+@pytest.mark.slow
+def test_5000_photographs_in_flat_memory_and_after_three_kills(tmp_path):
+    small = cv2.resize(cv2.imread(str(HOPPER)), (96, 112), interpolation=cv2.INTER_AREA)
+    (tmp_path / "album").mkdir()
+    for n in range(5000):
+        cv2.imwrite(str(tmp_path / "album" / f"{n:04}.png"), np.roll(small, (n % 7, n % 11), axis=(0, 1)))
+
+    def start(out, *more):
+        line = [
+            sys.executable,
+            "-m",
+            "recombinator",
+            "predict",
+            tmp_path / "album",
+            "--out",
+            out,
+            "--no-pictures",
+            *more,
+        ]
+        return subprocess.Popen([str(part) for part in line], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    def peak(process):
+        """The largest memory so far in kB, as Linux tells it."""
+        status = (Path("/proc") / str(process.pid) / "status").read_text()
+        return int(status.split("VmHWM:")[1].split()[0])
+
+    whole, peaks = start(tmp_path / "whole"), []
+    part = tmp_path / "whole" / "points.jsonl.part"
+    while whole.poll() is None:
+        time.sleep(0.2)
+        done = part.read_bytes().count(b"\n") if part.is_file() else 0
+        if done > 500:
+            peaks.append(peak(whole))
+    assert whole.returncode == 0 and peaks[-1] < peaks[0] + 50_000
+    lines = (tmp_path / "whole" / "points.jsonl").read_text().splitlines()
+    assert len(lines) == 5000
+
+    killed = tmp_path / "killed"
+    for n in range(3):
+        process = start(killed, *(["--resume"] if n else []))
+        part, wanted = killed / "points.jsonl.part", 1000 * (n + 1)
+        while process.poll() is None and not (part.is_file() and part.read_bytes().count(b"\n") > wanted):
+            time.sleep(0.1)
+        assert process.poll() is None  # there was something left to do
+        process.kill()
+        process.wait()
+    assert start(killed, "--resume").wait() == 0
+    assert (killed / "points.jsonl").read_text().splitlines() == lines
