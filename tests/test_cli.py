@@ -63,7 +63,8 @@ def test_all_commands_are_listed_in_sections():
     daily, research = shown.split("Daily use:\n")[1].split("\n\nResearch:\n")
     listed = [re.findall(r"^  (\S+)", part, re.M) for part in (daily, research)]
     assert listed == [
-        ["demo", "predict", "track", "fit", "check-labels", "train", "evaluate", "export", "web", "models", "prepare"],
+        ["demo", "predict", "track", "fit", "suggest", "check-labels", "train", "evaluate", "export", "web", "models",
+         "prepare"],
         ["compare", "calibrate", "reliability", "join", "average", "mirror", "shift", "convert", "denoise", "bench",
          "study"],
     ]  # fmt: skip

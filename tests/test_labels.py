@@ -12,6 +12,7 @@ from recombinator.cli import app
 from recombinator.data.images import SAMPLE_PHOTOGRAPH, read_image
 from recombinator.fit.labels import check_labels
 from recombinator.predict.predictor import load
+from recombinator.predict.suggest import choose
 from recombinator.study.labels import run
 from recombinator.utils.errors import InputError
 
@@ -85,3 +86,33 @@ def test_the_command_writes_all_points_of_a_table(faces5, tmp_path):
 def test_other_keypoints_are_refused(tmp_path, faces68):
     with pytest.raises(InputError, match="keypoints"):
         check_labels("rcn-6-mtfl", faces68 / "valid.parquet")
+
+
+def test_uncertain_images_that_differ_are_chosen():
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(6, 8))
+    features /= np.linalg.norm(features, axis=1, keepdims=True)
+    features[1] = features[0]  # a copy
+    uncertainty = np.array([0.9, 0.8, 0.5, 0.5, 0.01, 0.6])
+    first = choose(uncertainty, features, 3, np.empty((0, 8)))
+    assert first[0] == 0 and 1 not in first and 4 not in first
+    assert 5 not in choose(uncertainty, features, 3, features[5:])  # one like it has labels
+    assert sorted(choose(uncertainty, features, 99, np.empty((0, 8)))) == list(range(6))
+
+
+def test_suggest_leaves_out_labeled_images_and_writes_predictions(tmp_path):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    portrait = Image.open(SAMPLE_PHOTOGRAPH)
+    for name, picture in (("a", portrait), ("b", portrait.rotate(20)), ("c", Image.new("RGB", (90, 80)))):
+        picture.save(folder / f"{name}.png")
+    (folder / "broken.png").write_bytes(b"no")
+    face = load("rcn-6-mtfl").predict(folder / "a.png")[0]
+    rows = [f"a.png,{n},{x},{y}" for n, (x, y) in zip(face.keypoints.names, face.points.tolist(), strict=True)]
+    (tmp_path / "points.csv").write_text("\n".join(["file,keypoint,x,y", *rows]))
+    line = ["suggest", "rcn-6-mtfl", "--images", folder, "--out", tmp_path / "next", "--format", "coco", "--number", 1]
+    done = CliRunner().invoke(app, [str(x) for x in (*line, "--labeled", tmp_path / "points.csv")])
+    assert done.exit_code == 1 and "broken.png" in done.output  # it is named, and the others are done all the same
+    assert "1 of 3 images, 1 labeled image left out" in done.output and "1.000" in done.output
+    assert [r["file"] for r in map(json.loads, (tmp_path / "next" / "points.jsonl").open())] == [str(folder / "c.png")]
+    assert (tmp_path / "next" / "points.coco.json").is_file()

@@ -13,7 +13,7 @@ import typer
 from recombinator.cli import evaluation, models, photographs, tools, training, weights
 from recombinator.cli.fit import fit
 from recombinator.cli.labeling import unlabeled as _unlabeled  # noqa: F401 (adds its command to `study`)
-from recombinator.cli.labels import check_labels
+from recombinator.cli.labels import check_labels, suggest
 from recombinator.cli.options import DAILY, RESEARCH, Command, Group
 from recombinator.cli.prepare import prepare
 from recombinator.cli.ray import PredictCommand
@@ -29,8 +29,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )  # fmt: skip
 _DAILY: tuple[Any, ...] = (
-    photographs.demo, photographs.predict, photographs.track, fit, check_labels, training.train, evaluation.evaluate,
-    weights.export, web, models.models,
+    photographs.demo, photographs.predict, photographs.track, fit, suggest, check_labels, training.train,
+    evaluation.evaluate, weights.export, web, models.models,
 )  # fmt: skip
 _RESEARCH: tuple[Any, ...] = (
     evaluation.compare, weights.calibrate, weights.reliability, weights.join, weights.average, weights.mirror,

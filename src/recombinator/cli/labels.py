@@ -1,4 +1,4 @@
-"""`recombinator check-labels`: probable label errors of an annotation file."""
+"""`recombinator check-labels` and `suggest`: which labels are probably wrong, and which images to label next."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from typing import Annotated
 import typer
 
 from recombinator.cli.options import Overwrite, Threads, check_outputs, set_threads, write_report
-from recombinator.utils.files import check_output_file, plain_cell, write_text
+from recombinator.utils.console import progress, warn
+from recombinator.utils.errors import InputError
+from recombinator.utils.files import check_output_file, check_output_folder, plain_cell, write_text
 from recombinator.utils.text import plural
 
 
@@ -56,3 +58,49 @@ def check_labels(
             f"{row['where']} ({row['file']}): {row['keypoint']}, {row['reason']}"
         )
     print(f"{plural(len(rows), 'point')} of {plural(report['objects'], 'object')}" + (f": {out}" if out else ""))
+
+
+def suggest(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Shipped name, weights file or run folder.")],
+    images: Annotated[list[Path], typer.Option(metavar="FOLDER", help="Folder of images, or an image (repeatable).")],
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder for the predictions of the chosen images.")],
+    number: Annotated[int, typer.Option(min=1, metavar="N", help="Images to choose.")] = 20,
+    labeled: Annotated[
+        Path | None, typer.Option(metavar="POINTS", help="Points file of the images that have labels; left out.")
+    ] = None,
+    formats: Annotated[
+        list[str] | None,
+        typer.Option("--format", metavar="FORMAT", show_default="json and csv", help="As in predict (repeatable)."),
+    ] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Choose the images most worth labeling next, and predict them.
+
+    Chosen are images whose points are uncertain and that differ from each other and from the labeled ones. Correct the
+    predictions in your labeling tool (--format), and fit again. The exit status is 1 if an image could not be read.
+    """
+    from recombinator.fit.samples import read_samples
+    from recombinator.predict import batch, predictor
+    from recombinator.predict.suggest import suggest as choose_images
+
+    check_output_folder(out)
+    known = {str(sample.path.resolve()) for sample in read_samples(labeled, images[0])[0]} if labeled else set()
+    names = [n for n in batch.find_photographs(images, out) if str(Path(n).resolve()) not in known]
+    if not names:
+        raise InputError(f"{', '.join(map(str, images))}: every image has labels; give further images")
+    loaded = predictor.load(model, threads=1)
+    with progress("images") as step:
+        chosen, failed = choose_images(loaded, names, number, sorted(known), progress=step)
+    for sentence in failed:
+        warn(sentence)
+    files = [name for name, _ in chosen]
+    batch.predict_all(
+        loaded, files, out, formats=formats or ("json", "csv"), min_confidence=0, pictures=False, overwrite=overwrite,
+        weights=model,
+    )  # fmt: skip
+    for name, uncertainty in chosen:
+        print(f"{uncertainty:.3f}  {name}")
+    left_out = f", {plural(len(known), 'labeled image')} left out" if known else ""
+    print(f"{len(files)} of {plural(len(names), 'image')}{left_out}; predictions: {out}")
+    if failed:
+        raise typer.Exit(1)
