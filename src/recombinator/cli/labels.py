@@ -95,7 +95,7 @@ def suggest(
         warn(sentence)
     files = [name for name, _ in chosen]
     batch.predict_all(
-        loaded, files, out, formats=formats or ("json", "csv"), min_confidence=0, pictures=False, overwrite=overwrite,
+        loaded, files, out, formats=formats or ("json", "csv"), pictures=False, overwrite=overwrite,
         weights=model,
     )  # fmt: skip
     for name, uncertainty in chosen:

@@ -35,7 +35,7 @@ def suggest(
 
     def look(name: str, _: str) -> tuple[float, np.ndarray] | InputError:
         try:
-            found = predictor.predict(name, min_confidence=0)
+            found = predictor.predict(name)
             sure = np.mean([face.confidence.mean() for face in found]) if found else 0.0
             return 1 - float(sure), thumbnail(name)
         except InputError as error:
