@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from recombinator.cli.options import Overwrite, Threads, check_outputs, set_threads, write_report
+from recombinator.cli.photographs import workers_for
 from recombinator.utils.console import progress, warn
 from recombinator.utils.errors import InputError
 from recombinator.utils.files import check_output_file, check_output_folder, plain_cell, write_text
@@ -90,7 +91,8 @@ def suggest(
         raise InputError(f"{', '.join(map(str, images))}: every image has labels; give further images")
     loaded = predictor.load(model, threads=1)
     with progress("images") as step:
-        chosen, failed = choose_images(loaded, names, number, sorted(known), progress=step)
+        workers = workers_for(len(names), model, None, 0, "cpu")
+        chosen, failed = choose_images(loaded, names, number, sorted(known), workers=workers, progress=step)
     for sentence in failed:
         warn(sentence)
     files = [name for name, _ in chosen]

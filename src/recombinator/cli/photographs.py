@@ -44,7 +44,7 @@ def _parse_boxes(texts: list[str] | None) -> list[list[float]] | None:
     return boxes or None
 
 
-def _workers(photographs: int, weights: str, engine: str | None, threads: int, device: str) -> int:
+def workers_for(photographs: int, weights: str, engine: str | None, threads: int, device: str) -> int:
     """Return how many photographs to work on at once. Only ONNX Runtime serves several of them with a thread each."""
     import cv2
 
@@ -168,7 +168,7 @@ def predict(
         if len(unmatched) == len(by_file or {}):
             raise InputError(message)
         warn(message)
-    workers = _workers(len(names), weights, engine, threads, device)
+    workers = workers_for(len(names), weights, engine, threads, device)
     loaded = predictor.load(
         weights, detector_by_name(detector), engine=engine, threads=1 if workers > 1 else threads, device=device,
         max_pixels=max_pixels,

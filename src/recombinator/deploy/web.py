@@ -19,7 +19,7 @@ from recombinator.keypoints import RADII, SURE
 from recombinator.predict import find
 from recombinator.predict.crop import REDUCING_GAP
 from recombinator.predict.engine import Description, OnnxEngine, load_engine
-from recombinator.predict.predictor import FACE_RULES, SAME_FACE, Predictor, eased
+from recombinator.predict.predictor import FACE_RULES, PASSES, SAME_FACE, Predictor, eased
 from recombinator.predict.session import Session
 from recombinator.utils.errors import InputError, import_optional
 from recombinator.utils.files import check_output_folder, copy_file, write_atomically, write_json
@@ -145,7 +145,7 @@ def describe(about: Description, name: str, finder: find.FinderEngine | None) ->
         "template": about.template, "size": about.size, "channels": about.channels, "sure": SURE,
         "sureReach": RADII[SURE] + 0.5,
         "leastConfidence": least, "leastBefore": eased(least), "sameObject": SAME_FACE,
-        "passes": 2, "detectEvery": DETECT_EVERY, "finder": None,
+        "passes": PASSES, "detectEvery": DETECT_EVERY, "finder": None,
     }  # fmt: skip
     if finder:
         detector = find.FinderDetector(finder)

@@ -23,6 +23,7 @@ from recombinator.utils.errors import InputError
 
 FACE_RULES = ("mtfl", "300w")
 EASE = 6.0  # factor on the odds; of 3,000 faces that were found, none fell below the eased threshold in the first pass
+PASSES = 2  # the second one crops around the points of the first, which pays (docs/prediction.md)
 SAME_FACE = 0.5  # two results nearer than this share of the face's extent are one face
 
 
@@ -46,7 +47,11 @@ class Predictor:
     """
 
     def __init__(
-        self, engine: Engine, detector: Detector | None = None, passes: int = 2, max_pixels: int | None = MAX_PIXELS
+        self,
+        engine: Engine,
+        detector: Detector | None = None,
+        passes: int = PASSES,
+        max_pixels: int | None = MAX_PIXELS,
     ) -> None:
         self.passes, self.max_pixels = _check_passes(passes), max_pixels
         self.engine, self.about, self.keypoints = engine, engine.about, engine.about.keypoints
@@ -360,7 +365,7 @@ def load(
     engine: str | None = None,
     threads: int = 0,
     device: str = "cpu",
-    passes: int = 2,
+    passes: int = PASSES,
     max_pixels: int | None = MAX_PIXELS,
 ) -> Predictor:
     """Load a model for prediction.

@@ -97,7 +97,7 @@ class Session:
             if ends[name][0] != kind:
                 raise InputError(f"{self.path}: {name}: expected {kind}, got {ends[name][0]}")
             if any(isinstance(n, int) and n != s for n, s in zip(ends[name][1], shape, strict=False)):
-                raise InputError(f"{self.path}: {name}: expected shape (N, {str(shape)[1:]}, got (N, {ends[name][1]})")
+                raise InputError(f"{self.path}: {name}: expected shape {('N', *shape)}, got {('N', *ends[name][1])}")
 
     def run(self, outputs: Sequence[str], image: np.ndarray) -> list[np.ndarray]:
         """Compute the outputs of those names.

@@ -35,9 +35,10 @@ def suggest(
 
     def look(name: str, _: str) -> tuple[float, np.ndarray] | InputError:
         try:
-            found = predictor.predict(name)
+            photograph = predictor.open(name)
+            found = predictor.predict(photograph)
             sure = np.mean([face.confidence.mean() for face in found]) if found else 0.0
-            return 1 - float(sure), thumbnail(name)
+            return 1 - float(sure), thumbnail(photograph.pixels)
         except InputError as error:
             return error
 
@@ -52,16 +53,16 @@ def suggest(
         features.append(seen[1])
     if not kept:
         raise InputError(f"none of the {len(names)} images can be read: {failed[0] if failed else 'there are none'}")
-    known = np.array([thumbnail(name) for name in labeled]).reshape(-1, THUMBNAIL**2)
+    known = np.array([thumbnail(read_image(name)) for name in labeled]).reshape(-1, THUMBNAIL**2)
     chosen = choose(np.array(uncertainty), np.array(features), number, known)
     return [(kept[i], uncertainty[i]) for i in chosen], failed
 
 
-def thumbnail(name: str) -> np.ndarray:
-    """Return a small gray version of an image as a vector with mean 0 and length 1."""
+def thumbnail(image: np.ndarray) -> np.ndarray:
+    """Return a small gray version of an (H, W) or (H, W, 3) image as a vector with mean 0 and length 1."""
     import cv2
 
-    small = cv2.resize(to_gray(read_image(name)), (THUMBNAIL, THUMBNAIL), interpolation=cv2.INTER_AREA)
+    small = cv2.resize(to_gray(image), (THUMBNAIL, THUMBNAIL), interpolation=cv2.INTER_AREA)
     vector = small.reshape(-1) - float(small.mean())
     return np.asarray(vector / max(float(np.linalg.norm(vector)), 1e-9))
 
