@@ -24,6 +24,7 @@ from recombinator.predict.find import OnnxFinder
 from recombinator.predict.predictor import Predictor, load
 from recombinator.predict.result import Face
 from recombinator.study.scenes import CUTS, PIECE, Sample, annotated_faces, canvas, color, image_files, paste, place
+from recombinator.study.tool_points import match
 from recombinator.utils.errors import InputError, check_choice
 
 MOSAICS, MOSAIC_SIZE = 200, (1600, 1200)  # number, and width and height in pixels
@@ -214,17 +215,13 @@ class Finding:
 
     def _match(self, faces: Sequence[Face], true: Sequence[np.ndarray]) -> tuple[list[float | None], int]:
         """Return the error of each true face in eye distances, None if it is not found, and the number of others."""
-        left = list(faces)
-        errors: list[float | None] = []
-        for points in true:
-            eyes = float(self.predictor.keypoints.scale(points[None])[0])
-            distances = [float(np.linalg.norm(f.points - points, axis=1).mean()) / eyes for f in left]
-            best = int(np.argmin(distances)) if distances else -1
-            hit = best >= 0 and distances[best] < MATCH
-            errors.append(distances[best] if hit else None)
-            if hit:
-                left.pop(best)
-        return errors, len(left)
+        eyes = [float(self.predictor.keypoints.scale(points[None])[0]) for points in true]
+        found, others = match([face.points for face in faces], true, eyes)
+        errors = [
+            None if i is None else float(np.linalg.norm(faces[i].points - points, axis=1).mean()) / scale
+            for i, points, scale in zip(found, true, eyes, strict=True)
+        ]
+        return errors, others
 
     def _generator(self, part: int) -> np.random.Generator:
         return np.random.default_rng([self.seed, part])
@@ -291,7 +288,7 @@ def run(
     finding = Finding(predictor, samples, image_files(empty), seed, share)
     stages = len(parts) + final
     report: dict[str, Any] = {
-        "weights": sets[0].weights, "passes": predictor.passes, "min_confidence": predictor.min_confidence,
+        "weights": sets[0].weights, "min_confidence": predictor.min_confidence,
         "finder": _finder(predictor), "seed": seed, "share": share, "faces": len(samples),
     }  # fmt: skip
     for n, name in enumerate(parts):
