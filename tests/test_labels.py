@@ -49,6 +49,33 @@ def test_displaced_points_rank_first(tmp_path):
     assert {row["reason"] for row in found[:2]} == {"far from the prediction"}
 
 
+def test_without_a_model_displaced_points_rank_first(trained, tmp_path):
+    """Models of the other folds predict each image; one label of 48 is wrong."""
+    folder, wrong = trained.images[0].parent, "7.png,point_0,"
+    lines = (folder / "points.csv").read_text().splitlines()
+    at = next(i for i, line in enumerate(lines) if line.startswith(wrong))
+    x, y = map(float, lines[at].split(",")[2:])
+    lines[at] = f"{wrong}{x + 25:.2f},{y + 20:.2f}"
+    (tmp_path / "points.csv").write_text("\n".join(lines))
+    settings = {"size": 32, "factor": 1, "coarse_epochs": 2, "batch": 32}
+    report = check_labels(None, tmp_path / "points.csv", folder, folds=3, settings=settings)
+    rows = report["labels"]
+    assert (report["model"], report["folds"], report["objects"], len(rows)) == (None, 3, 16, 48)
+    assert (rows[0]["file"], rows[0]["keypoint"]) == ("7.png", "point_0")
+    assert rows[0]["where"].endswith(f"points.csv:{at + 1}")
+    assert rows[0]["error"] == pytest.approx(32, abs=8)
+    assert len({(row["file"], row["keypoint"]) for row in rows}) == 48
+
+
+def test_without_a_model_few_images_and_tables_are_refused(trained, faces5):
+    folder = trained.images[0].parent
+    with pytest.raises(InputError, match="more images for 2 folds, got 16"):
+        check_labels(None, folder / "points.csv", folds=2)
+    done = CliRunner().invoke(app, ["check-labels", str(faces5 / "valid.parquet")])
+    assert done.exit_code == 2 or isinstance(done.exception, InputError)
+    assert "needs --model" in done.output + str(done.exception)
+
+
 def test_the_measurement_counts_displaced_points(faces5):
     report = run(faces5, epochs=1)
     assert report["displaced"] == sum(row["displaced"] for row in report["rows"]) > 0

@@ -65,6 +65,7 @@ def fit(
 
     Writes model.safetensors, which `predict`, `track` and `load` take, report.html and report.json.
     """
+    from recombinator.fit import folds as cross_validation
     from recombinator.fit import run
     from recombinator.utils.allocator import keep_freed_memory
 
@@ -81,7 +82,7 @@ def fit(
                 only = [f - 1 for f in fold or []]
                 if any(f >= folds for f in only):
                     raise InputError(f"--fold must be from 1 to {folds}")
-                report = run.fit_folds(
+                report = cross_validation.fit_folds(
                     points, out, folds, images=images, minutes=minutes, seed=seed, boxes=boxes, settings=chosen,
                     only=only, on_plan=_show, progress=advance,
                 )  # fmt: skip

@@ -21,10 +21,26 @@ def check_labels(
     points: Annotated[
         Path, typer.Argument(metavar="POINTS", help="Points file as `fit` takes it, or a .parquet table.")
     ],
-    model: Annotated[str, typer.Option(metavar="MODEL", help="Shipped name, weights file or run folder.")],
+    model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL",
+            show_default="fitted to the other images",
+            help="Shipped name, weights file or run folder of a model that has not seen the images.",
+        ),
+    ] = None,
     images: Annotated[
         Path | None, typer.Option(metavar="FOLDER", show_default="that of POINTS", help="Folder of the images.")
     ] = None,
+    folds: Annotated[
+        int, typer.Option(min=2, metavar="N", help="Without --model: parts that the images are split into.")
+    ] = 5,
+    minutes: Annotated[
+        float, typer.Option(min=0.1, metavar="N", help="Without --model: time for all fits together.")
+    ] = 30.0,
+    seed: Annotated[
+        int, typer.Option(min=0, max=2**31 - 2, metavar="N", help="Without --model: seed of all random numbers.")
+    ] = 0,
     number: Annotated[int, typer.Option(min=1, metavar="N", help="Points to print.")] = 20,
     out: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Also write all points, ranked, to this .csv or .json file.")
@@ -34,15 +50,21 @@ def check_labels(
 ) -> None:
     """Rank probable label errors of an annotation file.
 
-    A point ranks high if it is far from a prediction that the model is sure of.
+    A point ranks high if it is far from a prediction that the model is sure of. Without --model, one model is fitted
+    per fold of the images, as `fit` does, and predicts the images of that fold, which it has not seen.
     """
     from recombinator.fit import labels
+    from recombinator.utils.allocator import keep_freed_memory
 
+    keep_freed_memory()
     if out:
         check_output_file(out, ".csv", ".json")
     check_outputs(out, overwrite=overwrite, source=points)
     set_threads(threads)
-    report = labels.check_labels(model, points, images)
+    with progress("check-labels, steps of a fold") as advance:
+        report = labels.check_labels(
+            model, points, images, folds=folds, minutes=minutes, seed=seed, progress=advance
+        )  # fmt: skip
     rows = report["labels"]
     if out and out.suffix.lower() == ".json":
         write_report(out, "labels", report)
