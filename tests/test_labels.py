@@ -3,6 +3,7 @@
 import csv
 import json
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -143,3 +144,33 @@ def test_suggest_leaves_out_labeled_images_and_writes_predictions(tmp_path):
     assert "1 of 3 images, 1 labeled image left out" in done.output and "1.000" in done.output
     assert [r["file"] for r in map(json.loads, (tmp_path / "next" / "points.jsonl").open())] == [str(folder / "c.png")]
     assert (tmp_path / "next" / "points.coco.json").is_file()
+
+
+def test_suggest_takes_frames_of_videos(tmp_path):
+    """Nine frames: one in three is a candidate; one of those has labels, and one is the same as it."""
+    folder, out = tmp_path / "clips", tmp_path / "next"
+    folder.mkdir()
+    portrait = cv2.resize(read_image(SAMPLE_PHOTOGRAPH), (160, 200), interpolation=cv2.INTER_AREA)
+    shown = [portrait] * 6 + [np.zeros_like(portrait)] * 3
+    video = cv2.VideoWriter(str(folder / "a.avi"), cv2.VideoWriter.fourcc(*"MJPG"), 25, (160, 200))
+    for image in shown:
+        video.write(np.ascontiguousarray(image[..., ::-1]))
+    video.release()
+    (folder / "broken.mp4").write_bytes(b"no")
+    labeled = tmp_path / "a-000000.png"
+    Image.fromarray(portrait).save(labeled)
+    points = load("rcn-6-mtfl").predict(labeled)[0]
+    rows = [f"{labeled},{n},{x},{y}" for n, (x, y) in zip(points.keypoints.names, points.points.tolist(), strict=True)]
+    (tmp_path / "points.csv").write_text("\n".join(["file,keypoint,x,y", *rows]))
+    line = ["suggest", "rcn-6-mtfl", "--images", folder, "--out", out, "--format", "labelme", "--frames", 3]
+    line = [str(x) for x in (*line, "--number", 1, "--labeled", tmp_path / "points.csv")]
+    done = CliRunner().invoke(app, line)
+    assert done.exit_code == 1 and "broken.mp4" in done.output
+    assert "1 of 3 images, 1 labeled image left out" in done.output  # two frames and the broken video
+    chosen = out / "frames" / "a" / "a-000006.png"
+    assert list((out / "frames").rglob("*.png")) == [chosen] and read_image(chosen).max() < 20
+    assert [r["file"] for r in map(json.loads, (out / "points.jsonl").open())] == [str(chosen)]
+    (written,) = (out / "labelme").glob("*.json")
+    assert (written.parent / json.loads(written.read_text())["imagePath"]).resolve() == chosen
+    again = CliRunner().invoke(app, line)
+    assert isinstance(again.exception, InputError) and "already holds results" in str(again.exception)

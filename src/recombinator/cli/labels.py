@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from itertools import chain
 from pathlib import Path
 from typing import Annotated
 
@@ -12,7 +13,6 @@ import typer
 from recombinator.cli.options import Overwrite, Threads, check_outputs, set_threads, write_report
 from recombinator.cli.photographs import workers_for
 from recombinator.utils.console import progress, warn
-from recombinator.utils.errors import InputError
 from recombinator.utils.files import check_output_file, check_output_folder, plain_cell, write_text
 from recombinator.utils.text import plural
 
@@ -85,9 +85,14 @@ def check_labels(
 
 def suggest(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Shipped name, weights file or run folder.")],
-    images: Annotated[list[Path], typer.Option(metavar="FOLDER", help="Folder of images, or an image (repeatable).")],
+    images: Annotated[
+        list[Path], typer.Option(metavar="FOLDER", help="Folder of images and videos, or one of these (repeatable).")
+    ],
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder for the predictions of the chosen images.")],
     number: Annotated[int, typer.Option(min=1, metavar="N", help="Images to choose.")] = 20,
+    frames: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Evenly spaced frames of each video to choose from.")
+    ] = 100,
     labeled: Annotated[
         Path | None, typer.Option(metavar="POINTS", help="Points file of the images that have labels; left out.")
     ] = None,
@@ -99,32 +104,45 @@ def suggest(
 ) -> None:
     """Choose the images most worth labeling next, and predict them.
 
-    Chosen are images whose points are uncertain and that differ from each other and from the labeled ones. Correct the
-    predictions in your labeling tool (--format), and fit again. The exit status is 1 if an image could not be read.
+    Chosen are images and frames of videos whose points are uncertain and that differ from each other and from the
+    labeled ones. Chosen frames are written to the folder frames in --out. Correct the predictions in your labeling tool
+    (--format), and fit again. The exit status is 1 if an image could not be read.
     """
+    from recombinator.data.images import ENDINGS
     from recombinator.fit.samples import read_samples
     from recombinator.predict import batch, predictor
+    from recombinator.predict.suggest import Videos
     from recombinator.predict.suggest import suggest as choose_images
+    from recombinator.predict.track import VIDEO_ENDINGS
 
     check_output_folder(out)
-    known = {str(sample.path.resolve()) for sample in read_samples(labeled, images[0])[0]} if labeled else set()
-    names = [n for n in batch.find_photographs(images, out) if str(Path(n).resolve()) not in known]
-    if not names:
-        raise InputError(f"{', '.join(map(str, images))}: every image has labels; give further images")
-    loaded = predictor.load(model, threads=1)
+    if not overwrite:
+        batch.check_no_results(out)
+    folder = next((path for path in images if path.is_dir()), None)
+    known = {str(sample.path.resolve()) for sample in read_samples(labeled, folder)[0]} if labeled else set()
+    inputs = batch.find_photographs(images, out, (*ENDINGS, *VIDEO_ENDINGS))
+    names = [n for n in inputs if not n.lower().endswith(VIDEO_ENDINGS) and str(Path(n).resolve()) not in known]
+    videos = Videos(
+        [n for n in inputs if n.lower().endswith(VIDEO_ENDINGS)], out / "frames", frames,
+        frozenset(Path(name).name for name in known),
+    )  # fmt: skip
+    loaded, total = predictor.load(model, threads=1), len(names) + len(videos)
     with progress("images") as step:
-        workers = workers_for(len(names), model, None, 0, "cpu")
-        chosen, failed = choose_images(loaded, names, number, sorted(known), workers=workers, progress=step)
-    for sentence in failed:
+        found = choose_images(
+            loaded, chain(((n, n) for n in names), videos), number, sorted(known), total=total, progress=step,
+            workers=workers_for(total, model, None, 0, "cpu"),
+        )  # fmt: skip
+        files = [name for name, _ in found.chosen]
+        videos.write(files)
+    for sentence in found.failed:
         warn(sentence)
-    files = [name for name, _ in chosen]
     batch.predict_all(
         loaded, files, out, formats=formats or ("json", "csv"), pictures=False, overwrite=overwrite,
         weights=model,
     )  # fmt: skip
-    for name, uncertainty in chosen:
+    for name, uncertainty in found.chosen:
         print(f"{uncertainty:.3f}  {name}")
     left_out = f", {plural(len(known), 'labeled image')} left out" if known else ""
-    print(f"{len(files)} of {plural(len(names), 'image')}{left_out}; predictions: {out}")
-    if failed:
+    print(f"{len(files)} of {plural(found.candidates, 'image')}{left_out}; predictions: {out}")
+    if found.failed:
         raise typer.Exit(1)
