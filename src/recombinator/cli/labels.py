@@ -119,7 +119,8 @@ def suggest(
     if not overwrite:
         batch.check_no_results(out)
     folder = next((path for path in images if path.is_dir()), None)
-    known = {str(sample.path.resolve()) for sample in read_samples(labeled, folder)[0]} if labeled else set()
+    samples = read_samples(labeled, folder, allow_outside=True)[0] if labeled else []
+    known = {str(sample.path.resolve()) for sample in samples}
     inputs = batch.find_photographs(images, out, (*ENDINGS, *VIDEO_ENDINGS))
     names = [n for n in inputs if not n.lower().endswith(VIDEO_ENDINGS) and str(Path(n).resolve()) not in known]
     videos = Videos(

@@ -83,7 +83,7 @@ def run_folds(
 
 def fit_folds(
     points: PathLike, out: PathLike, folds: int, *, images: PathLike | None = None, minutes: float = 30.0,
-    **options: Any,
+    allow_outside: bool = False, **options: Any,
 ) -> dict[str, Any]:  # fmt: skip
     """Cross-validate `fit`: every image is predicted by a model that was fitted to the images of other folds.
 
@@ -95,6 +95,7 @@ def fit_folds(
         folds: number of folds.
         images: see `fit`.
         minutes: time for each fold.
+        allow_outside: see `fit`.
         **options: `seed`, `boxes`, `settings`, `on_plan` and `progress` of `fit`; and `only`, the folds to run, from 0.
 
     Returns:
@@ -103,7 +104,7 @@ def fit_folds(
     Raises:
         InputError: the points or images cannot be used, or there are too few.
     """
-    samples, keypoints = read_samples(Path(points), Path(images) if images else None)
+    samples, keypoints = read_samples(Path(points), Path(images) if images else None, allow_outside)
     parts = list(run_folds(samples, keypoints, Path(out), folds, minutes=minutes, **options))
     everything = Measured.joined([part.measured for part in parts])
     return {

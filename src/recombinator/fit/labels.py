@@ -50,7 +50,7 @@ def _predicted(
         where = [f"{points}: row {i + 1}" for i in range(len(table))]
         check_same_keypoints(weights.keypoints, table.info.keypoints, f"{points}, for {name}")
     else:
-        samples, keypoints = read_samples(points, images)
+        samples, keypoints = read_samples(points, images, allow_outside=True)
         check_same_keypoints(weights.keypoints, keypoints, f"{points}, for {name}")
         table = whole_table(
             samples, weights.keypoints, weights.crop_rule, weights.net.size, weights.net.channels, "test"
@@ -65,7 +65,7 @@ def _predicted_out_of_fold(
     """Return the same as `_predicted`, by models that are fitted to the images of other folds."""
     if points.suffix.lower() == ".parquet":
         raise InputError(f"{points}: a table needs --model; without one, give the points file that it was made from")
-    samples, keypoints = read_samples(points, images)
+    samples, keypoints = read_samples(points, images, allow_outside=True)
     files = {s.file for s in samples}
     if len(files) - math.ceil(len(files) / folds) < FEWEST:
         raise InputError(

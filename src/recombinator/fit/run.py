@@ -248,7 +248,7 @@ def _calibrated(weights: Weights, table: FaceTable, plan: Plan) -> Weights:
 def fit(
     points: PathLike, out: PathLike, *, images: PathLike | None = None, test: PathLike | None = None,
     minutes: float = 30.0, seed: int = 0, boxes: bool = False, resume: bool = False, plan_only: bool = False,
-    settings: dict[str, Any] | None = None, unlabeled: PathLike | None = None,
+    settings: dict[str, Any] | None = None, unlabeled: PathLike | None = None, allow_outside: bool = False,
     on_plan: Callable[[Plan], None] = lambda plan: None,
     progress: Progress = lambda done, total: None,
 ) -> dict[str, Any]:  # fmt: skip
@@ -269,6 +269,7 @@ def fit(
         settings: decisions to replace: fields of `recombinator.fit.plan.Plan`.
         unlabeled: folder of images and videos without points, for models of whole images. Its annotated images are left
             out. A resumed run needs the same folder.
+        allow_outside: images outside the folder of the points file and `images` are allowed.
         on_plan: called with the complete plan before the training.
         progress: called after each step with steps done and in all.
 
@@ -279,7 +280,7 @@ def fit(
         InputError: the points or images cannot be used, or OUT holds a run already.
     """
     points, out = Path(points), Path(out)
-    samples, keypoints = read_samples(points, Path(images) if images else None)
+    samples, keypoints = read_samples(points, Path(images) if images else None, allow_outside)
     train, held_out = hold_out(samples)
     began = time.perf_counter()
     stored = out / "plan.json"
@@ -298,7 +299,7 @@ def fit(
     further = Path(unlabeled) if unlabeled else None
     tested: list[Sample] = []
     if test:
-        tested, named = read_samples(Path(test), Path(images) if images else None)
+        tested, named = read_samples(Path(test), Path(images) if images else None, allow_outside)
         if named.names != keypoints.names:
             raise InputError(f"{test}: has other keypoints than {points}")
     if plan_only:

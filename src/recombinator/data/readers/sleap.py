@@ -90,7 +90,7 @@ def _entry(source: Source, frame: Any, instance: Any, number: int, lock: Lock) -
 
     columns = {"video": PurePosixPath(shown).name, "track": track}
     file = f"{PurePosixPath(shown).name}#{index}"
-    return replace(base, file=file, points=points, columns=columns, image=pixels)
+    return replace(base, file=file, points=points, columns=columns, video=Path(shown), image=pixels)
 
 
 def _is_image(name: Any) -> bool:
