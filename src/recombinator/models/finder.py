@@ -103,6 +103,20 @@ class Finder(KeypointNet):
             "none": [p for n, p in self.named_parameters() if "bias" in n],
         }
 
+    def channel_readers(self) -> dict[nn.Conv2d, list[tuple[nn.Conv2d, int]]]:
+        trunk = [cast(list[Conv], list(convs)) for convs in self.trunk]
+        branch = [cast(list[Conv], list(convs)) for convs in self.branch]
+        chain = [conv for convs in trunk for conv in convs]
+        readers: dict[nn.Conv2d, list[tuple[nn.Conv2d, int]]] = {
+            conv: [(reader, 0)] for conv, reader in pairwise(chain)
+        } | {chain[-1]: []}
+        for level, (joined, last) in enumerate(branch):
+            readers[trunk[level][-1]].append((joined, 0))
+            readers[joined] = [(last, 0)]
+            finer = branch[level - 1][0] if level else None
+            readers[last] = [(finer, trunk[level - 1][-1].out_channels)] if finer else [(self.out, 0)]
+        return readers
+
     def check_locates(self, name: str) -> None:
         raise InputError(f"{name}: finds objects, not keypoints; give it to a localizer")
 

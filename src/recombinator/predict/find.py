@@ -25,7 +25,11 @@ FORMAT = "recombinator-finder-1"
 MAPS = 6  # of the output
 STRIDE, COARSEST, REFERENCE = 4, 32, 32.0  # as in models.finder, which prediction does not import
 SIDES = (128, 400, 1250)  # longer sides in pixels at which an image is seen; objects from 14 to 140 pixels are found
-FINEST = (2000,)  # for `search`
+# what `search` adds where nothing was accepted: less certain detections, a size at which an object may fill the image,
+# and then a finer one
+DOUBTFUL = 0.25  # of the least probability
+COARSER = (64,)
+FINEST = (2000,)
 LEAST_STEP = 1.4  # an image is not seen again at less than this times the size before
 SMALLEST, LARGEST = 11.0, 1.5  # side of an object in pixels, and in shorter sides of the image as it is seen
 SAME = 0.4  # two squares whose intersection over union is larger are one object
@@ -222,16 +226,18 @@ class FinderDetector:
 
     def detect(self, image: np.ndarray) -> list[Detection]:
         """Find the objects of an image; see Detector.detect."""
-        return self._at(image, SIDES)
+        return self._decoded(image, self._maps(image, SIDES), self.threshold)
 
     def search(self, image: np.ndarray) -> Iterator[list[Detection]]:
-        """Look for smaller objects than `detect` finds; see Detector."""
-        further = [s for s in FINEST if max(image.shape[:2]) >= LEAST_STEP * max(SIDES)]
-        found = self._at(image, further) if further else []
-        if found:
-            yield found
+        """Yield what `detect` finds, then less certain, larger and smaller objects; see Detector."""
+        maps, doubtful = self._maps(image, SIDES), DOUBTFUL * self.threshold
+        yield self._decoded(image, maps, self.threshold)
+        yield self._decoded(image, [*maps, *self._maps(image, COARSER)], doubtful)
+        if max(image.shape[:2]) >= LEAST_STEP * max(SIDES):
+            yield self._decoded(image, self._maps(image, FINEST), self.threshold)
 
-    def _at(self, image: np.ndarray, sides: tuple[int, ...] | list[int]) -> list[Detection]:
+    def _maps(self, image: np.ndarray, sides: tuple[int, ...]) -> list[tuple[float, np.ndarray]]:
+        """Return the scale and the maps of each size at which the image is seen."""
         longest, steps = max(image.shape[:2]), list[float]()
         for wanted in sides:
             side = float(min(wanted, longest) if steps else wanted)
@@ -240,11 +246,17 @@ class FinderDetector:
             steps.append(side)
         channels = self.engine.about.channels
         pixels = to_gray(image) if channels == 1 else image
-        parts: list[tuple[np.ndarray, np.ndarray]] = []
+        maps = []
         for side in reversed(steps):  # each is made of the one before, which is larger
-            scale = side / longest
-            pixels = resized(pixels, image.shape, scale)
-            found = decode_maps(self.engine.run(as_input(pixels, channels))[0], self.threshold)
+            pixels = resized(pixels, image.shape, side / longest)
+            maps.append((side / longest, self.engine.run(as_input(pixels, channels))[0]))
+        return maps
+
+    def _decoded(self, image: np.ndarray, maps: list[tuple[float, np.ndarray]], threshold: float) -> list[Detection]:
+        """Return the objects of all sizes, largest first."""
+        parts: list[tuple[np.ndarray, np.ndarray]] = []
+        for scale, one in maps:
+            found = decode_maps(one, threshold)
             limit = LARGEST * min(image.shape[:2]) * scale
             kept = (found.squares[:, 2] >= SMALLEST) & (found.squares[:, 2] <= limit)
             parts.append((found.squares[kept] / [scale, scale, scale, 1], found.scores[kept]))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from itertools import chain
 from typing import Any, overload
 
 import numpy as np
@@ -149,9 +148,8 @@ class Predictor:
         if min_confidence is None:
             min_confidence = 0.0 if certain else self.min_confidence
         relation = getattr(self.detector, "relation", {}).get(self.rule.name, self.rule.from_detector)
-        further = getattr(self.detector, "search", None) if search else None
-        pixels = photograph.pixels
-        for found in chain([self.detector.detect(pixels)], further(pixels) if further else []):
+        pixels, thorough = photograph.pixels, getattr(self.detector, "search", None) if search else None
+        for found in thorough(pixels) if thorough else [self.detector.detect(pixels)]:
             detections = [d.scaled(photograph.factor) for d in as_detections(found)]
             predicted = self._predict_boxes(photograph, detections, passes, relation, certain, min_confidence)
             faces = [face for face in predicted if face]

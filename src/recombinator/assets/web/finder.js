@@ -80,16 +80,32 @@ function overlap(a, b) {
 }
 
 /**
+ * Yield what `detect` finds in an image, then less certain, larger and smaller objects; see FinderDetector.search in
+ * Python. The parameters are those of `detect`.
+ */
+export async function* search(image, finder, run) {
+  const maps = await seen(image, finder, run, finder.sides);
+  yield decoded(image, finder, maps, finder.threshold);
+  const coarser = await seen(image, finder, run, finder.coarser);
+  yield decoded(image, finder, [...maps, ...coarser], finder.doubtful * finder.threshold);
+  if (Math.max(image.width, image.height) >= finder.leastStep * Math.max(...finder.sides)) {
+    yield decoded(image, finder, await seen(image, finder, run, finder.finest), finder.threshold);
+  }
+}
+
+/**
  * Find the objects of an image, largest first.
  *
  * image: ImageData. finder: model.json's. run: async (tensor data, shape) => {data, rows, columns}, the network.
- * smaller: look only for objects too small for the normal sizes. Returns {x, y, side, angle, score} in image pixels.
+ * Returns {x, y, side, angle, score} in image pixels.
  */
-export async function findObjects(image, finder, run, smaller = false) {
+export async function detect(image, finder, run) {
+  return decoded(image, finder, await seen(image, finder, run, finder.sides), finder.threshold);
+}
+
+/** The maps of each size at which an image is seen, with its scale. */
+async function seen(image, finder, run, sides) {
   const longest = Math.max(image.width, image.height);
-  const largest = Math.max(...finder.sides);
-  const sides = smaller ? finder.finest.filter(() => longest >= finder.leastStep * largest) : finder.sides;
-  if (!sides.length) return [];
   const steps = [];
   for (const wanted of sides) {
     const side = steps.length ? Math.min(wanted, longest) : wanted;
@@ -97,14 +113,22 @@ export async function findObjects(image, finder, run, smaller = false) {
     steps.push(side);
   }
   let pixels = cutPlanes(image, 0, 0, image.width, image.height, finder.channels);
-  const found = [];
+  const all = [];
   for (const side of steps.reverse()) { // each is made of the one before, which is larger
     const scale = side / longest;
     pixels = resized(pixels, image, scale);
     const { data, shape } = asInput(pixels, finder);
-    const maps = await run(data, shape);
+    all.push({ ...await run(data, shape), scale });
+  }
+  return all;
+}
+
+/** The objects of all sizes, largest first. */
+function decoded(image, finder, all, threshold) {
+  const found = [];
+  for (const { data, rows, columns, scale } of all) {
     const limit = finder.largest * Math.min(image.width, image.height) * scale;
-    for (const one of decode(maps.data, maps.rows, maps.columns, finder)) {
+    for (const one of decode(data, rows, columns, { ...finder, threshold })) {
       if (one.side < finder.smallest || one.side > limit) continue;
       found.push({ ...one, x: one.x / scale, y: one.y / scale, side: one.side / scale });
     }
