@@ -104,12 +104,11 @@ class Finder(KeypointNet):
         }
 
     def channel_readers(self) -> dict[nn.Conv2d, list[tuple[nn.Conv2d, int]]]:
-        trunk = [cast(list[Conv], list(convs)) for convs in self.trunk]
-        branch = [cast(list[Conv], list(convs)) for convs in self.branch]
+        trunk, branch = ([list(cast(list[Conv], convs)) for convs in part] for part in (self.trunk, self.branch))
         chain = [conv for convs in trunk for conv in convs]
-        readers: dict[nn.Conv2d, list[tuple[nn.Conv2d, int]]] = {
-            conv: [(reader, 0)] for conv, reader in pairwise(chain)
-        } | {chain[-1]: []}
+        readers: dict[nn.Conv2d, list[tuple[nn.Conv2d, int]]] = {chain[-1]: []}
+        for conv, reader in pairwise(chain):
+            readers[conv] = [(reader, 0)]
         for level, (joined, last) in enumerate(branch):
             readers[trunk[level][-1]].append((joined, 0))
             readers[joined] = [(last, 0)]
