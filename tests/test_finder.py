@@ -325,7 +325,7 @@ def test_a_search_looks_for_less_certain_larger_and_smaller_objects():
 
         def run(self, images):
             maps = super().run(images)
-            maps[0, 0][maps[0, 0] > 0] = np.log(0.2 / 0.8)
+            maps[0, 0][maps[0, 0] > 0] = np.log(0.3 / 0.7)
             if images.shape[2] == self.rows:
                 maps[0, :, 1, 2] = [5, 0, 0, np.log(40 / REFERENCE), 1, 0]
             return maps
@@ -336,10 +336,13 @@ def test_a_search_looks_for_less_certain_larger_and_smaller_objects():
     assert FinderDetector(Doubtful()).detect(image) == [] == found[0] and found[2:] == []
     # seen at 64, 128, 400 and 1250 pixels
     assert [d.box[2] for d in found[1]] == pytest.approx([1000, 500, 160, 51.2], rel=0.02)
-    assert all(d.score == pytest.approx(0.2) for d in found[1])
-    found = list(FinderDetector(Doubtful(rows=1504)).search(np.repeat(np.repeat(image, 2, 0), 2, 1)))
-    assert [len(f) for f in found] == [0, 4, 1]  # only 2000 pixels have 1504 rows
-    assert found[2][0].box[2] == pytest.approx(64)
+    assert all(d.score == pytest.approx(0.3) for d in found[1])
+    large = cv2.resize(image, (2000, 1500))
+    found = list(FinderDetector(Doubtful(rows=1504)).search(large))
+    assert [len(f) for f in found] == [0, 4, 1]  # only a longer side of 2000 pixels has 1504 rows
+    assert found[2][0].box == pytest.approx([-10, -14, 40, 40])
+    twice = np.repeat(np.repeat(large, 2, 0), 2, 1)  # shrunk first
+    assert list(FinderDetector(Doubtful(rows=1504)).search(twice)) == [[d.scaled(2) for d in f] for f in found]
 
 
 def test_relation_of_two_rules():

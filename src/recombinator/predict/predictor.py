@@ -60,7 +60,10 @@ class Predictor:
             self.detector = WholeImage()
         elif detector is None:
             own = getattr(engine, "finder", None)
-            self.detector = FinderDetector(own) if own else face_finder() if self.rule.name in FACE_RULES else None
+            if own:
+                self.detector = FinderDetector(own)
+            elif self.rule.name in FACE_RULES:
+                self.detector = face_finder(getattr(engine, "threads", 1))
         self.min_confidence = float(self.about.calibration.get("least", self.rule.least))
 
     def __repr__(self) -> str:

@@ -87,7 +87,8 @@ export async function* search(image, finder, run) {
   const maps = await seen(image, finder, run, finder.sides);
   yield decoded(image, finder, maps, finder.threshold);
   const coarser = await seen(image, finder, run, finder.coarser);
-  yield decoded(image, finder, [...maps, ...coarser], finder.doubtful * finder.threshold);
+  const further = decoded(image, finder, [...maps, ...coarser], finder.doubtful * finder.threshold);
+  yield further.sort((a, b) => b.score - a.score).slice(0, finder.mostDoubtful);
   if (Math.max(image.width, image.height) >= finder.leastStep * Math.max(...finder.sides)) {
     yield decoded(image, finder, await seen(image, finder, run, finder.finest), finder.threshold);
   }
