@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from recombinator.cli.options import Command, Group, Overwrite, Seed, check_outputs
+from recombinator.cli.options import AllowOutside, Command, Group, Overwrite, Seed, check_outputs
 from recombinator.utils.console import progress
 from recombinator.utils.errors import InputError
 from recombinator.utils.files import check_output_folder
@@ -174,6 +174,7 @@ def prepare_own(
             help="Size of a pixel in millimeters, or the column that has it.",
         ),
     ] = None,
+    allow_outside: AllowOutside = False,
     size: Size = 160,
     gray: Gray = False,
     quality: Quality = 95,
@@ -195,7 +196,7 @@ def prepare_own(
             source, out, images=images, normalizer=normalizer, size=size, gray=gray, quality=quality, strict=strict,
             missing=missing, points_format=points_format, y_up=None if y_axis is None else y_axis is YAxis.up,
             test=test, split_column=split_column, group=group, mm_per_pixel=_millimeters(mm_per_pixel),
-            progress=advance,
+            allow_outside=allow_outside, progress=advance,
         )  # fmt: skip
     _print_counts(counts, out)
 

@@ -20,10 +20,11 @@ from pathlib import Path
 from typing import Any
 
 from recombinator.data.images import ENDINGS
-from recombinator.predict.batch import Done, find_photographs, in_order, point_record, predict_file
+from recombinator.predict.batch import Done, find_photographs, point_record, predict_file
 from recombinator.predict.detect import detector_by_name
 from recombinator.predict.predictor import load
 from recombinator.utils.errors import InputError, check_choice, import_optional
+from recombinator.utils.threads import in_order
 from recombinator.utils.urls import file_system, is_url, list_files, read_file, remove_file, write_file
 
 WRITERS = ("jsonl", "parquet")
