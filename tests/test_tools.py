@@ -11,12 +11,13 @@ from typer.testing import CliRunner
 
 from recombinator.cli import app
 from recombinator.data.images import SAMPLE_PHOTOGRAPH, read_image
+from recombinator.evaluation.photographs import match
 from recombinator.predict.find import face_finder
 from recombinator.predict.predictor import load
 from recombinator.study import tools, whole_images
 from recombinator.study.negatives import patches, write_negatives
 from recombinator.study.render import render_text
-from recombinator.study.tool_points import MAPPINGS, TEMPLATE, Found, correct, match, offsets, summarize, to_five
+from recombinator.study.tool_points import MAPPINGS, TEMPLATE, Found, correct, offsets, summarize, to_five
 from recombinator.study.tool_worker import TOOLS
 from recombinator.utils.errors import InputError
 

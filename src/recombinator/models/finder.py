@@ -116,6 +116,14 @@ class Finder(KeypointNet):
             readers[last] = [(finer, trunk[level - 1][-1].out_channels)] if finer else [(self.out, 0)]
         return readers
 
+    def adapt(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Convert the first convolution of a finder for gray images to one for RGB, which sums the channels."""
+        name = "trunk.0.0.weight"
+        weight = tensors.get(name)
+        if weight is None or self.channels * weight.shape[1] != self.state_dict()[name].shape[1]:
+            return tensors
+        return {**tensors, name: weight.repeat(1, self.channels, 1, 1) / self.channels}
+
     def check_locates(self, name: str) -> None:
         raise InputError(f"{name}: finds objects, not keypoints; give it to a localizer")
 

@@ -17,14 +17,13 @@ import numpy as np
 
 from recombinator.data.images import SAMPLE_PHOTOGRAPH, read_image
 from recombinator.data.table import load_table
-from recombinator.evaluation.photographs import MATCH, evaluate_photographs
+from recombinator.evaluation.photographs import MATCH, evaluate_photographs, match
 from recombinator.predict.crop import rotation
 from recombinator.predict.detect import Detector, as_detections
 from recombinator.predict.find import OnnxFinder
 from recombinator.predict.predictor import Predictor, load
 from recombinator.predict.result import Face
 from recombinator.study.scenes import CUTS, PIECE, Sample, annotated_faces, canvas, color, image_files, paste, place
-from recombinator.study.tool_points import match
 from recombinator.utils.errors import InputError, check_choice
 
 MOSAICS, MOSAIC_SIZE = 200, (1600, 1200)  # number, and width and height in pixels

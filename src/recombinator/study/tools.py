@@ -25,12 +25,12 @@ import numpy as np
 
 from recombinator.data.images import read_image
 from recombinator.data.table import FaceTable, load_table
-from recombinator.evaluation.photographs import MATCH
+from recombinator.evaluation.photographs import MATCH, match
 from recombinator.evaluation.sources import identity
 from recombinator.keypoints import FACE_5
 from recombinator.predict.predictor import load
 from recombinator.study.scenes import color
-from recombinator.study.tool_points import Found, match, summarize, to_five
+from recombinator.study.tool_points import Found, summarize, to_five
 from recombinator.utils.errors import InputError
 
 WORKER = Path(__file__).with_name("tool_worker.py")
