@@ -135,6 +135,7 @@ def test_one_file_holds_both_networks_and_takes_no_boxes(fitted, several):
     assert predictor.detector.engine.about.rule == "object"
     image = several.parent / "3.png"
     predictor.predict(image)
+    assert predictor.noun == "object"
     assert len(predictor.predict(image, boxes=[(10, 10, 40, 40)])) == 1
     assert report["held_out"]["finding"]["objects"] == 10
     assert report["held_out"]["finding"]["images"] == 5

@@ -66,6 +66,11 @@ class Predictor:
                 self.detector = face_finder(getattr(engine, "threads", 1))
         self.min_confidence = float(self.about.calibration.get("least", self.rule.least))
 
+    @property
+    def noun(self) -> str:
+        """What messages call the model's object."""
+        return "face" if self.rule.name in FACE_RULES else "object"
+
     def __repr__(self) -> str:
         model, size = self.about.model.get("name", "unknown"), self.about.size
         engine = getattr(self.engine, "name", type(self.engine).__name__)
