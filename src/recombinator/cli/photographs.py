@@ -227,7 +227,7 @@ def track(
     """Track the keypoints of every face through a video.
 
     Each face keeps its number. The exit status is 1 if a frame is damaged or the video ends early; the other frames
-    are tracked all the same.
+    are still tracked.
     """
     from recombinator.predict import predictor
     from recombinator.predict.detect import detector_by_name

@@ -125,7 +125,7 @@ for _name, _module, _text, _finder in (
 @prepare.command("points", cls=Command)
 def prepare_own(
     source: Annotated[
-        Path, typer.Argument(metavar="SOURCE", help="Points: a file or folder of any labeling tool; see below.")
+        Path, typer.Argument(metavar="SOURCE", help="Points: a file or folder in one of the formats above.")
     ],
     folder: Folder = None,
     out: Out = None,
@@ -168,7 +168,7 @@ def prepare_own(
         str | None,
         typer.Option(
             metavar="COLUMN",
-            help="All images with one value go to one split: a person, an animal, a video; folder is the image's.",
+            help="All images with one value go to one split: a person, an animal, a video; or folder, the image's own.",
         ),
     ] = None,
     mm_per_pixel: Annotated[

@@ -112,7 +112,7 @@ class Predictor:
             min_confidence: Drop a detected face if it is less probable, by the mean confidence of its keypoints and the
                 detector's score. By default the value of the calibration, or else of the crop rule. Given boxes are
                 not filtered.
-            search: If no face is found, let the detector search for what it misses at first: smaller faces.
+            search: If no face is found, let the detector search again, for smaller and less certain faces.
 
         Returns:
             Faces, a list with the largest face first, empty if there is no face. For a list of images, a list of such
