@@ -65,17 +65,6 @@ def test_no_flip_without_symmetry_or_pairs(tmp_path):
     assert not plan_of(draw(tmp_path, 12, turn=2, names=("a", "b", "c"))).flip
 
 
-def test_several_objects_need_boxes(upright, tmp_path):
-    text = upright.read_text().splitlines()
-    text[4:7] = [row.replace("1.png", "0.png") for row in text[4:7]]
-    source = tmp_path / "two.csv"
-    source.write_text("\n".join(f"{r},{'object' if i == 0 else 1 + (4 <= i < 7)}" for i, r in enumerate(text)))
-    samples, keypoints = read_samples(source, upright.parent)
-    with pytest.raises(InputError, match="2 objects.*--boxes"):
-        decide(examine(samples, keypoints), keypoints)
-    assert decide(examine(samples, keypoints), keypoints, boxes=True).rule == "object"
-
-
 def test_changed_decisions_are_checked(upright):
     plan = plan_of(upright)
     assert changed(plan, size="96", flip="false").size == 96

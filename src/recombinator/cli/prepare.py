@@ -60,6 +60,11 @@ Backgrounds = Annotated[
 ]
 
 
+def _check_backgrounds(backgrounds: Path | None, whole: bool) -> None:
+    if backgrounds and not whole:
+        raise InputError("--backgrounds: for whole images only; add --whole")
+
+
 def _add_reader(name: str, module: str, text: str, finder: bool = False) -> None:
     """Add a command for a dataset that is read from a folder; they differ in data only."""
 
@@ -80,10 +85,10 @@ def _add_reader(name: str, module: str, text: str, finder: bool = False) -> None
         out = _one_folder(folder, out, overwrite)
         if (whole or backgrounds) and not finder:
             raise InputError(
-                f"prepare {name}: --whole and --backgrounds are for MTFL, which the face finder learns from"
+                f"prepare {name}: --whole and --backgrounds are for MTFL, which the face finder learns from, and for "
+                "`prepare points`"
             )
-        if backgrounds and not whole:
-            raise InputError("--backgrounds: for whole images only; add --whole")
+        _check_backgrounds(backgrounds, whole)
         read = getattr(import_module(f"recombinator.data.readers.{module}"), f"prepare_{name}")
         further = {"whole": whole, "backgrounds": backgrounds} if whole else {}
         with progress("preparing") as advance:
@@ -120,7 +125,7 @@ for _name, _module, _text, _finder in (
 @prepare.command("points", cls=Command)
 def prepare_own(
     source: Annotated[
-        Path, typer.Argument(metavar="SOURCE", help="Points: a file or folder of any labeling tool; see below.")
+        Path, typer.Argument(metavar="SOURCE", help="Points: a file or folder in one of the formats above.")
     ],
     folder: Folder = None,
     out: Out = None,
@@ -163,7 +168,7 @@ def prepare_own(
         str | None,
         typer.Option(
             metavar="COLUMN",
-            help="All images with one value go to one split: a person, an animal, a video; folder is the image's.",
+            help="All images with one value go to one split: a person, an animal, a video; or folder, the image's own.",
         ),
     ] = None,
     mm_per_pixel: Annotated[
@@ -179,6 +184,8 @@ def prepare_own(
     gray: Gray = False,
     quality: Quality = 95,
     strict: Strict = False,
+    whole: Whole = False,
+    backgrounds: Backgrounds = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Read your own keypoints, of faces or of anything.
@@ -191,12 +198,13 @@ def prepare_own(
     from recombinator.data.readers.own import prepare_points
 
     out = _one_folder(folder, out, overwrite)
+    _check_backgrounds(backgrounds, whole)
     with progress("preparing") as advance:
         counts = prepare_points(
             source, out, images=images, normalizer=normalizer, size=size, gray=gray, quality=quality, strict=strict,
             missing=missing, points_format=points_format, y_up=None if y_axis is None else y_axis is YAxis.up,
             test=test, split_column=split_column, group=group, mm_per_pixel=_millimeters(mm_per_pixel),
-            allow_outside=allow_outside, progress=advance,
+            whole=whole, backgrounds=backgrounds, allow_outside=allow_outside, progress=advance,
         )  # fmt: skip
     _print_counts(counts, out)
 

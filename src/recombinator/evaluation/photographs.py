@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,27 @@ from recombinator.predict.predictor import load
 from recombinator.utils.errors import InputError
 
 MATCH = 0.5  # a prediction belongs to a face if its mean distance, in normalizing distances, is below this
+
+
+def match(
+    faces: Sequence[np.ndarray], true: Sequence[np.ndarray], scales: Sequence[float]
+) -> tuple[list[int | None], int]:
+    """Find the prediction of each annotated face.
+
+    Args:
+        faces: (K, 2) predictions in one photograph, all points finite.
+        true: (K, 2) annotations, NaN for points that are not annotated.
+        scales: Normalizing distance of each annotation.
+
+    Returns:
+        For each true face the index of its prediction, None if it is not found; and the number of other predictions.
+    """
+    left, result = list(range(len(faces))), []
+    for points, scale in zip(true, scales, strict=True):
+        distances = [float(np.nanmean(np.linalg.norm(faces[i] - points, axis=1))) / scale for i in left]
+        best = int(np.argmin(distances)) if distances else -1
+        result.append(left.pop(best) if best >= 0 and distances[best] < MATCH else None)
+    return result, len(left)
 
 
 def evaluate_photographs(

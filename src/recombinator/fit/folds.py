@@ -13,8 +13,8 @@ import numpy as np
 
 from recombinator.data.table import SPLIT_SEED
 from recombinator.fit.measure import Measured
-from recombinator.fit.plan import Plan, changed, decide, examine
-from recombinator.fit.run import PathLike, Progress, hold_out, measure_samples, train_and_save
+from recombinator.fit.plan import Plan
+from recombinator.fit.run import PathLike, Progress, hold_out, make_plan, measure_samples, train_and_save
 from recombinator.fit.samples import Sample, read_samples
 from recombinator.keypoints import KeypointSet
 from recombinator.utils.errors import InputError
@@ -28,7 +28,7 @@ class Fold:
     """The objects of one fold, and what a model of the other folds predicts for them.
 
     Attributes:
-        samples: the objects.
+        samples: the objects; those that were found, with a finder.
         measured: predictions and errors, in the order of `samples`.
         row: number of the fold from 1, images, errors, what was chosen, seconds and plan, for a report.
     """
@@ -64,7 +64,7 @@ def run_folds(
         inside = {files[i] for i in order[fold::folds]}
         rest, tested = [s for s in samples if s.file not in inside], [s for s in samples if s.file in inside]
         train, held_out = hold_out(rest)
-        plan = changed(decide(examine(rest, keypoints), keypoints, boxes=boxes), **(settings or {}))
+        plan = make_plan(rest, keypoints, boxes, settings)
         folder, began = out / f"fold-{fold + 1}", time.perf_counter()
         if (folder / "plan.json").is_file():
             plan = Plan.read(folder / "plan.json")
@@ -73,9 +73,9 @@ def run_folds(
                 plan, train, held_out, keypoints, folder, minutes=minutes, seed=seed, resume=True, on_plan=on_plan,
                 progress=progress,
             )  # fmt: skip
-        seen = measure_samples(weights, tested, plan, keypoints)
+        found, seen = measure_samples(weights, tested, keypoints)
         logger.info(f"fold {fold + 1} of {folds}: {seen.sentence()}")
-        yield Fold(tested, seen, {
+        yield Fold(found, seen, {
             "fold": fold + 1, "images": len(inside), **seen.summary(), "chosen": weights.training.get("chosen", {}),
             "seconds": time.perf_counter() - began, "plan": plan.to_dict(),
         })  # fmt: skip

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,44 @@ RADII_MM = (2.0, 2.5, 3.0, 4.0)  # the usual ones for cephalograms
 SUSPICIOUS = 4.0  # times the keypoint's median error
 
 
+@dataclass(frozen=True)
+class Finding:
+    """What a finder and its localizer found in whole images.
+
+    Attributes:
+        images: number of images.
+        objects: annotated objects in them.
+        found: objects that were found.
+        false: detections that are no annotated object.
+        missed: the places of the other objects in the points file.
+    """
+
+    images: int
+    objects: int
+    found: int
+    false: int
+    missed: list[str]
+
+    @classmethod
+    def joined(cls, parts: Sequence[Finding]) -> Finding:
+        """Return the results on different images as one."""
+        images, objects, found, false = (
+            sum(getattr(p, name) for p in parts) for name in ("images", "objects", "found", "false")
+        )
+        return cls(images, objects, found, false, [where for p in parts for where in p.missed])
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "share": self.found / self.objects, "false_per_image": self.false / self.images}
+
+    def sentence(self) -> str:
+        """Return the results in one line."""
+        row = self.to_dict()
+        return (
+            f"found {self.found} of {self.objects} objects ({100 * row['share']:.1f} %), "
+            f"{row['false_per_image']:.2f} false detections per image"
+        )
+
+
 @dataclass
 class Measured:
     """Predictions for N objects, in pixels of the original images.
@@ -32,6 +70,7 @@ class Measured:
         pixel: (N,) image pixels per pixel of the network's input.
         files: names of the images.
         mm: (N,) millimeters per image pixel, NaN where not known.
+        finding: for a model with a finder: how many objects there were. The N objects are those that were found.
     """
 
     true: np.ndarray
@@ -42,13 +81,17 @@ class Measured:
     pixel: np.ndarray
     files: list[str]
     mm: np.ndarray
+    finding: Finding | None = None
 
     @classmethod
     def joined(cls, parts: Sequence[Measured]) -> Measured:
         """Return the results of several models on different images as one."""
         names = ("true", "predicted", "known", "confidence", "correct", "pixel", "mm")
         arrays: dict[str, Any] = {name: np.concatenate([getattr(p, name) for p in parts]) for name in names}
-        return cls(**arrays, files=[f for p in parts for f in p.files])
+        finding = [p.finding for p in parts if p.finding]
+        return cls(
+            **arrays, files=[f for p in parts for f in p.files], finding=Finding.joined(finding) if finding else None
+        )
 
     @property
     def errors(self) -> np.ndarray:
@@ -61,8 +104,14 @@ class Measured:
         return self.errors[self.known]
 
     def summary(self) -> dict[str, Any]:
-        """Return errors in pixels of the original images, and shares of points within RADII_PIXELS."""
+        """Return errors in pixels of the original images, and shares of points within RADII_PIXELS.
+
+        Without any object, as where a finder found none, there are no errors in it.
+        """
+        finding = {"finding": self.finding.to_dict()} if self.finding else {}
         errors = self.known_errors
+        if not len(errors):
+            return {"objects": 0, "points": 0, **finding}
         low, high = metrics.bootstrap_ci(np.nanmean(self.errors, axis=1))
         _, gap = metrics.reliability(self.confidence[self.known], self.correct[self.known])
         return {
@@ -70,7 +119,7 @@ class Measured:
             "mean": float(errors.mean()), "mean_ci95": [low, high], "p95": float(np.quantile(errors, 0.95)),
             "largest": float(errors.max()),
             "within": {str(r): float((errors <= r).mean()) for r in RADII_PIXELS},
-            "calibration_error": gap, **self._in_mm(),
+            "calibration_error": gap, **self._in_mm(), **finding,
         }  # fmt: skip
 
     def _in_mm(self) -> dict[str, Any]:
@@ -96,7 +145,10 @@ class Measured:
     def sentence(self) -> str:
         """Return the errors in one line."""
         row = self.summary()
-        return (
+        finding = f"{self.finding.sentence()}, " if self.finding else ""
+        if not row["points"]:
+            return f"{finding}no errors to report"
+        return finding + (
             f"median error {row['median']:.2f} pixels, mean {row['mean']:.2f}, "
             + ", ".join(f"{100 * v:.0f} % within {r}" for r, v in row["within"].items())
             + (f", mean {row['mean_mm']:.2f} mm" if "mean_mm" in row else "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -25,6 +26,9 @@ FACTORS = (2, 3, 4, 5, 6, 8)
 PATCH = 64  # side of the fine network's input: at least 8 coarse cells, several times the coarse error
 ANY_ANGLE = 60  # degrees: objects that turn by more than this can have any orientation
 LOOKED_AT = 20  # images that are read to decide on color
+FINDER_OBJECT = 96  # pixels of an object in the images that a finder learns from: in training scenes most are smaller
+FINDER_SIZES = (160, 480)  # sides of these images in pixels, smallest and largest
+FINDER_SHIFT, FINDER_ZOOM = 0.15, 0.2  # least jitter of crops: a finder's squares are that far off
 
 
 @dataclass(frozen=True)
@@ -68,8 +72,8 @@ class Plan:
     """How a localizer is fitted.
 
     Attributes:
-        where: where the object is looked for: "image" (one object anywhere in the whole image) or "box" (in boxes that
-            are given at prediction). A finder of objects would be one more entry of `RULE`.
+        where: where the object is looked for: "image" (one object anywhere in the whole image), "finder" (in squares
+            that a finder network gives, any number of them) or "box" (in boxes that are given at prediction).
         size: side of the coarse network's input in pixels.
         factor: how many times finer the fine network sees; 1: there is no fine network.
         patch: side of the fine network's input in pixels.
@@ -81,7 +85,8 @@ class Plan:
         shift: random shift of the coarse input, as a share of its side.
         flip: mirror half of the training images.
         batch: images per step.
-        coarse_epochs, fine_epochs: filled in once a step has been timed; 0 before.
+        finder_size: side in pixels of the whole images that a finder learns from; 0: there is no finder.
+        coarse_epochs, fine_epochs, finder_epochs: filled in once a step has been timed; 0 before.
         reasons: one line per decision.
     """
 
@@ -99,6 +104,8 @@ class Plan:
     batch: int
     coarse_epochs: int = 0
     fine_epochs: int = 0
+    finder_size: int = 0
+    finder_epochs: int = 0
     reasons: tuple[str, ...] = ()
 
     @property
@@ -129,7 +136,7 @@ class Plan:
             raise InputError(f"{error}: not a plan of `recombinator fit`; choose another --out") from None
 
 
-RULE = {"image": "image", "box": "object"}  # crop rule by `Plan.where`
+RULE = {"image": "image", "finder": "object", "box": "object"}  # crop rule by `Plan.where`
 
 
 def examine(samples: Sequence[Sample], keypoints: KeypointSet) -> Examination:
@@ -198,35 +205,66 @@ def _chroma(image: np.ndarray, sample: Sample) -> float:
     return float(np.sum(color) / max(np.sum(bright), 1e-9)) if bright else 0.0
 
 
-def decide(seen: Examination, keypoints: KeypointSet, *, boxes: bool = False) -> Plan:
+def choose_where(seen: Examination, boxes: bool, given: str) -> tuple[str, str]:
+    """Return `Plan.where`, and its reason.
+
+    Args:
+        seen: what the data show.
+        boxes: boxes will be given at prediction.
+        given: the user's choice; "": none.
+
+    Raises:
+        InputError: the choice is unknown, or does not fit the data.
+    """
+    if given and given not in RULE:
+        raise InputError(f"where={given!r}: expected one of {', '.join(RULE)}")
+    if boxes and given not in ("", "box"):
+        raise InputError(f"--boxes: excludes where={given}; leave one of them out")
+    if given == "image" and seen.most_objects > 1:
+        raise InputError(
+            f"where=image: an image has {seen.most_objects} objects, and a model of whole images locates one; use "
+            "where=finder"
+        )
+    smallest = OBJECT_CELLS / SIZES[-1]
+    spans = f"it spans {100 * seen.share:.0f} % of the longer side"
+    if boxes or given == "box":
+        return "box", "in boxes that you give at prediction"
+    if given == "finder" or seen.most_objects > 1:
+        return "finder", f"a finder network finds the objects; an image has up to {seen.most_objects}"
+    if not given and seen.share < smallest:
+        return "finder", (
+            f"a finder network finds the object; {spans}, and below {100 * smallest:.0f} % the network for the whole "
+            f"image, {SIZES[-1]}x{SIZES[-1]} at most, sees fewer than {OBJECT_CELLS} pixels of it"
+        )
+    return "image", f"one object anywhere in the image; {spans}"
+
+
+def decide(seen: Examination, keypoints: KeypointSet, *, boxes: bool = False, where: str = "") -> Plan:
     """Decide how to fit a localizer.
 
     Args:
         seen: what the data show.
         keypoints: the keypoint set.
         boxes: boxes will be given at prediction.
+        where: `Plan.where`, if the user has chosen it.
 
     Raises:
-        InputError: an image has several objects and there are no boxes.
+        InputError: the choice does not fit the data, or a finder would have to find single keypoints.
     """
     reasons = [
         f"data: {seen.images} images of {seen.side:.0f} pixels, {seen.objects} objects of {len(keypoints)} keypoints"
         + (f", {100 * seen.missing:.0f} % missing ({seen.rarest}: {seen.rarest_known} known)" if seen.missing else "")
     ]
-    if boxes:
-        share = 0.75  # the crop is 1.3 times the object
-        reasons.append("where: in boxes that you give at prediction (--boxes)")
-    elif seen.most_objects > 1:
+    where, reason = choose_where(seen, boxes, where)
+    if where == "finder" and len(keypoints) < 2:
         raise InputError(
-            f"an image has {seen.most_objects} objects; without boxes a model locates one object per image: use "
-            "--boxes, and give boxes at prediction"
+            "a single keypoint has no size, so no finder can learn it; annotate two or more keypoints per object"
         )
-    else:
-        share = seen.share
-        reasons.append(f"where: one object anywhere in the image; it spans {100 * share:.0f} % of the longer side")
+    reasons.append(f"where: {reason}")
+    share = seen.share if where == "image" else 0.75  # the crop is 1.3 times the object
     size = next((s for s in SIZES if s * share >= OBJECT_CELLS), SIZES[-1])
     reasons.append(f"coarse network: {size}x{size} pixels, in which the object spans {size * share:.0f}")
-    pixels = seen.extent * 4 / 3 if boxes else seen.side  # of the file along the input
+    pixels = seen.side if where == "image" else seen.extent * 4 / 3  # of the file along the input
     usable = [f for f in FACTORS if size * f <= max(pixels, 1) * 1.1]
     factor = next((f for f in usable if size * f * share >= FINE_CELLS), max(usable, default=1))
     if factor == 1:
@@ -242,8 +280,15 @@ def decide(seen: Examination, keypoints: KeypointSet, *, boxes: bool = False) ->
     else:
         degrees = int(min(max(10, round(1.5 * seen.rotation)), 180))
         reasons.append(f"rotation: +-{degrees} degrees; the objects turn by up to {seen.rotation:.0f}")
-    zoom = round(float(np.clip(1.2 * (seen.scaling - 1), 0.1, 0.4)), 2)
+    shift, least = (FINDER_SHIFT, FINDER_ZOOM) if where == "finder" else (0.1, 0.1)
+    zoom = round(float(np.clip(1.2 * (seen.scaling - 1), least, 0.4)), 2)
     reasons.append(f"scale: +-{100 * zoom:.0f} %; the objects' sizes differ by up to {100 * (seen.scaling - 1):.0f} %")
+    finder_size = _finder_size(seen) if where == "finder" else 0
+    if finder_size:
+        reasons.append(
+            f"finder: it learns from whole images of {finder_size} pixels and starts from the face finder; the crops "
+            "are shifted and scaled by more, because its squares are inexact"
+        )
     if not keypoints.mirror:
         why = "no flips: no two names differ in left and right"
     elif seen.symmetric:
@@ -257,10 +302,17 @@ def decide(seen: Examination, keypoints: KeypointSet, *, boxes: bool = False) ->
         "that of brightness"
     )
     return Plan(
-        where="box" if boxes else "image", size=size, factor=factor, patch=PATCH, model="rcn-6", start="",
-        channels=channels, degrees=degrees, zoom=zoom, shift=0.1, flip=seen.symmetric, batch=32,
-        reasons=tuple(reasons),
+        where=where, size=size, factor=factor, patch=PATCH, model="rcn-6", start="",
+        channels=channels, degrees=degrees, zoom=zoom, shift=shift, flip=seen.symmetric, batch=32,
+        finder_size=finder_size, reasons=tuple(reasons),
     )  # fmt: skip
+
+
+def _finder_size(seen: Examination) -> int:
+    """Return the side of a finder's images: an object's square has FINDER_OBJECT pixels, or all that the files have."""
+    smallest, largest = FINDER_SIZES
+    wanted = min(FINDER_OBJECT / (1.3 * max(seen.share, 0.01)), seen.side, largest)
+    return 32 * math.ceil(max(wanted, smallest) / 32)
 
 
 def changed(plan: Plan, **values: Any) -> Plan:
@@ -281,6 +333,4 @@ def changed(plan: Plan, **values: Any) -> Plan:
         except (KeyError, ValueError):
             raise InputError(f"{name}={value!r}: expected a value of type {kind}: {expected}") from None
         merged["reasons"] = (*merged["reasons"], f"{name}: {merged[name]}, as you set it")
-    if merged["where"] not in RULE:
-        raise InputError(f"where={merged['where']!r}: expected one of {', '.join(RULE)}")
     return Plan(**merged)

@@ -58,7 +58,7 @@ def write_reports(
         "kind": "fit", "points": source, "keypoints": list(names), "plan": plan.to_dict(), "chosen": chosen,
         "seconds": seconds,
         **{
-            part: {"note": NOTES[part], **seen.summary(), "per_keypoint": seen.per_keypoint(names)}
+            part: {"note": _note(part, seen), **seen.summary(), "per_keypoint": seen.per_keypoint(names)}
             for part, (_, seen) in parts.items()
         },
     }  # fmt: skip
@@ -73,13 +73,20 @@ def write_reports(
     return report
 
 
+def _note(part: str, seen: Measured) -> str:
+    if seen.finding is None:
+        return NOTES[part]
+    sentence = seen.finding.sentence()
+    return f"{NOTES[part]} In whole images: {sentence}. The errors are those of the objects that were found."
+
+
 def _page(source: str, keypoints: KeypointSet, plan: Plan, parts: Parts, report: dict[str, Any]) -> str:
     names = keypoints.names
     body = [f"<h1>Fit of {html.escape(Path(source).name)}</h1>", "<p>Errors are in pixels of your images.</p>"]
     rows = [
         [TITLES[part], f"{row['objects']}", f"{row['median']:.2f}", f"{row['mean']:.2f}", f"{row['p95']:.1f}",
          *(f"{100 * row['within'][str(r)]:.0f} %" for r in RADII_PIXELS)]
-        for part, row in ((p, report[p]) for p in TITLES if p in report)
+        for part, row in ((p, report[p]) for p in TITLES if p in report) if row["points"]
     ]  # fmt: skip
     body.append(
         _table(["", "objects", "median", "mean", "95th percentile", *(f"within {r}" for r in RADII_PIXELS)], rows)
@@ -89,8 +96,8 @@ def _page(source: str, keypoints: KeypointSet, plan: Plan, parts: Parts, report:
         + ", ".join(f"{100 * v:.0f} % within {r} mm" for r, v in report[part]["within_mm"].items()) + "</p>"
         for part in TITLES if part in parts and "mean_mm" in report[part]
     ]  # fmt: skip
-    body += [f"<p>{TITLES[part]}: {NOTES[part]}</p>" for part in TITLES if part in parts]
-    measured = next(part for part in TITLES if part in parts)
+    body += [f"<p>{TITLES[part]}: {_note(part, parts[part][1])}</p>" for part in TITLES if part in parts]
+    measured = next(part for part in TITLES if part in parts and len(parts[part][0]))
     samples, seen = parts[measured]
     body.append(f"<h2>Keypoints, {TITLES[measured].lower()}</h2>")
     rows = [

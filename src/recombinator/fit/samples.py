@@ -126,9 +126,9 @@ def make_table(info: TableInfo, rows: list[tuple[Sample, Crop, np.ndarray]]) -> 
     )  # fmt: skip
 
 
-def repeated(table: FaceTable) -> FaceTable:
-    """Repeat the rows of a small table, so that it has at least FEW_ROWS."""
-    rows = np.tile(np.arange(len(table)), -(-FEW_ROWS // len(table)))
+def repeated(table: FaceTable, least: int = FEW_ROWS) -> FaceTable:
+    """Repeat the rows of a small table, so that it has at least `least`."""
+    rows = np.tile(np.arange(len(table)), -(-least // len(table)))
     return replace(take_rows(table, rows), fingerprint=table.fingerprint)
 
 
@@ -145,7 +145,7 @@ def _shrunk(crop: Crop, size: int) -> Crop:
     return Crop(resized(crop.image, size), crop.to_file * scale, crop.box / factor, crop.file_size)
 
 
-def _inside(sample: Sample, crop: Crop) -> np.ndarray:
+def inside_crop(sample: Sample, crop: Crop) -> np.ndarray:
     """Return the (K, 2) points in crop pixels."""
     return (sample.points - crop.to_file[:, 2]) / crop.to_file[0, 0]
 
@@ -154,7 +154,7 @@ def whole_table(
     samples: Sequence[Sample], keypoints: KeypointSet, rule: str, size: int, channels: int, split: str
 ) -> FaceTable:
     """Return the table of a network whose input has `size` pixels."""
-    rows = [(s, c, _inside(s, c)) for s, c in crops(samples, rule, size, channels)]
+    rows = [(s, c, inside_crop(s, c)) for s, c in crops(samples, rule, size, channels)]
     return make_table(table_info(split, keypoints, rule, size, channels), rows)
 
 
@@ -185,8 +185,8 @@ def training_tables(
     stored = RULES[rule].stored_size(size * min(factor, 2))
     for sample, crop in crops(samples, rule, size * factor, channels):
         small = _shrunk(crop, stored)
-        coarse.append((sample, small, _inside(sample, small)))
-        inside = _inside(sample, crop)
+        coarse.append((sample, small, inside_crop(sample, small)))
+        inside = inside_crop(sample, crop)
         kept = sample.known & fine & (generator.random(len(sample.known)) < share)
         patches += [(sample, *_patch(crop, inside, inside[k], patch)) for k in np.flatnonzero(kept)]
     tables = [make_table(table_info("train", keypoints, rule, stored, channels), coarse)]

@@ -17,14 +17,13 @@ import numpy as np
 
 from recombinator.data.images import SAMPLE_PHOTOGRAPH, read_image
 from recombinator.data.table import load_table
-from recombinator.evaluation.photographs import MATCH, evaluate_photographs
+from recombinator.evaluation.photographs import MATCH, evaluate_photographs, match
 from recombinator.predict.crop import rotation
 from recombinator.predict.detect import Detector, as_detections
 from recombinator.predict.find import OnnxFinder
 from recombinator.predict.predictor import Predictor, load
 from recombinator.predict.result import Face
 from recombinator.study.scenes import CUTS, PIECE, Sample, annotated_faces, canvas, color, image_files, paste, place
-from recombinator.study.tool_points import match
 from recombinator.utils.errors import InputError, check_choice
 
 MOSAICS, MOSAIC_SIZE = 200, (1600, 1200)  # number, and width and height in pixels
@@ -121,10 +120,7 @@ class Finding:
             photograph = self.predictor.open(file)
             detector = self.predictor.detector
             assert detector is not None  # of a face model
-            found = as_detections(detector.detect(photograph.pixels))
-            for more in detector.search(photograph.pixels) if not found and hasattr(detector, "search") else ():
-                found = found or as_detections(more)
-            before += len(found)
+            before += len(as_detections(detector.detect(photograph.pixels)))
             faces = self.predictor.predict(photograph)
             after += len(faces)
             wrong += [{"file": file.name, "confidence": float(f.confidence.mean())} for f in faces]

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from recombinator.evaluation.metrics import bootstrap_ci
-from recombinator.evaluation.photographs import MATCH
 from recombinator.evaluation.relation import FIVE_OF_68
 from recombinator.keypoints import FACE_5
 from recombinator.utils.errors import InputError
@@ -74,27 +73,6 @@ def correct(five: np.ndarray, offset: np.ndarray) -> np.ndarray:
     moved = (offset @ [1, 1j]) * _frame(five)
     result: np.ndarray = five + np.stack([moved.real, moved.imag], axis=1)
     return result
-
-
-def match(
-    faces: Sequence[np.ndarray], true: Sequence[np.ndarray], eyes: Sequence[float]
-) -> tuple[list[int | None], int]:
-    """Find the prediction of each true face.
-
-    Args:
-        faces: (5, 2) predictions in one photograph.
-        true: (5, 2) annotations, NaN for points that are not annotated.
-        eyes: Eye distance of each annotation.
-
-    Returns:
-        For each true face the index of its prediction, None if it is not found; and the number of other predictions.
-    """
-    left, result = list(range(len(faces))), []
-    for points, scale in zip(true, eyes, strict=True):
-        distances = [float(np.nanmean(np.linalg.norm(faces[i] - points, axis=1))) / scale for i in left]
-        best = int(np.argmin(distances)) if distances else -1
-        result.append(left.pop(best) if best >= 0 and distances[best] < MATCH else None)
-    return result, len(left)
 
 
 @dataclass

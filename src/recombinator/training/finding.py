@@ -27,7 +27,7 @@ NEAR = 1.0  # cells around a center, to each side, that learn the square
 SURE = 0.5  # an object that nobody annotated may be where the finder is this sure
 UNSURE_WEIGHT = 0.1  # of the loss there, with the recipe's `unlabeled`
 SQUARE_WEIGHT = 1.0  # of the squares in the loss
-VALIDATION_SCENES = 512
+VALIDATION_SCENES, SCENES_PER_IMAGE = 512, 16  # at most
 THRESHOLDS = np.arange(0.1, 0.75, 0.05)
 FOUND_WITHIN = 0.25  # distance of the centers, in sides
 FOUND_SIZES = 1.5  # ratio of the sides
@@ -68,9 +68,10 @@ def group(table: FaceTable, rule: str) -> tuple[Tensor, Tensor]:
     known = table.mask.sum(axis=1) >= 2
     squares = np.full((len(table), 4), np.nan)
     squares[known] = oriented_squares(table.points[known].astype(float), table.mask[known], RULES[rule])
-    rows: dict[str, list[int]] = {}
-    for i, file in enumerate(table.files):
-        rows.setdefault(file, []).append(i)
+    objects: dict[str, dict[bytes, int]] = {}
+    for i, file in enumerate(table.files):  # an object that is listed twice, as in a repeated table, counts once
+        objects.setdefault(file, {}).setdefault(table.points[i].tobytes(), i)
+    rows = {file: list(members.values()) for file, members in objects.items()}
     grouped = np.full((len(rows), max(map(len, rows.values())), 4), np.nan, np.float32)
     for n, members in enumerate(rows.values()):
         grouped[n, : len(members)] = squares[members]
@@ -99,7 +100,8 @@ class Finding(Task):
         images, squares = group(valid, self.finder.rule)
         held_out = Album.of(images.to(device), squares.to(device))
         generator = Generator().manual_seed(0)
-        index = torch.randint(len(held_out), (VALIDATION_SCENES,), generator=generator)
+        count = min(VALIDATION_SCENES, SCENES_PER_IMAGE * len(held_out))
+        index = torch.randint(len(held_out), (count,), generator=generator)
         scenes = draw_scenes(held_out, index, self.size, recipe.augment, generator)
         self.scenes = scenes.pixels.round().byte(), scenes.objects.cpu().numpy()
         whole = F.interpolate(images[:VALIDATION_SCENES].float(), size=(self.size,) * 2, mode="area")

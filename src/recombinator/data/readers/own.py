@@ -16,7 +16,7 @@ from recombinator.data.annotations import Entry, Scheme, coordinate
 from recombinator.data.crops import GRID, RULES
 from recombinator.data.images import read_image
 from recombinator.data.points import PointSet, infer_names, point_sets, read_entries
-from recombinator.data.rows import crop_row
+from recombinator.data.rows import background_jobs, background_row, crop_row
 from recombinator.data.splits import shared_groups, split_images, split_of
 from recombinator.data.table import Row, TableInfo, write_splits
 from recombinator.keypoints import KEYPOINT_SETS, KeypointSet
@@ -115,7 +115,8 @@ def prepare_points(
     gray: bool = False, quality: int = 95, strict: bool = False, missing: str = "auto",
     points_format: str | None = None, y_up: bool | None = None, test: Path | None = None,
     split_column: str | None = None, group: str | None = None, mm_per_pixel: float | str | None = None,
-    allow_outside: bool = False, progress: Callable[[int, int], None] = lambda done, total: None,
+    whole: bool = False, backgrounds: Path | None = None, allow_outside: bool = False,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, int]:  # fmt: skip
     """Write OUT/{train,valid,test}.parquet from a file of points and the images it names.
 
@@ -143,6 +144,8 @@ def prepare_points(
         mm_per_pixel: size of a pixel of the images in millimeters, or the column that has it; None: the scale of a .tps
             file. It goes into the tables.
         allow_outside: images outside the folder of the points file and `images` are allowed.
+        whole: store whole images, for a finder, in place of crops: one row per object.
+        backgrounds: folder of images without objects, which become rows without points; with `whole`.
         progress: called with the numbers of objects done and in all.
 
     Returns:
@@ -153,7 +156,8 @@ def prepare_points(
     """
     if isinstance(mm_per_pixel, int | float) and not 0 < mm_per_pixel < float("inf"):
         raise InputError(f"--mm-per-pixel must be above 0, got {mm_per_pixel:g}")
-    rule = RULES["300w"]
+    rule = RULES["image" if whole else "300w"]
+    empty = background_jobs(backgrounds) if backgrounds else {}
     further = tuple(
         dict.fromkeys(c for c in (split_column, group, mm_per_pixel) if isinstance(c, str) and c != "folder")
     )
@@ -215,18 +219,23 @@ def prepare_points(
         )
     for name in shared_groups(parts, groups)[:10]:
         logger.warning("%s: %s %s has images in more than one split", source, group, name)
-    jobs = {split: [f for name in parts[split] for f in photographs[name]] for split in ("test", "valid", "train")}
+    jobs: dict[str, list[PointSet | Path]] = {
+        split: [*(f for name in parts[split] for f in photographs[name]), *empty.get(split, [])]
+        for split in ("test", "valid", "train")
+    }
 
-    def make(face: PointSet) -> Row:
+    def make(face: PointSet | Path) -> Row:
+        if isinstance(face, Path):
+            return background_row(face, rule, len(keypoints), size=size, gray=gray, quality=quality)
         known = np.isfinite(face.points).all(axis=1)
         try:
             if known.sum() < 2:
                 raise InputError(f"expected 2 or more known points, got {known.sum()}")
             lacking = [keypoints.names[i] for group in keypoints.normalizer for i in group if not known[i]]
-            if lacking:
+            if lacking and not whole:  # a finder has no errors to normalize, and must know every object of an image
                 raise InputError(f"{lacking[0]} is missing, which its errors are normalized by")
             points = np.where(known[:, None], face.points, face.points[known].mean(axis=0))
-            if keypoints.scale(points) < 1:
+            if keypoints.scale(points) < 1 and not whole:
                 raise InputError("its normalizer is below one pixel; choose two points with --normalizer a,b")
             image = face.entry.image() if face.entry.image else read_image(face.entry.path or face.file)
             row = crop_row(image, points, face.file, rule, size=size, gray=gray, quality=quality, mask=known)
