@@ -317,8 +317,9 @@ def folds_table(results: Results) -> str:
         run = len(r["folds_run"])
         parts = f"{run} of {r['folds']}" if run < r["folds"] else str(run)
         rows.append(
-            [link(name, name.removeprefix("fit-")), str(r["images"]), str(len(r["keypoints"])), parts, f"{r['minutes_per_fold']:g}",
-             f"{r['median']:.2f}", f"{r['p95']:.1f}", *(f"{100 * r['within'][radius]:.1f} %" for radius in radii)]
+            [link(name, name.removeprefix("fit-")), str(r["images"]), str(len(r["keypoints"])), parts,
+             f"{r['minutes_per_fold']:g}", f"{r['median']:.2f}", f"{r['p95']:.1f}",
+             *(f"{100 * r['within'][radius]:.1f} %" for radius in radii)]
         )  # fmt: skip
     return markdown(
         ["data", "images", "keypoints", "folds", "minutes per fold", "median error, pixels", "95th percentile",
