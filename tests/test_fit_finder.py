@@ -28,7 +28,7 @@ from recombinator.weights.files import load_weights
 NAMES = ("nose", "left_ear", "right_ear")
 SHAPE = np.array([[0, -12], [-8, 6], [8, 6]], float)
 QUICK = {
-    "size": 32, "factor": 1, "coarse_epochs": 1, "finder_epochs": 1, "finder_size": 160, "batch": 512,
+    "size": 32, "factor": 1, "coarse_epochs": 1, "finder_epochs": 1, "finder_size": 160, "batch": 64,
 }  # fmt: skip
 
 

@@ -85,6 +85,6 @@ def background_row(
     image = read_image(path)
     center = np.tile(np.array(image.shape[1::-1]) / 2, (keypoints, 1))
     return crop_row(
-        image, center, path.name, rule, size=size, gray=gray, quality=quality, mask=np.zeros(keypoints, bool),
-        attributes=dict.fromkeys(attributes, 0),
+        image, center, f"{path.parent.name}/{path.name}", rule, size=size, gray=gray, quality=quality,
+        mask=np.zeros(keypoints, bool), attributes=dict.fromkeys(attributes, 0),
     )  # fmt: skip

@@ -27,7 +27,7 @@ from recombinator.weights.shipped import FOLDER
 
 START = FOLDER / "finders" / "faces.safetensors"  # training starts from these weights
 MEMORY = 4e8  # bytes of whole images to learn from; more images are left out, evenly spaced
-ROWS = 1024  # rows of a training table: each epoch ends with a validation, which costs as much as some steps
+ROWS = 512  # rows of a training table: each epoch ends with a validation, which costs as much as some steps
 BACKGROUNDS = 4  # one in so many images also gives a part without objects
 PARTS = (0.2, 0.6)  # sides of such parts, in shorter sides of the image
 ATTEMPTS = 20  # random parts of an image that are tried

@@ -68,9 +68,10 @@ def group(table: FaceTable, rule: str) -> tuple[Tensor, Tensor]:
     known = table.mask.sum(axis=1) >= 2
     squares = np.full((len(table), 4), np.nan)
     squares[known] = oriented_squares(table.points[known].astype(float), table.mask[known], RULES[rule])
-    rows: dict[str, list[int]] = {}
-    for i, file in enumerate(table.files):
-        rows.setdefault(file, []).append(i)
+    objects: dict[str, dict[bytes, int]] = {}
+    for i, file in enumerate(table.files):  # an object that is listed twice, as in a repeated table, counts once
+        objects.setdefault(file, {}).setdefault(table.points[i].tobytes(), i)
+    rows = {file: list(members.values()) for file, members in objects.items()}
     grouped = np.full((len(rows), max(map(len, rows.values())), 4), np.nan, np.float32)
     for n, members in enumerate(rows.values()):
         grouped[n, : len(members)] = squares[members]
