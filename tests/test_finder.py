@@ -13,7 +13,8 @@ import torch
 from torch import Generator
 
 from recombinator.data.crops import RULES
-from recombinator.data.table import FaceTable, TableInfo, file_limits
+from recombinator.data.rows import crop_row
+from recombinator.data.table import FaceTable, TableInfo, file_limits, write_table
 from recombinator.deploy.onnx import export
 from recombinator.evaluation.relation import FIVE_OF_68, relation
 from recombinator.keypoints import FACE_5, FACE_68, KeypointSet
@@ -254,6 +255,25 @@ def test_an_exported_finder_equals_the_network(trained, tmp_path):
     assert detector_by_name(f"finder:{tmp_path / 'f.onnx'}").detect(np.zeros((50, 70), np.uint8)) == []
 
 
+def test_a_finder_in_8_bits_finds_the_same(trained, tmp_path):
+    pytest.importorskip("onnxscript")
+    table = whole_images(24)
+    rows = [
+        crop_row(image[0], points, file, RULES["image"], size=96, gray=True, quality=0)
+        for image, points, file in zip(table.images, table.points, table.files, strict=True)
+    ]
+    write_table(tmp_path / "whole.parquet", table.info, rows)
+    export(trained, tmp_path / "f.onnx")
+    export(trained, tmp_path / "8.onnx", int8=tmp_path / "whole.parquet")
+    assert (tmp_path / "8.onnx").stat().st_size < 0.5 * (tmp_path / "f.onnx").stat().st_size
+    whole, eighth = OnnxFinder(tmp_path / "f.onnx"), OnnxFinder(tmp_path / "8.onnx")
+    images = whole_images(8, seed=5).images.astype(np.float32)
+    a, b = whole.run(images), eighth.run(images)
+    assert np.abs(a - b)[:, 0].mean() < 0.1 * a[:, 0].std() and not np.array_equal(a, b)
+    with pytest.raises(InputError, match="has no score maps"):
+        export(trained, tmp_path / "x.onnx", maps=True)
+
+
 def test_the_input_of_an_image():
     image = np.arange(60 * 100, dtype=np.uint8).reshape(60, 100)
     pixels = as_input(image, 1)
@@ -294,6 +314,35 @@ def test_detections_are_in_pixels_of_the_image():
     # seen at 128, 400 and 800 pixels: squares of 40 pixels there
     assert sides == pytest.approx([40, 80, 250], rel=0.02)
     assert all(np.hypot(d.box[0] + d.box[2] / 2 - 400, d.box[1] + d.box[3] / 2 - 300) < 30 for d in found)
+
+
+def test_a_search_looks_for_less_certain_larger_and_smaller_objects():
+    class Doubtful(Fixed):
+        """An engine that is less certain of the bright pixel, and sees one more object in one size of the image."""
+
+        def __init__(self, rows=None):
+            self.rows = rows
+
+        def run(self, images):
+            maps = super().run(images)
+            maps[0, 0][maps[0, 0] > 0] = np.log(0.3 / 0.7)
+            if images.shape[2] == self.rows:
+                maps[0, :, 1, 2] = [5, 0, 0, np.log(40 / REFERENCE), 1, 0]
+            return maps
+
+    image = np.zeros((1200, 1600), np.uint8)
+    image[592:608, 792:808] = 255
+    found = list(FinderDetector(Doubtful()).search(image))
+    assert FinderDetector(Doubtful()).detect(image) == [] == found[0] and found[2:] == []
+    # seen at 64, 128, 400 and 1250 pixels
+    assert [d.box[2] for d in found[1]] == pytest.approx([1000, 500, 160, 51.2], rel=0.02)
+    assert all(d.score == pytest.approx(0.3) for d in found[1])
+    large = cv2.resize(image, (2000, 1500))
+    found = list(FinderDetector(Doubtful(rows=1504)).search(large))
+    assert [len(f) for f in found] == [0, 4, 1]  # only a longer side of 2000 pixels has 1504 rows
+    assert found[2][0].box == pytest.approx([-10, -14, 40, 40])
+    twice = np.repeat(np.repeat(large, 2, 0), 2, 1)  # shrunk first
+    assert list(FinderDetector(Doubtful(rows=1504)).search(twice)) == [[d.scaled(2) for d in f] for f in found]
 
 
 def test_relation_of_two_rules():

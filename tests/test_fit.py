@@ -11,8 +11,9 @@ from torch import nn
 
 import recombinator
 from recombinator.data.crops import RULES
+from recombinator.fit.folds import fit_folds
 from recombinator.fit.plan import Plan, changed, decide, examine
-from recombinator.fit.run import fit, fit_folds, hold_out
+from recombinator.fit.run import fit, hold_out
 from recombinator.fit.samples import read_samples, training_tables, whole_table
 from recombinator.keypoints import KeypointSet
 from recombinator.models import Cascade

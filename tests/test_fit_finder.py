@@ -15,9 +15,10 @@ from recombinator.data.readers.own import prepare_points
 from recombinator.data.table import load_table
 from recombinator.fit import finder
 from recombinator.fit.finder import by_image, finder_table, measure_found
+from recombinator.fit.folds import fit_folds
 from recombinator.fit.measure import Finding
 from recombinator.fit.plan import Plan, changed, choose_where, decide, examine
-from recombinator.fit.run import fit, fit_folds
+from recombinator.fit.run import fit
 from recombinator.fit.samples import read_samples
 from recombinator.keypoints import KeypointSet
 from recombinator.models import create_model
@@ -134,6 +135,7 @@ def test_one_file_holds_both_networks_and_takes_no_boxes(fitted, several):
     assert predictor.detector.engine.about.rule == "object"
     image = several.parent / "3.png"
     predictor.predict(image)
+    assert predictor.noun == "object"
     assert len(predictor.predict(image, boxes=[(10, 10, 40, 40)])) == 1
     assert report["held_out"]["finding"]["objects"] == 10
     assert report["held_out"]["finding"]["images"] == 5
@@ -200,8 +202,8 @@ def test_whole_images_of_your_own_points(several, tmp_path):
     run = CliRunner().invoke(
         app, ["prepare", "points", str(several), str(tmp_path / "u"), "--backgrounds", str(empty)]
     )  # fmt: skip
-    assert run.exit_code == 2
-    assert "--backgrounds: for whole images only; add --whole" in run.output
+    assert isinstance(run.exception, InputError)
+    assert str(run.exception) == "--backgrounds: for whole images only; add --whole"
 
 
 def test_the_plan_is_printed(several, tmp_path):

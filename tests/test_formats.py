@@ -446,6 +446,13 @@ def test_sleap(photos):
     sleap.Labels(frames).save(str(photos / "labels.slp"))
     _, keypoints = check(photos / "labels.slp")
     assert keypoints.mirror == ((0, 1),) and keypoints.lines == ((2, 3),)
+    frames[2].frame_idx = 7
+    sleap.Labels(frames).save(str(photos / "labels.slp"))
+    found, _, problems = sets(photos / "labels.slp")
+    assert len(found) == len(FILES) - 1 and problems == [
+        f"{photos / 'labels.slp'}: frame 7: its video has {len(FILES)} images"
+    ]
+    frames[2].frame_idx = 2
     with cv2.VideoWriter(str(photos / "clip.avi"), cv2.VideoWriter_fourcc(*"MJPG"), 5, (WIDTH, HEIGHT)) as out:
         for level in (20, 90, 160, 230):
             out.write(np.full((HEIGHT, WIDTH, 3), level, np.uint8))

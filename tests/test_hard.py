@@ -13,11 +13,14 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from recombinator.cli import app
 from recombinator.cli import evaluation as evaluation_commands
 from recombinator.cli import weights as weights_commands
 from recombinator.data.annotations import image_name
-from recombinator.data.placing import locate
+from recombinator.data.points import read_entries
+from recombinator.data.readers.own import prepare_points
 from recombinator.data.table import load_table
 from recombinator.keypoints import FACE_5, KeypointSet
 from recombinator.models import create_model
@@ -366,16 +369,45 @@ def test_spreadsheets_run_no_cell():
         assert image_name(plain_cell(name)) == name
 
 
-def test_images_outside_the_folder_are_reported(tmp_path, caplog):
-    folder = tmp_path / "images"
-    (folder / "a").mkdir(parents=True)
-    for path in (tmp_path / "z.png", folder / "y.png"):
+def test_images_outside_the_folder_are_refused(tmp_path, caplog):
+    """They would become part of tables and reports."""
+    folder, other = tmp_path / "images", tmp_path / "other"
+    for path in (folder / "a", other):
+        path.mkdir(parents=True)
+    for path in (tmp_path / "z.png", folder / "y.png", other / "x.png"):
         path.write_bytes(b"")
-    assert locate(folder, ["a/../y.png"]) == {"a/../y.png": folder / "y.png"} and not caplog.records
-    for name in ("../z.png", str(tmp_path / "z.png"), "a/../../z.png"):
-        assert locate(folder, [name]) == {name: tmp_path / "z.png"}
-        assert caplog.messages[-1].startswith(f"{folder}: 1 image outside this folder, such as {name}")
-    assert len(caplog.records) == 3
+    (folder / "linked").symlink_to(other)
+
+    def entries(name, **options):
+        (folder / "points.csv").write_text(f"file,keypoint,x,y\ny.png,nose,1,2\n{name},nose,1,2\n")
+        return read_entries(folder / "points.csv", **options)[1]
+
+    for name in ("a/../y.png", str(folder / "y.png"), "linked/x.png", "../none.png"):
+        assert entries(name, allow_outside=False).file == name and not caplog.records
+    (tmp_path / "alias").symlink_to(folder)
+    entries(str(folder / "y.png"))
+    read_entries(tmp_path / "alias" / "points.csv", allow_outside=False)
+    for name in ("../z.png", str(tmp_path / "z.png"), "a/../../z.png", str(other / "x.png")):
+        with pytest.raises(InputError, match=r"points\.csv:3: .*[zx]\.png is outside .*--images, or .*--allow-outside"):
+            entries(name, allow_outside=False)
+        assert entries(name, images=tmp_path, allow_outside=False).path == Path(os.path.normpath(folder / name))
+        assert not caplog.records
+        assert entries(name).path == Path(os.path.normpath(folder / name))
+        assert caplog.messages[0].startswith(f"{folder}/points.csv:3: 1 image outside its folder, such as /")
+        caplog.clear()
+
+
+def test_prepare_and_fit_refuse_images_outside_unless_allowed(trained, tmp_path):
+    images = trained.images[0].parent
+    text = (images / "points.csv").read_text()
+    points = tmp_path / "points.csv"
+    points.write_text("\n".join(f"{images}/{line}" if ".png" in line else line for line in text.splitlines()))
+    for command in (["prepare", "points", points, tmp_path / "t"], ["fit", points, "--out", tmp_path / "f", "--plan"]):
+        line = [str(part) for part in command]
+        refused = CliRunner().invoke(app, line)
+        assert isinstance(refused.exception, InputError) and "points.csv:2:" in str(refused.exception)
+        assert CliRunner().invoke(app, [*line, "--allow-outside"], catch_exceptions=False).exit_code == 0
+    prepare_points(points, tmp_path / "u", images=images)
 
 
 def test_predictors_can_be_pickled(weights):

@@ -3,6 +3,7 @@
 import csv
 import json
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -47,6 +48,33 @@ def test_displaced_points_rank_first(tmp_path):
     assert {(row["file"], row["keypoint"]) for row in found[:2]} == {("2.png", "nose"), ("5.png", "left_eye")}
     assert all(row["error"] == pytest.approx(40, abs=10) for row in found[:2])
     assert {row["reason"] for row in found[:2]} == {"far from the prediction"}
+
+
+def test_without_a_model_displaced_points_rank_first(trained, tmp_path):
+    """Models of the other folds predict each image; one label of 48 is wrong."""
+    folder, wrong = trained.images[0].parent, "7.png,point_0,"
+    lines = (folder / "points.csv").read_text().splitlines()
+    at = next(i for i, line in enumerate(lines) if line.startswith(wrong))
+    x, y = map(float, lines[at].split(",")[2:])
+    lines[at] = f"{wrong}{x + 25:.2f},{y + 20:.2f}"
+    (tmp_path / "points.csv").write_text("\n".join(lines))
+    settings = {"size": 32, "factor": 1, "coarse_epochs": 2, "batch": 32}
+    report = check_labels(None, tmp_path / "points.csv", folder, folds=3, settings=settings)
+    rows = report["labels"]
+    assert (report["model"], report["folds"], report["objects"], len(rows)) == (None, 3, 16, 48)
+    assert (rows[0]["file"], rows[0]["keypoint"]) == ("7.png", "point_0")
+    assert rows[0]["where"].endswith(f"points.csv:{at + 1}")
+    assert rows[0]["error"] == pytest.approx(32, abs=8)
+    assert len({(row["file"], row["keypoint"]) for row in rows}) == 48
+
+
+def test_without_a_model_few_images_and_tables_are_refused(trained, faces5):
+    folder = trained.images[0].parent
+    with pytest.raises(InputError, match="more images for 2 folds, got 16"):
+        check_labels(None, folder / "points.csv", folds=2)
+    done = CliRunner().invoke(app, ["check-labels", str(faces5 / "valid.parquet")])
+    assert done.exit_code == 2 or isinstance(done.exception, InputError)
+    assert "needs --model" in done.output + str(done.exception)
 
 
 def test_the_measurement_counts_displaced_points(faces5):
@@ -116,3 +144,33 @@ def test_suggest_leaves_out_labeled_images_and_writes_predictions(tmp_path):
     assert "1 of 3 images, 1 labeled image left out" in done.output and "1.000" in done.output
     assert [r["file"] for r in map(json.loads, (tmp_path / "next" / "points.jsonl").open())] == [str(folder / "c.png")]
     assert (tmp_path / "next" / "points.coco.json").is_file()
+
+
+def test_suggest_takes_frames_of_videos(tmp_path):
+    """Nine frames: one in three is a candidate; one of those has labels, and one is the same as it."""
+    folder, out = tmp_path / "clips", tmp_path / "next"
+    folder.mkdir()
+    portrait = cv2.resize(read_image(SAMPLE_PHOTOGRAPH), (160, 200), interpolation=cv2.INTER_AREA)
+    shown = [portrait] * 6 + [np.zeros_like(portrait)] * 3
+    video = cv2.VideoWriter(str(folder / "a.avi"), cv2.VideoWriter.fourcc(*"MJPG"), 25, (160, 200))
+    for image in shown:
+        video.write(np.ascontiguousarray(image[..., ::-1]))
+    video.release()
+    (folder / "broken.mp4").write_bytes(b"no")
+    labeled = tmp_path / "a-000000.png"
+    Image.fromarray(portrait).save(labeled)
+    points = load("rcn-6-mtfl").predict(labeled)[0]
+    rows = [f"{labeled},{n},{x},{y}" for n, (x, y) in zip(points.keypoints.names, points.points.tolist(), strict=True)]
+    (tmp_path / "points.csv").write_text("\n".join(["file,keypoint,x,y", *rows]))
+    line = ["suggest", "rcn-6-mtfl", "--images", folder, "--out", out, "--format", "labelme", "--frames", 3]
+    line = [str(x) for x in (*line, "--number", 1, "--labeled", tmp_path / "points.csv")]
+    done = CliRunner().invoke(app, line)
+    assert done.exit_code == 1 and "broken.mp4" in done.output
+    assert "1 of 3 images, 1 labeled image left out" in done.output  # two frames and the broken video
+    chosen = out / "frames" / "a" / "a-000006.png"
+    assert list((out / "frames").rglob("*.png")) == [chosen] and read_image(chosen).max() < 20
+    assert [r["file"] for r in map(json.loads, (out / "points.jsonl").open())] == [str(chosen)]
+    (written,) = (out / "labelme").glob("*.json")
+    assert (written.parent / json.loads(written.read_text())["imagePath"]).resolve() == chosen
+    again = CliRunner().invoke(app, line)
+    assert isinstance(again.exception, InputError) and "already holds results" in str(again.exception)

@@ -2,7 +2,10 @@
 
 import json
 import os
+import socket
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -47,6 +50,20 @@ def test_parts_depend_on_the_photographs_only():
         made = with_ray.make_parts([f"{i}.jpg" for i in range(n)])
         assert (len(made), max(p["size"] for p in made)) == (parts, largest)
         assert [name for p in made for name in p["photographs"]] == [f"{i}.jpg" for i in range(n)]
+
+
+def test_a_cluster_with_a_token_is_explained(monkeypatch):
+    def refuse(**_):
+        raise ConnectionError("Failed to connect to Ray cluster")
+
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(init=refuse))
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        with pytest.raises(InputError, match=f"{address}: Failed .*; if .* by a token, set RAY_AUTH_MODE=token"):
+            with_ray.start_ray(address)
+    with pytest.raises(InputError, match=f"{address}: .*refused$"):
+        with_ray.start_ray(address)
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ import json
 import subprocess
 from types import SimpleNamespace
 
+import cv2
 import numpy as np
 import pytest
 from typer.testing import CliRunner
@@ -11,8 +12,10 @@ from typer.testing import CliRunner
 from recombinator.cli import app
 from recombinator.data.images import SAMPLE_PHOTOGRAPH, read_image
 from recombinator.evaluation.photographs import match
+from recombinator.predict.find import face_finder
 from recombinator.predict.predictor import load
 from recombinator.study import tools, whole_images
+from recombinator.study.negatives import patches, write_negatives
 from recombinator.study.render import render_text
 from recombinator.study.tool_points import MAPPINGS, TEMPLATE, Found, correct, offsets, summarize, to_five
 from recombinator.study.tool_worker import TOOLS
@@ -145,3 +148,26 @@ def test_the_table_is_rendered():
     assert "| MTFL test | ours | 1 of 1 (100.0 %) | 1.41 [1.41, 1.41] | - | - | - | - |" in text
     assert "| other | package 1.2 | MIT | photographs |" in text
     assert whole_images.tools_table({}) == ""
+
+
+def test_false_alarms_of_the_finder_are_collected_away_from_faces(tmp_path):
+    image = read_image(SAMPLE_PHOTOGRAPH)
+    cv2.imwrite(str(tmp_path / "portrait.png"), image[..., ::-1])
+    noise = cv2.GaussianBlur(np.random.default_rng(0).integers(0, 256, (300, 400), np.uint8), (0, 0), 4)
+    cv2.imwrite(str(tmp_path / "noise.png"), cv2.normalize(noise, None, 0, 255, cv2.NORM_MINMAX))
+    detector = face_finder()
+    detector.threshold = 0.05
+    predictor = load("rcn-6-fast-mtfl", detector, threads=1)
+    face = predictor.predict(image)[0]
+    square = np.array([[*(face.box[:2] + face.box[2] / 2), face.box[2], 0.0]])
+    found = patches(predictor, image, square, np.random.default_rng(0))
+    assert found and all(p.ndim == 2 and min(p.shape) >= 14 and max(p.shape) <= 256 for p in found)
+    everywhere = np.array([[image.shape[1] / 2, image.shape[0] / 2, 2000.0, 0.0]])
+    assert patches(predictor, image, everywhere, np.random.default_rng(0)) == []
+    # the face itself is avoided although nobody annotated it
+    unknown = patches(predictor, image, np.zeros((0, 4)), np.random.default_rng(0))
+    assert unknown and not any(load("rcn-6-fast-mtfl", threads=1).predict(p) for p in unknown)
+    count = write_negatives("rcn-6-fast-mtfl", tmp_path / "out", data=None, photographs=tmp_path)
+    assert count == len(list((tmp_path / "out").iterdir())) > 0
+    with pytest.raises(InputError, match="holds files"):
+        write_negatives("rcn-6-fast-mtfl", tmp_path / "out", data=None, photographs=tmp_path)

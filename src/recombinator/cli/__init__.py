@@ -42,6 +42,7 @@ for _section, _commands in ((DAILY, _DAILY), (RESEARCH, _RESEARCH)):
         app.command(cls=_class, rich_help_panel=_section)(_command)
 app.add_typer(prepare, name="prepare", rich_help_panel=DAILY)
 study.command("tools", cls=Command)(tools.tools)
+study.command("negatives", cls=Command)(tools.negatives)
 app.add_typer(study, name="study", rich_help_panel=RESEARCH)
 
 

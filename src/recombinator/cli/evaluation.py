@@ -184,7 +184,10 @@ def bench(
     ] = 7,
     threads: Threads = None,
     pipeline: Annotated[
-        bool, typer.Option("--pipeline", help="Time the way from an image to points, with --threads or one thread.")
+        bool,
+        typer.Option(
+            "--pipeline", help="Time prediction from an image to points; one thread unless --threads is given."
+        ),
     ] = False,
     overwrite: Overwrite = False,
 ) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from recombinator.cli.options import JsonOut, Threads, print_all, set_threads, write_report
+from recombinator.cli.options import AllowOutside, JsonOut, Threads, print_all, set_threads, write_report
 from recombinator.utils.console import progress, warn
 from recombinator.utils.errors import InputError
 
@@ -54,6 +54,7 @@ def fit(
         Path | None,
         typer.Option(metavar="FOLDER", help="Images and videos without points to learn from too; not with --boxes."),
     ] = None,
+    allow_outside: AllowOutside = False,
     json_out: JsonOut = None,
     settings: Annotated[
         list[str] | None,
@@ -65,6 +66,7 @@ def fit(
 
     Writes model.safetensors, which `predict`, `track` and `load` take, report.html and report.json.
     """
+    from recombinator.fit import folds as cross_validation
     from recombinator.fit import run
     from recombinator.utils.allocator import keep_freed_memory
 
@@ -81,14 +83,15 @@ def fit(
                 only = [f - 1 for f in fold or []]
                 if any(f >= folds for f in only):
                     raise InputError(f"--fold must be from 1 to {folds}")
-                report = run.fit_folds(
+                report = cross_validation.fit_folds(
                     points, out, folds, images=images, minutes=minutes, seed=seed, boxes=boxes, settings=chosen,
-                    only=only, on_plan=_show, progress=advance,
+                    only=only, allow_outside=allow_outside, on_plan=_show, progress=advance,
                 )  # fmt: skip
             else:
                 report = run.fit(
                     points, out, images=images, test=test, minutes=minutes, seed=seed, boxes=boxes, resume=resume,
-                    plan_only=plan, settings=chosen, unlabeled=unlabeled, on_plan=_show, progress=advance,
+                    plan_only=plan, settings=chosen, unlabeled=unlabeled, allow_outside=allow_outside,
+                    on_plan=_show, progress=advance,
                 )  # fmt: skip
     except KeyboardInterrupt:
         warn(f"stopped; finished epochs are in {out}: the same command with --resume continues")

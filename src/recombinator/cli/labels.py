@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from itertools import chain
 from pathlib import Path
 from typing import Annotated
 
@@ -12,7 +13,6 @@ import typer
 from recombinator.cli.options import Overwrite, Threads, check_outputs, set_threads, write_report
 from recombinator.cli.photographs import workers_for
 from recombinator.utils.console import progress, warn
-from recombinator.utils.errors import InputError
 from recombinator.utils.files import check_output_file, check_output_folder, plain_cell, write_text
 from recombinator.utils.text import plural
 
@@ -21,10 +21,26 @@ def check_labels(
     points: Annotated[
         Path, typer.Argument(metavar="POINTS", help="Points file as `fit` takes it, or a .parquet table.")
     ],
-    model: Annotated[str, typer.Option(metavar="MODEL", help="Shipped name, weights file or run folder.")],
+    model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL",
+            show_default="fitted to the other images",
+            help="Shipped name, weights file or run folder of a model that has not seen the images.",
+        ),
+    ] = None,
     images: Annotated[
         Path | None, typer.Option(metavar="FOLDER", show_default="that of POINTS", help="Folder of the images.")
     ] = None,
+    folds: Annotated[
+        int, typer.Option(min=2, metavar="N", help="Without --model: parts that the images are split into.")
+    ] = 5,
+    minutes: Annotated[
+        float, typer.Option(min=0.1, metavar="N", help="Without --model: time for all fits together.")
+    ] = 30.0,
+    seed: Annotated[
+        int, typer.Option(min=0, max=2**31 - 2, metavar="N", help="Without --model: seed of all random numbers.")
+    ] = 0,
     number: Annotated[int, typer.Option(min=1, metavar="N", help="Points to print.")] = 20,
     out: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Also write all points, ranked, to this .csv or .json file.")
@@ -34,15 +50,21 @@ def check_labels(
 ) -> None:
     """Rank probable label errors of an annotation file.
 
-    A point ranks high if it is far from a prediction that the model is sure of.
+    A point ranks high if it is far from a prediction that the model is sure of. Without --model, one model is fitted
+    per fold of the images, as `fit` does, and predicts the images of that fold, which it has not seen.
     """
     from recombinator.fit import labels
+    from recombinator.utils.allocator import keep_freed_memory
 
+    keep_freed_memory()
     if out:
         check_output_file(out, ".csv", ".json")
     check_outputs(out, overwrite=overwrite, source=points)
     set_threads(threads)
-    report = labels.check_labels(model, points, images)
+    with progress("check-labels, steps of a fold") as advance:
+        report = labels.check_labels(
+            model, points, images, folds=folds, minutes=minutes, seed=seed, progress=advance
+        )  # fmt: skip
     rows = report["labels"]
     if out and out.suffix.lower() == ".json":
         write_report(out, "labels", report)
@@ -63,9 +85,14 @@ def check_labels(
 
 def suggest(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Shipped name, weights file or run folder.")],
-    images: Annotated[list[Path], typer.Option(metavar="FOLDER", help="Folder of images, or an image (repeatable).")],
+    images: Annotated[
+        list[Path], typer.Option(metavar="FOLDER", help="Folder of images and videos, or one of these (repeatable).")
+    ],
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder for the predictions of the chosen images.")],
     number: Annotated[int, typer.Option(min=1, metavar="N", help="Images to choose.")] = 20,
+    frames: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Evenly spaced frames of each video to choose from.")
+    ] = 100,
     labeled: Annotated[
         Path | None, typer.Option(metavar="POINTS", help="Points file of the images that have labels; left out.")
     ] = None,
@@ -77,32 +104,46 @@ def suggest(
 ) -> None:
     """Choose the images most worth labeling next, and predict them.
 
-    Chosen are images whose points are uncertain and that differ from each other and from the labeled ones. Correct the
-    predictions in your labeling tool (--format), and fit again. The exit status is 1 if an image could not be read.
+    Chosen are images and frames of videos whose points are uncertain and that differ from each other and from the
+    labeled ones. Chosen frames are written to the folder frames in --out. Correct the predictions in your labeling tool
+    (--format), and fit again. The exit status is 1 if an image could not be read.
     """
+    from recombinator.data.images import ENDINGS
     from recombinator.fit.samples import read_samples
     from recombinator.predict import batch, predictor
+    from recombinator.predict.suggest import Videos
     from recombinator.predict.suggest import suggest as choose_images
+    from recombinator.predict.track import VIDEO_ENDINGS
 
     check_output_folder(out)
-    known = {str(sample.path.resolve()) for sample in read_samples(labeled, images[0])[0]} if labeled else set()
-    names = [n for n in batch.find_photographs(images, out) if str(Path(n).resolve()) not in known]
-    if not names:
-        raise InputError(f"{', '.join(map(str, images))}: every image has labels; give further images")
-    loaded = predictor.load(model, threads=1)
+    if not overwrite:
+        batch.check_no_results(out)
+    folder = next((path for path in images if path.is_dir()), None)
+    samples = read_samples(labeled, folder, allow_outside=True)[0] if labeled else []
+    known = {str(sample.path.resolve()) for sample in samples}
+    inputs = batch.find_photographs(images, out, (*ENDINGS, *VIDEO_ENDINGS))
+    names = [n for n in inputs if not n.lower().endswith(VIDEO_ENDINGS) and str(Path(n).resolve()) not in known]
+    videos = Videos(
+        [n for n in inputs if n.lower().endswith(VIDEO_ENDINGS)], out / "frames", frames,
+        frozenset(Path(name).name for name in known),
+    )  # fmt: skip
+    loaded, total = predictor.load(model, threads=1), len(names) + len(videos)
     with progress("images") as step:
-        workers = workers_for(len(names), model, None, 0, "cpu")
-        chosen, failed = choose_images(loaded, names, number, sorted(known), workers=workers, progress=step)
-    for sentence in failed:
+        found = choose_images(
+            loaded, chain(((n, n) for n in names), videos), number, sorted(known), total=total, progress=step,
+            workers=workers_for(total, model, None, 0, "cpu"),
+        )  # fmt: skip
+        files = [name for name, _ in found.chosen]
+        videos.write(files)
+    for sentence in found.failed:
         warn(sentence)
-    files = [name for name, _ in chosen]
     batch.predict_all(
         loaded, files, out, formats=formats or ("json", "csv"), pictures=False, overwrite=overwrite,
         weights=model,
     )  # fmt: skip
-    for name, uncertainty in chosen:
+    for name, uncertainty in found.chosen:
         print(f"{uncertainty:.3f}  {name}")
     left_out = f", {plural(len(known), 'labeled image')} left out" if known else ""
-    print(f"{len(files)} of {plural(len(names), 'image')}{left_out}; predictions: {out}")
-    if failed:
+    print(f"{len(files)} of {plural(found.candidates, 'image')}{left_out}; predictions: {out}")
+    if found.failed:
         raise typer.Exit(1)

@@ -22,7 +22,7 @@ def models(
 ) -> None:
     """List the networks, with parameters and multiply-adds.
 
-    Multiply-adds are those of one image. The names of the last line are trained networks inside the package, for
+    Multiply-adds are those of one image. The names in the last line are trained networks inside the package, for
     `predict --weights NAME`; those above it are architectures, for `train NAME`.
     """
     from recombinator.weights.shipped import shipped_models

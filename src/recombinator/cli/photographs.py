@@ -182,13 +182,13 @@ def predict(
     if folder and len(names) == 1 and outcome.last:
         print(as_table(outcome.last))
     for name in outcome.empty[:20]:
-        warn(f"{name}: no face found; --min-confidence 0 keeps doubtful ones, --box x,y,w,h gives one")
+        warn(f"{name}: no {loaded.noun} found; --min-confidence 0 keeps doubtful ones, --box x,y,w,h gives one")
     if len(outcome.empty) > 20:
-        warn(f"no face found in {plural(len(outcome.empty) - 20, 'more photograph')}")
+        warn(f"no {loaded.noun} found in {plural(len(outcome.empty) - 20, 'more photograph')}")
     before = f", {outcome.skipped} done before" if outcome.skipped else ""
     if outcome.photographs or outcome.skipped:
         where = f": {folder / 'points.jsonl'}" if folder else ""
-        counts = f"{plural(outcome.faces, 'face')} in {plural(outcome.photographs, 'photograph')}"
+        counts = f"{plural(outcome.faces, loaded.noun)} in {plural(outcome.photographs, 'photograph')}"
         summary = f"{counts}{before}{where}"
         print(summary, file=sys.stdout if folder else sys.stderr)
     for sentence in outcome.failed:
@@ -227,7 +227,7 @@ def track(
     """Track the keypoints of every face through a video.
 
     Each face keeps its number. The exit status is 1 if a frame is damaged or the video ends early; the other frames
-    are tracked all the same.
+    are still tracked.
     """
     from recombinator.predict import predictor
     from recombinator.predict.detect import detector_by_name
@@ -246,12 +246,12 @@ def track(
     with progress("frames") as step:
         report = write_track(tracker, video, out, annotated=video_out, show=show, limit=limit, progress=step)
     print(
-        f"{out}: {plural(report['frames'], 'frame')}, {plural(report['numbers'], 'face')} in them, "
+        f"{out}: {plural(report['frames'], 'frame')}, {plural(report['numbers'], loaded.noun)} in them, "
         f"{report['seconds'] / max(report['frames'], 1) * 1000:.1f} ms per frame, detector run "
         f"{plural(report['detections'], 'time')}"
     )
     print(
-        f"jitter: points move by {100 * report['motion']:.3f} % of the face's box per frame, without smoothing "
+        f"jitter: points move by {100 * report['motion']:.3f} % of the box per frame, without smoothing "
         f"{100 * report['motion_raw']:.3f} %"
     )
     damaged, missing = report["damaged"], report["missing"]

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from recombinator.cli.options import Command, Group, Overwrite, Seed, check_outputs
+from recombinator.cli.options import AllowOutside, Command, Group, Overwrite, Seed, check_outputs
 from recombinator.utils.console import progress
 from recombinator.utils.errors import InputError
 from recombinator.utils.files import check_output_folder
@@ -125,7 +125,7 @@ for _name, _module, _text, _finder in (
 @prepare.command("points", cls=Command)
 def prepare_own(
     source: Annotated[
-        Path, typer.Argument(metavar="SOURCE", help="Points: a file or folder of any labeling tool; see below.")
+        Path, typer.Argument(metavar="SOURCE", help="Points: a file or folder in one of the formats above.")
     ],
     folder: Folder = None,
     out: Out = None,
@@ -168,7 +168,7 @@ def prepare_own(
         str | None,
         typer.Option(
             metavar="COLUMN",
-            help="All images with one value go to one split: a person, an animal, a video; folder is the image's.",
+            help="All images with one value go to one split: a person, an animal, a video; or folder, the image's own.",
         ),
     ] = None,
     mm_per_pixel: Annotated[
@@ -179,6 +179,7 @@ def prepare_own(
             help="Size of a pixel in millimeters, or the column that has it.",
         ),
     ] = None,
+    allow_outside: AllowOutside = False,
     size: Size = 160,
     gray: Gray = False,
     quality: Quality = 95,
@@ -203,7 +204,7 @@ def prepare_own(
             source, out, images=images, normalizer=normalizer, size=size, gray=gray, quality=quality, strict=strict,
             missing=missing, points_format=points_format, y_up=None if y_axis is None else y_axis is YAxis.up,
             test=test, split_column=split_column, group=group, mm_per_pixel=_millimeters(mm_per_pixel),
-            whole=whole, backgrounds=backgrounds, progress=advance,
+            whole=whole, backgrounds=backgrounds, allow_outside=allow_outside, progress=advance,
         )  # fmt: skip
     _print_counts(counts, out)
 

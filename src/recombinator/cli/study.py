@@ -142,7 +142,7 @@ def memory(
     json_out: JsonOut = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Measure memory and speed of a training from disk.
+    """Measure memory and speed of training from disk.
 
     Writes jittered crops, and trains from disk and in memory in turn.
     """
@@ -298,7 +298,7 @@ def fuzz(
     json_out: JsonOut = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Read damaged files of every kind and count how that ends.
+    """Read damaged files of every kind and count the outcomes.
 
     Every file must be read, or refused in one sentence. The exit status is 1 if one led to a traceback, to a result
     that is not finite, or took too long.

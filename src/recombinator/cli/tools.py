@@ -1,4 +1,4 @@
-"""`recombinator study tools`: this package's networks and other tools on the same photographs."""
+"""`recombinator study tools` and `study negatives`: whole photographs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from recombinator.cli.options import JsonOut, Overwrite, check_outputs, write_report
+from recombinator.cli.options import JsonOut, Overwrite, Seed, WeightsArgument, check_outputs, write_report
 from recombinator.utils.console import progress
 from recombinator.utils.errors import InputError, import_optional
 
@@ -56,3 +56,27 @@ def tools(
         )
     print(whole_images.tools_errors(report) + "\n" + whole_images.tools_about(report), end="")
     write_report(json_out, "tools", report)
+
+
+def negatives(
+    weights: WeightsArgument,
+    photos: Annotated[Path, typer.Option(metavar="FOLDER", help="Photographs.")],
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder for the parts, PNG.")],
+    data: Annotated[
+        Path | None,
+        typer.Option(metavar="TABLE", show_default="no face is in them", help="Training table with their faces."),
+    ] = None,
+    finder: Annotated[
+        Path | None, typer.Option(metavar="FILE", show_default="the face finder", help="Finder, .onnx.")
+    ] = None,
+    seed: Seed = 0,
+) -> None:
+    """Collect false alarms of a face finder, for `prepare mtfl --whole --backgrounds`.
+
+    They are parts of photographs where the finder sees a face and the localizer does not.
+    """
+    from recombinator.study.negatives import write_negatives
+
+    with progress("photographs") as advance:
+        count = write_negatives(weights, out, data=data, photographs=photos, finder=finder, seed=seed, progress=advance)
+    print(f"{count} parts of photographs: {out}")

@@ -59,7 +59,9 @@ def convert(
     model: Annotated[str, typer.Option(metavar="NAME", help="Architecture of the file.")] = "rcn-68",
     released: Annotated[
         bool,
-        typer.Option("--released/--no-released", help="Learned upsampling and max-kept trunk, as in the release."),
+        typer.Option(
+            "--released/--no-released", help="As released: learned upsampling; only maxima of the trunk kept."
+        ),
     ] = True,
     overwrite: Overwrite = False,
 ) -> None:
@@ -146,7 +148,7 @@ def average(
 
 
 def mirror(weights: WeightsArgument, out: WeightsOut, overwrite: Overwrite = False) -> None:
-    """Make a network average over the mirror image too.
+    """Average a network's scores over an image and its mirror image.
 
     More precise, twice the time. Calibrate the result again, unless it is a denoiser.
     """
@@ -163,7 +165,7 @@ def shift(
     ] = 1,
     overwrite: Overwrite = False,
 ) -> None:
-    """Make a network average over four shifted images too.
+    """Average a network's scores over an image and four shifts of it.
 
     More precise, five times the time. Calibrate the result again.
     """
@@ -185,7 +187,8 @@ def calibrate(
 ) -> None:
     """Calibrate a network's probabilities on a validation table.
 
-    Fits one temperature. For a finder, DATA is a table of another crop rule, whose crops it shall also place.
+    Fits one temperature. For a finder, --data is a table of another crop rule; the finder then also places the crops
+    of that rule.
     """
     from recombinator.evaluation import calibration
     from recombinator.weights.files import read_pair, resolve, save_weights, write_pair

@@ -85,6 +85,7 @@ class Entry:
     y_up: y counts from the image's bottom edge upward.
     folder: the folder that `file` is relative to; None: that of the points file.
     path: where the image is; None until it has been looked for.
+    video: the video that `image` reads from; None where it is part of the points file.
     image: returns the pixels, (H, W[, 3]) uint8 RGB, where they are not an image file of their own (video frames).
     mm_per_pixel: physical size of a pixel in millimeters; NaN if unknown.
     columns: the file's other columns or fields, as texts.
@@ -103,6 +104,7 @@ class Entry:
     y_up: bool = False
     folder: Path | None = None
     path: Path | None = None
+    video: Path | None = None
     image: Callable[[], np.ndarray] | None = field(default=None, compare=False)
     mm_per_pixel: float = float("nan")
     columns: Mapping[str, str] = field(default_factory=dict)

@@ -12,7 +12,7 @@ import os
 import re
 import warnings
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -68,8 +68,44 @@ def read_header(path: Path) -> Header:
 
 
 def _is_inside(path: Path, folder: Path) -> bool:
-    """Return whether a path is below a folder once each ".." is resolved; symbolic links are not."""
-    return Path(os.path.normpath(path.absolute())).is_relative_to(os.path.normpath(folder.absolute()))
+    """Return whether a path is below a folder, as both are written or with symbolic links followed."""
+    if Path(os.path.normpath(path.absolute())).is_relative_to(os.path.normpath(folder.absolute())):
+        return True
+    return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
+
+
+def check_inside(entries: Sequence[Entry], folders: Sequence[Path], allow: bool) -> None:
+    """Check that no entry names a file outside the given folders: its pixels would become part of what is written.
+
+    A project's folder that the format prescribes (`Entry.folder`) counts too. Files that do not exist are not checked.
+
+    Args:
+        entries: placed entries.
+        folders: the folder of the points file, and that of the images.
+        allow: warn, with the number of such files, in place of the error.
+
+    Raises:
+        InputError: an entry names one.
+    """
+    outside: dict[Path, str] = {}
+    inside: set[Path] = set()
+    for entry in entries:
+        path = entry.video or entry.path
+        if path is None or path in inside or path in outside:
+            continue
+        roots = [*folders, *([entry.folder] if entry.folder else [])]
+        if any(_is_inside(path, root) for root in roots) or not os.path.isfile(path):
+            inside.add(path)
+        elif allow:
+            outside[path] = entry.where
+        else:
+            raise InputError(
+                f"{entry.where}: {path} is outside the folder of the points file; give the images' folder with "
+                "--images, or allow such files with --allow-outside"
+            )
+    if outside:
+        path, where = next(iter(outside.items()))
+        logger.warning("%s: %s outside its folder, such as %s", where, plural(len(outside), "image"), path)
 
 
 def locate(folder: Path, names: list[str]) -> dict[str, Path]:
@@ -83,8 +119,8 @@ def locate(folder: Path, names: list[str]) -> dict[str, Path]:
         names: the images' names, with forward slashes.
 
     Returns:
-        Paths by name. An image that is not there has the path of its full name. A warning counts those that are
-        outside the folder: their names are absolute, or have "..".
+        Paths by name. An image that is not there has the path of its full name. A name that is absolute or has ".."
+        can lead out of the folder (`check_inside`).
     """
     ends = {name: ["/".join(name.split("/")[i:]) for i in range(name.count("/") + 1)] for name in names}
     for name, parts in ends.items():
@@ -96,9 +132,6 @@ def locate(folder: Path, names: list[str]) -> dict[str, Path]:
         usable = [end for end in parts if end == name or shared[end] == 1]
         path = next((folder / end for end in usable if end and os.path.isfile(folder / end)), folder / name)
         paths[name] = Path(os.path.normpath(path))
-    outside = [name for name, path in paths.items() if not _is_inside(path, folder)]
-    if outside:
-        logger.warning("%s: %s outside this folder, such as %s", folder, plural(len(outside), "image"), outside[0])
     return paths
 
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from recombinator.data.annotations import Entry, Source, is_number
 from recombinator.data.formats import find_format
-from recombinator.data.placing import place_all
+from recombinator.data.placing import check_inside, place_all
 from recombinator.keypoints import KeypointSet
 from recombinator.utils.errors import InputError
 
@@ -47,7 +47,7 @@ class PointSet:
 
 def read_entries(
     path: Path, missing: str = "none", *, form: str | None = None, images: Path | None = None,
-    columns: tuple[str, ...] = (), y_up: bool | None = None,
+    columns: tuple[str, ...] = (), y_up: bool | None = None, allow_outside: bool = True,
 ) -> list[Entry]:  # fmt: skip
     """Read the entries of a points file or folder of any format.
 
@@ -59,12 +59,13 @@ def read_entries(
         images: folder of the images; None: that of the points file, or the one that the format prescribes.
         columns: further columns that every object must have.
         y_up: y counts from the image's bottom edge upward; None: the format decides.
+        allow_outside: images outside the folder of the points file and `images` are allowed, with a warning.
 
     Returns:
         One entry per object, with points in the package's coordinates. Those that cannot be used have a `problem`.
 
     Raises:
-        InputError: the file cannot be read at all, or `missing` is none of these.
+        InputError: the file cannot be read at all, `missing` is none of these, or it names an image outside.
     """
     placeholders = _placeholders(missing)
     source = Source(path, columns)
@@ -75,7 +76,10 @@ def read_entries(
     if y_up is not None:
         entries = [replace(e, y_up=y_up) for e in entries]
     entries = _without_placeholders(path, entries, missing, placeholders)
-    return place_all(entries, images or (path if path.is_dir() else path.parent), given=images is not None)
+    folder = path if path.is_dir() else path.parent
+    entries = place_all(entries, images or folder, given=images is not None)
+    check_inside(entries, [folder, *([images] if images else [])], allow_outside)
+    return entries
 
 
 def _without_placeholders(

@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -15,6 +15,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from recombinator.data.crops import RULES
 from recombinator.data.table import load_table
 from recombinator.keypoints import check_same_keypoints
 from recombinator.models import Finder
@@ -73,7 +74,8 @@ def export(
         weights: Shipped name, weights file or run folder.
         path: File to write.
         maps: Add the score maps as an output.
-        int8: Training table. Convolutions then work in 8 bits, with ranges from `INT8_IMAGES` of its images, jittered.
+        int8: Training table. Convolutions then work in 8 bits, with ranges from `INT8_IMAGES` of its images, jittered
+            unless they are a finder's.
 
     Raises:
         InputError: onnx is not installed, the network has no such graph, or the table has other keypoints.
@@ -85,24 +87,20 @@ def export(
     check_takes_images(net, os.fspath(weights))
     net.check_exportable(os.fspath(weights))
     if net.task == "finding":
-        if maps or int8 is not None:
-            raise InputError(f"{os.fspath(weights)}: a finder has no score maps and is exported in 32 bits only")
-        write_atomically(path, lambda p: p.write_bytes(finder_graph(path, loaded)))
+        if maps:
+            raise InputError(f"{os.fspath(weights)}: a finder has no score maps")
+        write_atomically(path, lambda p: p.write_bytes(finder_graph(path, loaded, int8)))
         return
     meta = {
         "format": GRAPH_FORMAT, "keypoints": loaded.keypoints.to_dict(), "crop_rule": loaded.crop_rule,
         "template": loaded.template, "size": net.size, "channels": net.channels, "model": net.config,
         "calibration": loaded.calibration, "training": loaded.training,
     }  # fmt: skip
-    if int8 is None:
-        model = _traced(net, maps)
-    else:
-        from recombinator.deploy.quantize import equalize, quantize
-
-        crops, fingerprint = _calibration_crops(loaded, int8)
-        equalize(net, crops)
-        model = quantize(_traced(net, maps), crops.numpy())
-        meta["int8"] = {"images": len(crops), "fingerprint": fingerprint}
+    model = (
+        _in_8_bits(net, meta, _calibration_crops(loaded, int8), lambda: _traced(net, maps))
+        if int8
+        else _traced(net, maps)
+    )
     texts = {}
     if loaded.finder is not None:
         texts["recombinator_finder"] = base64.b64encode(finder_graph(path, loaded.finder)).decode()
@@ -122,18 +120,45 @@ def _described(path: Path, model: Any, meta: dict[str, Any], texts: dict[str, st
     return content
 
 
-def finder_graph(path: Path, weights: Weights) -> bytes:
-    """Return the content of a finder's .onnx file, to be written at `path` or into the graph there."""
+def _in_8_bits(net: KeypointNet, meta: dict[str, Any], ranges: tuple[Tensor, str], traced: Callable[[], Any]) -> Any:
+    """Return a network as an onnx.ModelProto in 8 bits.
+
+    Args:
+        net: The network, which is changed in place.
+        meta: Metadata, to which the source of the ranges is added.
+        ranges: Images from which the ranges are measured, and the fingerprint of their table.
+        traced: Traces the network.
+    """
+    from recombinator.deploy.quantize import equalize, quantize
+
+    images, fingerprint = ranges
+    equalize(net, images)
+    meta["int8"] = {"images": len(images), "fingerprint": fingerprint}
+    return quantize(traced(), images.numpy())
+
+
+def finder_graph(path: Path, weights: Weights, int8: str | os.PathLike[str] | None = None) -> bytes:
+    """Return the content of a finder's .onnx file, to be written at `path` or into the graph there.
+
+    Args:
+        path: See above.
+        weights: The finder, which is changed in place with `int8`.
+        int8: Table of whole images; see `export`.
+    """
     net = cast(Finder, weights.net.eval())
     example = torch.zeros(2, net.channels, 2 * COARSEST, 3 * COARSEST)
     height, width = (COARSEST * torch.export.Dim(n) for n in ("rows", "columns"))
     shapes = {"x": {0: torch.export.Dim("batch"), 2: height, 3: width}}
-    model = _program(net, example, ["maps"], shapes)
     about = {
         "format": FORMAT, "rule": weights.crop_rule, "channels": net.channels,
         "threshold": round(float(net.threshold), 4), "relation": weights.calibration.get("relation", {}),
         "training": weights.training,
     }  # fmt: skip
+
+    def traced() -> Any:
+        return _program(net, example, ["maps"], shapes)
+
+    model = _in_8_bits(net, about, _whole_images(net, int8), traced) if int8 else traced()
     return _described(path, model, about, {})
 
 
@@ -185,6 +210,15 @@ def _calibration_crops(loaded: Weights, data: str | os.PathLike[str]) -> tuple[T
     jittered = fixed_samples(table, loaded.net.size, Augment(), torch.device("cpu"))
     crops = torch.cat([inputs.round().clamp(0, 255).byte() for inputs, _ in jittered])
     return crops, table.fingerprint
+
+
+def _whole_images(net: Finder, data: str | os.PathLike[str]) -> tuple[Tensor, str]:
+    """Whole images of a table, (N, C, S, S) float32, and the table's fingerprint."""
+    table = load_table(data, net.channels, INT8_IMAGES, spread=True)
+    if not RULES[table.info.crop_rule].whole:
+        raise InputError(f"{os.fspath(data)}: holds crops; a finder needs a table of whole images (prepare --whole)")
+    side = table.images.shape[-1] // COARSEST * COARSEST
+    return torch.from_numpy(table.images[:, :, :side, :side]).float(), table.fingerprint
 
 
 def link_tensors(path: Path, *weights: Path) -> None:

@@ -76,7 +76,7 @@ def quantize(model: Any, crops: np.ndarray) -> Any:
 
     Args:
         model: An onnx.ModelProto that `export` made.
-        crops: (N, C, S, S) uint8, from which the ranges of the maps are measured.
+        crops: (N, C, S, S) of the graph's input type, from which the ranges of the maps are measured.
 
     Returns:
         The quantized onnx.ModelProto.

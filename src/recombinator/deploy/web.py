@@ -152,7 +152,8 @@ def describe(about: Description, name: str, finder: find.FinderEngine | None) ->
         described["finder"] = {
             "channels": finder.about.channels, "threshold": detector.threshold,
             "relation": list(detector.relation.get(rule.name, rule.from_detector)), "sides": list(find.SIDES),
-            "finest": list(find.FINEST), "leastStep": find.LEAST_STEP, "smallest": find.SMALLEST,
+            "coarser": list(find.COARSER), "finest": list(find.FINEST), "doubtful": find.DOUBTFUL,
+            "mostDoubtful": find.MOST_DOUBTFUL, "leastStep": find.LEAST_STEP, "smallest": find.SMALLEST,
             "largest": find.LARGEST, "same": find.SAME, "most": find.MOST, "gray": find.GRAY, "stride": find.STRIDE,
             "coarsest": find.COARSEST, "reference": find.REFERENCE,
         }  # fmt: skip

@@ -58,7 +58,7 @@ def make_plan(
 def fit(
     points: PathLike, out: PathLike, *, images: PathLike | None = None, test: PathLike | None = None,
     minutes: float = 30.0, seed: int = 0, boxes: bool = False, resume: bool = False, plan_only: bool = False,
-    settings: dict[str, Any] | None = None, unlabeled: PathLike | None = None,
+    settings: dict[str, Any] | None = None, unlabeled: PathLike | None = None, allow_outside: bool = False,
     on_plan: Callable[[Plan], None] = lambda plan: None,
     progress: Progress = lambda done, total: None,
 ) -> dict[str, Any]:  # fmt: skip
@@ -80,6 +80,7 @@ def fit(
         settings: decisions to replace: fields of `recombinator.fit.plan.Plan`.
         unlabeled: folder of images and videos without points, for models of whole images. Its annotated images are left
             out. A resumed run needs the same folder.
+        allow_outside: images outside the folder of the points file and `images` are allowed.
         on_plan: called with the complete plan before the training.
         progress: called after each step with steps done and in all.
 
@@ -90,7 +91,7 @@ def fit(
         InputError: the points or images cannot be used, or OUT holds a run already.
     """
     points, out = Path(points), Path(out)
-    samples, keypoints = read_samples(points, Path(images) if images else None)
+    samples, keypoints = read_samples(points, Path(images) if images else None, allow_outside)
     train, held_out = hold_out(samples)
     began = time.perf_counter()
     stored = out / "plan.json"
@@ -106,7 +107,7 @@ def fit(
     further = Path(unlabeled) if unlabeled else None
     tested: list[Sample] = []
     if test:
-        tested, named = read_samples(Path(test), Path(images) if images else None)
+        tested, named = read_samples(Path(test), Path(images) if images else None, allow_outside)
         if named.names != keypoints.names:
             raise InputError(f"{test}: has other keypoints than {points}")
     if plan_only:
@@ -116,7 +117,7 @@ def fit(
         )  # fmt: skip
         return plan.to_dict()
     with lock_folder(out):
-        plan, weights = _train_and_save(
+        plan, weights = train_and_save(
             plan, train, held_out, keypoints, out, minutes=minutes, seed=seed, resume=resume, unlabeled=further,
             on_plan=on_plan, progress=progress,
         )  # fmt: skip
@@ -128,7 +129,7 @@ def fit(
         return write_reports(out, str(points), keypoints, plan, parts, seconds, weights.training.get("chosen", {}))
 
 
-def _train_and_save(
+def train_and_save(
     plan: Plan, train: Sequence[Sample], held_out: Sequence[Sample], keypoints: KeypointSet, out: Path, **options: Any
 ) -> tuple[Plan, Weights]:
     """Train a model by `train_plan`, and write it to OUT/model.safetensors."""
@@ -157,64 +158,3 @@ def measure_samples(
     net = weights.net
     table = whole_table(samples, keypoints, weights.crop_rule, net.size, net.channels, "test")
     return list(samples), measure(net, table, np.array([s.mm_per_pixel for s in samples]))
-
-
-def fit_folds(
-    points: PathLike, out: PathLike, folds: int, *, images: PathLike | None = None, minutes: float = 30.0,
-    seed: int = 0, boxes: bool = False, settings: dict[str, Any] | None = None, only: Sequence[int] = (),
-    on_plan: Callable[[Plan], None] = lambda plan: None, progress: Progress = lambda done, total: None,
-) -> dict[str, Any]:  # fmt: skip
-    """Cross-validate `fit`: every image is predicted by a model that was fitted to the images of other folds.
-
-    Within each fold's training images, some are held out as in `fit`. Nothing is chosen on the fold itself.
-
-    Args:
-        points: see `fit`.
-        out: folder for the runs; a fold that is finished there is not run again.
-        folds: number of folds.
-        images: see `fit`.
-        minutes: time for each fold.
-        seed: see `fit`.
-        boxes: see `fit`.
-        settings: see `fit`.
-        only: folds to run, from 0; by default all.
-        on_plan: see `fit`.
-        progress: see `fit`.
-
-    Returns:
-        A report: errors over the images of all folds, per keypoint and per fold.
-    """
-    out = Path(out)
-    samples, keypoints = read_samples(Path(points), Path(images) if images else None)
-    files = sorted({s.file for s in samples})
-    if not 2 <= folds <= len(files):
-        raise InputError(f"folds={folds}: must be from 2 to the number of images, {len(files)}")
-    order = np.random.RandomState(SPLIT_SEED).permutation(len(files))
-    chosen = list(only) or list(range(folds))
-    measured, rows = [], []
-    for fold in chosen:
-        inside = {files[i] for i in order[fold::folds]}
-        rest, tested = [s for s in samples if s.file not in inside], [s for s in samples if s.file in inside]
-        train, held_out = hold_out(rest)
-        plan = make_plan(rest, keypoints, boxes, settings)
-        folder, began = out / f"fold-{fold + 1}", time.perf_counter()
-        if (folder / "plan.json").is_file():
-            plan = Plan.read(folder / "plan.json")
-        with lock_folder(folder):
-            plan, weights = _train_and_save(
-                plan, train, held_out, keypoints, folder, minutes=minutes, seed=seed, resume=True, on_plan=on_plan,
-                progress=progress,
-            )  # fmt: skip
-        _, seen = measure_samples(weights, tested, keypoints)
-        measured.append(seen)
-        rows.append({
-            "fold": fold + 1, "images": len(inside), **seen.summary(), "chosen": weights.training.get("chosen", {}),
-            "seconds": time.perf_counter() - began, "plan": plan.to_dict(),
-        })  # fmt: skip
-        logger.info(f"fold {fold + 1} of {folds}: {seen.sentence()}")
-    everything = Measured.joined(measured)
-    return {
-        "points": Path(points).name, "images": len(files), "folds": folds, "folds_run": [f + 1 for f in chosen],
-        "minutes_per_fold": minutes, "keypoints": list(keypoints.names), **everything.summary(),
-        "per_keypoint": everything.per_keypoint(keypoints.names), "per_fold": rows,
-    }  # fmt: skip

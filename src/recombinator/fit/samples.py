@@ -211,21 +211,24 @@ def _patch(crop: Crop, points: np.ndarray, center: np.ndarray, side: int) -> tup
     return Crop(image, to_file, box, crop.file_size), moved
 
 
-def read_samples(source: Path, images: Path | None) -> tuple[list[Sample], KeypointSet]:
+def read_samples(
+    source: Path, images: Path | None, allow_outside: bool = False
+) -> tuple[list[Sample], KeypointSet]:  # fmt: skip
     """Read a points file with the paths of its images.
 
     Args:
         source: the points, in any format that `recombinator.data.points.read_entries` reads.
         images: folder of the images; None: that of `source`.
+        allow_outside: images outside the folder of the points file and `images` are allowed.
 
     Returns:
         The objects with two or more known points (one, for a single keypoint), and their keypoint set. What cannot be
         used is logged.
 
     Raises:
-        InputError: the file cannot be read, or it names no images.
+        InputError: the file cannot be read, it names no images, or it names one outside.
     """
-    entries = read_entries(source, "auto", images=images)
+    entries = read_entries(source, "auto", images=images, allow_outside=allow_outside)
     keypoints = infer_keypoints(entries, source)
     dropped: list[InputError] = []
     sets = [p for p in point_sets(entries, keypoints, dropped.append) if np.isfinite(p.points).any()]

@@ -12,12 +12,11 @@ from recombinator.data.images import ENDINGS, read_image
 from recombinator.data.table import FaceTable
 from recombinator.fit.samples import Sample, cut, make_table, table_info
 from recombinator.keypoints import KeypointSet
-from recombinator.predict.track import Video
+from recombinator.predict.track import VIDEO_ENDINGS, spaced_frames
 from recombinator.utils.errors import InputError
 
 logger = logging.getLogger(__name__)
 
-VIDEO_ENDINGS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v")
 MOST_IMAGES = 5_000  # unlabeled images in memory
 FRAMES = 100  # of each video
 
@@ -29,13 +28,8 @@ def frames(path: Path, most: int = FRAMES) -> Iterator[tuple[str, np.ndarray]]:
         path: The video.
         most: Largest number of frames.
     """
-    video = Video(str(path))
-    step = max(1, -(-video.declared // most))
-    for number, (_, image, _) in enumerate(video):
-        if number // step >= most:  # a video that does not say how long it is
-            return
-        if image is not None and number % step == 0:
-            yield f"{path.name}#{number}", image
+    for number, image in spaced_frames(str(path), most):
+        yield f"{path.name}#{number}", image
 
 
 def _images(folder: Path, excluded: set[Path]) -> Iterator[tuple[str, np.ndarray]]:

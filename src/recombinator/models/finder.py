@@ -103,6 +103,19 @@ class Finder(KeypointNet):
             "none": [p for n, p in self.named_parameters() if "bias" in n],
         }
 
+    def channel_readers(self) -> dict[nn.Conv2d, list[tuple[nn.Conv2d, int]]]:
+        trunk, branch = ([list(cast(list[Conv], convs)) for convs in part] for part in (self.trunk, self.branch))
+        chain = [conv for convs in trunk for conv in convs]
+        readers: dict[nn.Conv2d, list[tuple[nn.Conv2d, int]]] = {chain[-1]: []}
+        for conv, reader in pairwise(chain):
+            readers[conv] = [(reader, 0)]
+        for level, (joined, last) in enumerate(branch):
+            readers[trunk[level][-1]].append((joined, 0))
+            readers[joined] = [(last, 0)]
+            finer = branch[level - 1][0] if level else None
+            readers[last] = [(finer, trunk[level - 1][-1].out_channels)] if finer else [(self.out, 0)]
+        return readers
+
     def adapt(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """Convert the first convolution of a finder for gray images to one for RGB, which sums the channels."""
         name = "trunk.0.0.weight"

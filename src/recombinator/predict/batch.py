@@ -8,14 +8,13 @@ import json
 import logging
 import os
 import sys
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from itertools import chain, count
 from pathlib import Path
-from typing import Any, TextIO, TypeVar
+from typing import Any, TextIO
 
 import numpy as np
 
@@ -28,13 +27,16 @@ from recombinator.predict.result import Face
 from recombinator.utils.errors import InputError, check_choice, import_optional
 from recombinator.utils.files import lock_folder, read_file, write_text
 from recombinator.utils.text import plural
+from recombinator.utils.threads import in_order
 
 STDIN = "-"
 STEM_BYTES = 180  # of the names of results; a file name may have 255
 logger = logging.getLogger(__name__)
 
 
-def find_photographs(inputs: Iterable[str | os.PathLike[str]], out: Path | None = None) -> list[str]:
+def find_photographs(
+    inputs: Iterable[str | os.PathLike[str]], out: Path | None = None, endings: Sequence[str] = ENDINGS
+) -> list[str]:
     """Find the photographs that files, folders and patterns name.
 
     Files of other types in a folder are left out, with a warning that counts them. Hidden files, such as the ._ files
@@ -45,6 +47,7 @@ def find_photographs(inputs: Iterable[str | os.PathLike[str]], out: Path | None 
             * ? [ ]; "-" for standard input.
         out: The folder for results. Photographs that folders or patterns find in it are left out, since they are
             results of an earlier run.
+        endings: Endings of the files that folders and patterns find.
 
     Returns:
         Each photograph once, in the order of `inputs`; those of a folder or pattern are sorted.
@@ -61,9 +64,9 @@ def find_photographs(inputs: Iterable[str | os.PathLike[str]], out: Path | None 
             continue
         inside = [item]  # a missing file, or a pipe: reported later, as one that cannot be read
         if os.path.isdir(item):
-            inside = _photographs(item, (str(p) for p in Path(item).rglob("*")))
+            inside = _photographs(item, (str(p) for p in Path(item).rglob("*")), endings)
         elif glob.has_magic(item):
-            inside = _photographs(item, glob.glob(item, recursive=True))
+            inside = _photographs(item, glob.glob(item, recursive=True), endings)
         earlier = inside
         if out is not None and inside != [item]:
             inside = [p for p in inside if not Path(p).resolve().is_relative_to(out.resolve())]
@@ -71,20 +74,20 @@ def find_photographs(inputs: Iterable[str | os.PathLike[str]], out: Path | None 
             raise InputError(f"{item}: all its photographs are in --out {out}; choose another folder")
         if not inside:
             what = "no photograph in this folder" if os.path.isdir(item) else "no photograph matches this pattern"
-            raise InputError(f"{item}: {what} ({', '.join(ENDINGS)})")
+            raise InputError(f"{item}: {what} ({', '.join(endings)})")
         names |= dict.fromkeys(inside)
     return list(names)
 
 
-def _photographs(where: str, files: Iterable[str]) -> list[str]:
-    """Return those of the files whose names end as images do, sorted; warn about the rest."""
+def _photographs(where: str, files: Iterable[str], endings: Sequence[str]) -> list[str]:
+    """Return those of the files whose names have one of the endings, sorted; warn about the rest."""
     inside: list[str] = []
     left_out: Counter[str] = Counter()
     for file in files:
         if os.path.basename(file).startswith(".") or not os.path.isfile(file):
             continue
         ending = os.path.splitext(file)[1].lower()
-        if ending in ENDINGS:
+        if ending in endings:
             inside.append(file)
         else:
             left_out[ending or "no ending"] += 1
@@ -116,6 +119,16 @@ class Outcome:
     last: list[Face] = field(default_factory=list)
 
 
+def check_no_results(folder: Path) -> None:
+    """Raise InputError if a folder holds the results of an earlier run."""
+    for name in ("points.jsonl.part", "points.jsonl"):
+        if (folder / name).is_file():
+            raise InputError(
+                f"{folder}: already holds results ({name}); --overwrite replaces them, --resume continues that run, or "
+                "choose another --out"
+            )
+
+
 class Lines:
     """Write points.jsonl, one object per photograph.
 
@@ -141,11 +154,8 @@ class Lines:
             raise InputError("--resume keeps earlier results and --overwrite replaces them; give one of them")
         source = self.part if self.part.is_file() else self.path
         kept: list[str] = []
-        if source.is_file() and not (resume or overwrite):
-            raise InputError(
-                f"{folder}: already holds results ({source.name}); --overwrite replaces them, --resume continues that "
-                "run, or choose another --out"
-            )
+        if not (resume or overwrite):
+            check_no_results(folder)
         if resume:
             for text in source.read_text(encoding="utf-8", errors="replace").splitlines() if source.is_file() else []:
                 try:
@@ -254,7 +264,7 @@ def predict_all(
             except InputError as error:
                 return error
 
-        jobs = ((name, _free_stem("stdin" if name == STDIN else Path(name).stem, stems)) for name in todo)
+        jobs = ((name, free_stem("stdin" if name == STDIN else Path(name).stem, stems)) for name in todo)
         for number, (name, stem, done) in enumerate(in_order(work, jobs, workers), 1):
             if isinstance(done, InputError):
                 outcome.failed.append(str(done) if str(done).startswith(name) else f"{name}: {done}")
@@ -326,26 +336,7 @@ def point_record(name: str, weights: str, done: Done, stem: str = "") -> dict[st
     }  # fmt: skip
 
 
-Job = tuple[str, str]
-R = TypeVar("R")
-
-
-def in_order(work: Callable[[str, str], R], jobs: Iterable[Job], workers: int) -> Iterator[tuple[str, str, R]]:
-    """Run jobs in threads and yield each with its result, in the order of the jobs, a few ahead of the caller."""
-    pool = ThreadPoolExecutor(workers)
-    waiting: deque[tuple[Job, Future[R]]] = deque()
-    try:
-        for job in chain(jobs, [None] * (workers + 1)):
-            if job is not None:
-                waiting.append((job, pool.submit(work, *job)))
-            if waiting and (job is None or len(waiting) > workers + 1):
-                first, future = waiting.popleft()
-                yield *first, future.result()
-    finally:  # after an error or Ctrl-C, do not begin those that wait
-        pool.shutdown(cancel_futures=True)
-
-
-def _free_stem(stem: str, taken: set[str]) -> str:
+def free_stem(stem: str, taken: set[str]) -> str:
     """Return a stem for output files that no other photograph has: a second NAME in another folder is NAME-2."""
     stem = os.fsdecode(os.fsencode(stem)[:STEM_BYTES]) if len(os.fsencode(stem)) > STEM_BYTES else stem
     chosen = next(s for s in chain([stem], (f"{stem}-{n}" for n in count(2))) if s not in taken)

@@ -44,7 +44,8 @@ class Detector(Protocol):
 
     A detector must be thread-safe, since photographs of a folder are predicted in several threads. It may also have:
 
-    - `search(image)`, which yields further lists of detections for an image in which `detect` led to no face;
+    - `search(image)`, which yields what `detect` returns, and then, until one leads to a face, further lists that a
+      closer look gives;
     - `longest`, the longest side in pixels that it looks at: larger JPEG files are then decoded at reduced size;
     - `relation`, for each name of a crop rule the side of the network's square and how far its center is below the
       box's center, both in box sides; by default CropRule.from_detector, which fits OpenCV's cascade;
@@ -130,18 +131,13 @@ class HaarDetector:
         return self._run(image, CascadePass())
 
     def search(self, image: np.ndarray) -> Iterator[list[Detection]]:
-        """Search a photograph in which `detect` led to no face.
-
-        Args:
-            image: (H, W) gray or (H, W, 3) RGB, uint8.
+        """Look for faces ever more thoroughly; see Detector.
 
         Yields:
-            The detections of each pass that finds any. The last ones are one box for the whole photograph.
+            What `detect` finds, then what each further pass finds. The last is one box for the whole photograph.
         """
-        for settings in SEARCH:
-            found = self._run(image, settings)
-            if found:
-                yield found
+        for settings in (CascadePass(), *SEARCH):
+            yield self._run(image, settings)
         yield WholeImage().detect(image)
 
     def _run(self, image: np.ndarray, settings: CascadePass) -> list[Detection]:

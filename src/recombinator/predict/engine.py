@@ -103,7 +103,7 @@ class OnnxEngine:
     name, device = "onnx", "cpu"
 
     def __init__(self, path: Path, threads: int = 0) -> None:
-        self.session = Session(path, threads, GRAPH_FORMAT)
+        self.session, self.threads = Session(path, threads, GRAPH_FORMAT), threads
         self.about = decode_described(Description, self.session.metadata, str(path))
         about, k = self.about, len(self.about.keypoints)
         crop = (about.channels, about.size, about.size)
@@ -119,7 +119,7 @@ class OnnxEngine:
             if (found := getattr(outputs, name).shape) != (1, *shape):
                 raise InputError(f"{path}: {name}: expected shape {(1, *shape)}, got {found}")
         packed = self.session.properties.get("recombinator_finder")
-        self.finder = OnnxFinder(path, packed) if packed else None
+        self.finder = OnnxFinder(path, packed, threads) if packed else None
 
     def run(self, crops: np.ndarray) -> Predictions:
         """Predict the keypoints of (N, channels, size, size) uint8 crops.

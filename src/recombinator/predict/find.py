@@ -25,7 +25,11 @@ FORMAT = "recombinator-finder-1"
 MAPS = 6  # of the output
 STRIDE, COARSEST, REFERENCE = 4, 32, 32.0  # as in models.finder, which prediction does not import
 SIDES = (128, 400, 1250)  # longer sides in pixels at which an image is seen; objects from 14 to 140 pixels are found
-FINEST = (2000,)  # for `search`
+# what `search` adds where nothing was accepted: less certain detections, a size at which an object may fill the image,
+# and then a finer one
+DOUBTFUL, MOST_DOUBTFUL = 0.5, 4  # share of the least probability; number of detections
+COARSER = (64,)
+FINEST = (2000,)
 LEAST_STEP = 1.4  # an image is not seen again at less than this times the size before
 SMALLEST, LARGEST = 11.0, 1.5  # side of an object in pixels, and in shorter sides of the image as it is seen
 SAME = 0.4  # two squares whose intersection over union is larger are one object
@@ -124,22 +128,23 @@ class FinderEngine(Protocol):
 
 
 class OnnxFinder:
-    """Run an exported finder with ONNX Runtime, on one thread: images are small, and run in parallel elsewhere.
+    """Run an exported finder with ONNX Runtime.
 
     Args:
         path: The .onnx file.
         packed: The finder's graph in base64, if the file is that of its localizer.
+        threads: Number of threads; 0 leaves the choice to ONNX Runtime.
 
     Raises:
         InputError: The file cannot be used.
     """
 
-    def __init__(self, path: str | os.PathLike[str], packed: str | None = None) -> None:
+    def __init__(self, path: str | os.PathLike[str], packed: str | None = None, threads: int = 1) -> None:
         try:
             content = None if packed is None else base64.b64decode(packed, validate=True)
         except ValueError:
             raise InputError(f"{path}: damaged: its finder cannot be read") from None
-        self.session = Session(path, 1, FORMAT, content)
+        self.session = Session(path, threads, FORMAT, content)
         self.about = decode(FinderDescription, self.session.metadata, f"{path}: finder")
         shapes = {"image": (self.about.channels, COARSEST, COARSEST), "maps": (MAPS, *(COARSEST // STRIDE,) * 2)}
         self.session.check_interface({name: ("tensor(float)", shape) for name, shape in shapes.items()})
@@ -193,6 +198,22 @@ def as_input(image: np.ndarray, channels: int) -> np.ndarray:
     return out
 
 
+def shrunk(image: np.ndarray, longest: int) -> tuple[np.ndarray, int]:
+    """Return an image at 1/8, 1/4, 1/2 or all of its size, its longer side not below `longest`, and the factor.
+
+    A JPEG decoder does the same. Whole factors are fast. Rows and columns that do not fill a pixel, at the right and at
+    the bottom, are left out.
+    """
+    import cv2
+
+    factor = next(f for f in (8, 4, 2, 1) if max(image.shape[:2]) >= f * longest or f == 1)
+    height, width = (side // factor for side in image.shape[:2])
+    if factor == 1 or min(height, width) == 0:
+        return image, 1
+    whole = image[: height * factor, : width * factor]
+    return cv2.resize(whole, (width, height), interpolation=cv2.INTER_AREA), factor
+
+
 def resized(image: np.ndarray, shape: tuple[int, ...], scale: float) -> np.ndarray:
     """Return an image of `shape`, or a smaller one made of it, at `scale` times that shape."""
     import cv2
@@ -222,16 +243,21 @@ class FinderDetector:
 
     def detect(self, image: np.ndarray) -> list[Detection]:
         """Find the objects of an image; see Detector.detect."""
-        return self._at(image, SIDES)
+        image, factor = shrunk(image, self.longest)
+        return self._decoded(image, self._maps(image, SIDES), self.threshold, factor)
 
     def search(self, image: np.ndarray) -> Iterator[list[Detection]]:
-        """Look for smaller objects than `detect` finds; see Detector."""
-        further = [s for s in FINEST if max(image.shape[:2]) >= LEAST_STEP * max(SIDES)]
-        found = self._at(image, further) if further else []
-        if found:
-            yield found
+        """Yield what `detect` finds, then less certain, larger and smaller objects; see Detector."""
+        image, factor = shrunk(image, self.longest)
+        maps, doubtful = self._maps(image, SIDES), DOUBTFUL * self.threshold
+        yield self._decoded(image, maps, self.threshold, factor)
+        further = self._decoded(image, [*maps, *self._maps(image, COARSER)], doubtful, factor)
+        yield sorted(further, key=lambda d: -d.score)[:MOST_DOUBTFUL]
+        if max(image.shape[:2]) >= LEAST_STEP * max(SIDES):
+            yield self._decoded(image, self._maps(image, FINEST), self.threshold, factor)
 
-    def _at(self, image: np.ndarray, sides: tuple[int, ...] | list[int]) -> list[Detection]:
+    def _maps(self, image: np.ndarray, sides: tuple[int, ...]) -> list[tuple[float, np.ndarray]]:
+        """Return the scale and the maps of each size at which the image is seen."""
         longest, steps = max(image.shape[:2]), list[float]()
         for wanted in sides:
             side = float(min(wanted, longest) if steps else wanted)
@@ -240,11 +266,19 @@ class FinderDetector:
             steps.append(side)
         channels = self.engine.about.channels
         pixels = to_gray(image) if channels == 1 else image
-        parts: list[tuple[np.ndarray, np.ndarray]] = []
+        maps = []
         for side in reversed(steps):  # each is made of the one before, which is larger
-            scale = side / longest
-            pixels = resized(pixels, image.shape, scale)
-            found = decode_maps(self.engine.run(as_input(pixels, channels))[0], self.threshold)
+            pixels = resized(pixels, image.shape, side / longest)
+            maps.append((side / longest, self.engine.run(as_input(pixels, channels))[0]))
+        return maps
+
+    def _decoded(
+        self, image: np.ndarray, maps: list[tuple[float, np.ndarray]], threshold: float, factor: int
+    ) -> list[Detection]:
+        """Return the objects of all sizes in an image that is `factor` times as large, largest first."""
+        parts: list[tuple[np.ndarray, np.ndarray]] = []
+        for scale, one in maps:
+            found = decode_maps(one, threshold)
             limit = LARGEST * min(image.shape[:2]) * scale
             kept = (found.squares[:, 2] >= SMALLEST) & (found.squares[:, 2] <= limit)
             parts.append((found.squares[kept] / [scale, scale, scale, 1], found.scores[kept]))
@@ -253,11 +287,11 @@ class FinderDetector:
         return [
             Detection(
                 (x - side / 2, y - side / 2, side, side), 0.0 if self.upright else angle, score=float(found.scores[i])
-            )
+            ).scaled(factor)
             for i, (x, y, side, angle) in zip(order, found.squares[order].tolist(), strict=True)
         ]
 
 
-def face_finder() -> FinderDetector:
-    """Return the face finder that ships with the package."""
-    return FinderDetector(OnnxFinder(FACE_FINDER))
+def face_finder(threads: int = 1) -> FinderDetector:
+    """Return the face finder that ships with the package; see OnnxFinder."""
+    return FinderDetector(OnnxFinder(FACE_FINDER, threads=threads))

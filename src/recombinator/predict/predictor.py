@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from itertools import chain
 from typing import Any, overload
 
 import numpy as np
@@ -61,8 +60,16 @@ class Predictor:
             self.detector = WholeImage()
         elif detector is None:
             own = getattr(engine, "finder", None)
-            self.detector = FinderDetector(own) if own else face_finder() if self.rule.name in FACE_RULES else None
+            if own:
+                self.detector = FinderDetector(own)
+            elif self.rule.name in FACE_RULES:
+                self.detector = face_finder(getattr(engine, "threads", 1))
         self.min_confidence = float(self.about.calibration.get("least", self.rule.least))
+
+    @property
+    def noun(self) -> str:
+        """What messages call the model's object."""
+        return "face" if self.rule.name in FACE_RULES else "object"
 
     def __repr__(self) -> str:
         model, size = self.about.model.get("name", "unknown"), self.about.size
@@ -105,7 +112,7 @@ class Predictor:
             min_confidence: Drop a detected face if it is less probable, by the mean confidence of its keypoints and the
                 detector's score. By default the value of the calibration, or else of the crop rule. Given boxes are
                 not filtered.
-            search: If no face is found, let the detector search for what it misses at first: smaller faces.
+            search: If no face is found, let the detector search again, for smaller and less certain faces.
 
         Returns:
             Faces, a list with the largest face first, empty if there is no face. For a list of images, a list of such
@@ -149,9 +156,8 @@ class Predictor:
         if min_confidence is None:
             min_confidence = 0.0 if certain else self.min_confidence
         relation = getattr(self.detector, "relation", {}).get(self.rule.name, self.rule.from_detector)
-        further = getattr(self.detector, "search", None) if search else None
-        pixels = photograph.pixels
-        for found in chain([self.detector.detect(pixels)], further(pixels) if further else []):
+        pixels, thorough = photograph.pixels, getattr(self.detector, "search", None) if search else None
+        for found in thorough(pixels) if thorough else [self.detector.detect(pixels)]:
             detections = [d.scaled(photograph.factor) for d in as_detections(found)]
             predicted = self._predict_boxes(photograph, detections, passes, relation, certain, min_confidence)
             faces = [face for face in predicted if face]

@@ -19,11 +19,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from recombinator.data.images import ENDINGS
-from recombinator.predict.batch import Done, find_photographs, in_order, point_record, predict_file
+from recombinator.data.images import ENDINGS, MAX_PIXELS
+from recombinator.predict.batch import Done, find_photographs, point_record, predict_file
 from recombinator.predict.detect import detector_by_name
-from recombinator.predict.predictor import load
+from recombinator.predict.predictor import PASSES, load
 from recombinator.utils.errors import InputError, check_choice, import_optional
+from recombinator.utils.threads import in_order
 from recombinator.utils.urls import file_system, is_url, list_files, read_file, remove_file, write_file
 
 WRITERS = ("jsonl", "parquet")
@@ -48,12 +49,12 @@ class Settings:
     """
 
     weights: str
-    detector: str = "haar"
+    detector: str = "auto"
     engine: str | None = None
     threads: int = 1
     device: str = "cpu"
-    max_pixels: int = 200_000_000
-    passes: int = 2
+    max_pixels: int = MAX_PIXELS
+    passes: int = PASSES
     min_confidence: float | None = None
 
 
@@ -318,7 +319,10 @@ def start_ray(address: str) -> None:
             socket.create_connection((host, int(port)), 10).close()
         ray.init(address=address, log_to_driver=False, logging_level="error")
     except (OSError, RuntimeError, ValueError, OverflowError) as error:
-        raise InputError(f"--ray {address}: {error}") from None
+        # Ray uses the token of a cluster that "auto" found, but not that of one at a given address
+        token = ":" in address and "Failed to connect" in str(error) and "RAY_AUTH_MODE" not in os.environ
+        remedy = "; if the cluster is protected by a token, set RAY_AUTH_MODE=token" if token else ""
+        raise InputError(f"--ray {address}: {error}{remedy}") from None
 
 
 def _check_results(out: str, asked: dict[str, Any], resume: bool, overwrite: bool) -> set[str]:

@@ -67,8 +67,8 @@ class Session:
             raise InputError("ONNX Runtime is not installed: pip install onnxruntime, or use engine='torch'") from None
         options = ort.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads, options.log_severity_level = self.threads, 1, 3
-        if self.threads == 1:  # the caller works on several images at once: waiting threads must not take the processor
-            options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        # waiting threads must not take the processor from other images, or from the session of the other network
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
             self._session = ort.InferenceSession(
                 str(self.path) if self._content is None else self._content, options, providers=["CPUExecutionProvider"]

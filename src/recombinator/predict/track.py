@@ -19,6 +19,7 @@ from recombinator.utils.files import check_regular
 
 LOST_AFTER = 3  # frames without a confident prediction
 REMEMBERED = 2.0  # seconds for which a lost face keeps its number
+VIDEO_ENDINGS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v")
 MAX_DAMAGED = 250  # frames in a row that cannot be decoded, after which the video counts as ended
 
 
@@ -256,6 +257,25 @@ def check_opencv_name(path: str | Path) -> None:
         str(path).encode()
     except UnicodeEncodeError:
         raise InputError(f"{path}: the name is not UTF-8; rename the file or its folder") from None
+
+
+def spaced_frames(source: str, most: int) -> Iterator[tuple[int, np.ndarray]]:
+    """Read evenly spaced frames of a video file.
+
+    Args:
+        source: The video.
+        most: Largest number of frames. A video that does not say how long it is gives its first ones.
+
+    Yields:
+        Number of the frame, from 0, and the (H, W, 3) RGB uint8 frame. Damaged frames are left out.
+    """
+    video = Video(source)
+    step = max(1, -(-video.declared // most))
+    for number, (_, image, _) in enumerate(video):
+        if number // step >= most:
+            return
+        if image is not None and number % step == 0:
+            yield number, image
 
 
 def frames(source: str) -> Iterator[tuple[float, np.ndarray | None, float]]:

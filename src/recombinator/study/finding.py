@@ -120,10 +120,7 @@ class Finding:
             photograph = self.predictor.open(file)
             detector = self.predictor.detector
             assert detector is not None  # of a face model
-            found = as_detections(detector.detect(photograph.pixels))
-            for more in detector.search(photograph.pixels) if not found and hasattr(detector, "search") else ():
-                found = found or as_detections(more)
-            before += len(found)
+            before += len(as_detections(detector.detect(photograph.pixels)))
             faces = self.predictor.predict(photograph)
             after += len(faces)
             wrong += [{"file": file.name, "confidence": float(f.confidence.mean())} for f in faces]

@@ -12,6 +12,7 @@ import numpy as np
 
 from recombinator.data.images import decode_reduced, read_image
 from recombinator.data.points import read_points
+from recombinator.data.readers.afw import prepare_afw
 from recombinator.data.readers.mtfl import prepare_mtfl
 from recombinator.data.readers.own import prepare_points
 from recombinator.data.table import load_table
@@ -55,7 +56,7 @@ class Kind:
 
 
 def kinds(samples: Path) -> dict[str, Kind]:
-    """Return the kinds of files, by name.
+    """Return the kinds of files, by name. anno.mat needs h5py, and SLEAP's files need sleap-io.
 
     Args:
         samples: The folder that `samples.make_samples` wrote.
@@ -117,7 +118,7 @@ def kinds(samples: Path) -> dict[str, Kind]:
     tables = tuple(f"tables/{s}.parquet" for s in ("test", "valid", "train"))
     tools = ("labelme", "labelstudio", "minimal", "via")
     texts, trees, lines = mutate.damage_lines, mutate.damage_json, mutate.damage_json_lines
-    return {
+    found = {
         "weights": Kind(("weights/image.safetensors",), mutate.damage_weights, read_network),
         "derived weights": Kind(("weights/pair.json", "weights/shift.json"), trees, read_network),
         "graph": Kind(tuple(f"graph/{n}" for n in GRAPHS if n.endswith(".onnx")), mutate.damage_graph, read_network),
@@ -146,4 +147,9 @@ def kinds(samples: Path) -> dict[str, Kind]:
         "list": Kind(("list/training.txt",), texts, lambda p: prepare_mtfl(p.parent, p.parent / "out", size=32)),
         "image": Kind(tuple(f"images/{name}" for name in IMAGES), mutate.damage_bytes, read_any_image),
         "video": Kind(tuple(f"videos/{name}" for name in VIDEOS), mutate.damage_bytes, read_video),
+        "anno.mat": Kind(("afw/anno.mat",), mutate.damage_hdf5,
+                         lambda p: prepare_afw(p.parent, p.parent / "out", size=32)),
+        "SLEAP": Kind(("sleap/images.slp", "sleap/video.slp"), mutate.damage_hdf5, read_any_points),
     }  # fmt: skip
+    # samples that need a package which is not installed have not been made
+    return {name: kind for name, kind in found.items() if all((samples / s).is_file() for s in kind.samples)}

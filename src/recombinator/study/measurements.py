@@ -306,3 +306,21 @@ def web_table(results: Results) -> str:
         [[*cells, *(f"{parts[n]:.1f}" for n in names), f"{parts['frame'] - sum(parts[n] for n in names):.1f}"]],
     )
     return f"{table}\n{r['browser']}, {machine['processor']}, median of {r['rounds']} runs, load {r['load'][0]:.1f}.\n"
+
+
+def folds_table(results: Results) -> str:
+    """Show the errors of `fit` on the images of folds that it has not seen."""
+    radii, rows = ("4", "8"), []
+    for name, r in results.items():
+        if r.get("kind") != "fit-folds":
+            continue
+        run = len(r["folds_run"])
+        parts = f"{run} of {r['folds']}" if run < r["folds"] else str(run)
+        rows.append(
+            [link(name, name.removeprefix("fit-")), str(r["images"]), str(len(r["keypoints"])), parts, f"{r['minutes_per_fold']:g}",
+             f"{r['median']:.2f}", f"{r['p95']:.1f}", *(f"{100 * r['within'][radius]:.1f} %" for radius in radii)]
+        )  # fmt: skip
+    return markdown(
+        ["data", "images", "keypoints", "folds", "minutes per fold", "median error, pixels", "95th percentile",
+         *(f"within {radius} pixels" for radius in radii)], rows,
+    ) if rows else ""  # fmt: skip

@@ -267,3 +267,54 @@ def _damage_cell(value: Any, rng: Random) -> Any:
             (None, -1, 0, 100, type(value)(1e9), *((float("nan"), 1e30) if isinstance(value, float) else ()))
         )
     return rng.choice((None, "", "../x", "x" * 10_000))
+
+
+def damage_hdf5(path: Path, rng: Random) -> None:
+    """Damage the texts of JSON, the datasets or the bytes of an HDF5 file."""
+    import h5py
+
+    if rng.random() < 0.3:
+        return damage_bytes(path, rng)
+    with h5py.File(path, "r+") as file:
+        items: list[Any] = [file]
+        file.visititems(lambda name, item: items.append(item))
+        attributes = [(item, key) for item in items for key in item.attrs]
+        if attributes and rng.random() < 0.4:
+            item, key = rng.choice(attributes)
+            item.attrs[key] = _damage_item(item.attrs[key], rng)
+            return None
+        name = rng.choice([item.name for item in items if isinstance(item, h5py.Dataset)])
+        values, kind = file[name][()], file[name].dtype
+        del file[name]
+        change = rng.randrange(8)
+        if change == 0:
+            return None
+        if change == 1:
+            file[name] = rng.choice((0, 1.5, "x", [[1, 2], [3, 4]]))
+        elif change == 2:
+            file.create_dataset(name, data=values.repeat(2, axis=0), dtype=kind)
+        elif change == 3:
+            file.create_dataset(name, data=values.T if values.ndim > 1 else values[:-1], dtype=kind)
+        elif values.size:
+            at = rng.randrange(values.size)
+            values.reshape(-1)[at] = _damage_item(values.reshape(-1)[at], rng)
+            file.create_dataset(name, data=values, dtype=kind)
+    return None
+
+
+def _damage_item(value: Any, rng: Random) -> Any:
+    """Return a text, number or record of an HDF5 file with other contents."""
+    import h5py
+    import numpy as np
+
+    if isinstance(value, h5py.Reference):
+        return h5py.Reference()
+    if isinstance(value, str | bytes):
+        text = value if isinstance(value, str) else value.decode()
+        return _damage_text_of_json(text if text[:1] in ("{", "[") else json.dumps(text), rng)
+    if isinstance(value, np.void):
+        made, name = value.copy(), rng.choice(value.dtype.names or ())
+        made[name] = _damage_item(value[name], rng)
+        return made
+    with np.errstate(all="ignore"):
+        return np.float64(float(rng.choice(_NUMBERS))).astype(np.asarray(value).dtype)

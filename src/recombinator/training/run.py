@@ -68,7 +68,7 @@ def train(
             and valid in it are parts of these tables.
         out: folder of the run, which is created.
         recipe: "fast" (the default), "paper", or a Recipe.
-        seed: of the initial weights, the order of the images and the augmentation; 0 by default.
+        seed: seed of the initial weights, the order of the images and the augmentation; 0 by default.
         resume: continue the run in OUT with its recipe, seed and options. What is passed here must agree with them, but
             the number of epochs may grow.
         device: "auto", "cpu", "cuda" or "cuda:N".

@@ -80,33 +80,70 @@ function overlap(a, b) {
 }
 
 /**
+ * Yield what `detect` finds in an image, then less certain, larger and smaller objects; see FinderDetector.search in
+ * Python. The parameters are those of `detect`.
+ */
+export async function* search(image, finder, run) {
+  const view = shrunk(image, finder);
+  const maps = await seen(view, finder, run, finder.sides);
+  yield decoded(view, finder, maps, finder.threshold);
+  const coarser = await seen(view, finder, run, finder.coarser);
+  const further = decoded(view, finder, [...maps, ...coarser], finder.doubtful * finder.threshold);
+  yield further.sort((a, b) => b.score - a.score).slice(0, finder.mostDoubtful);
+  if (Math.max(view.width, view.height) >= finder.leastStep * Math.max(...finder.sides)) {
+    yield decoded(view, finder, await seen(view, finder, run, finder.finest), finder.threshold);
+  }
+}
+
+/**
  * Find the objects of an image, largest first.
  *
  * image: ImageData. finder: model.json's. run: async (tensor data, shape) => {data, rows, columns}, the network.
- * smaller: look only for objects too small for the normal sizes. Returns {x, y, side, angle, score} in image pixels.
+ * Returns {x, y, side, angle, score} in image pixels.
  */
-export async function findObjects(image, finder, run, smaller = false) {
+export async function detect(image, finder, run) {
+  const view = shrunk(image, finder);
+  return decoded(view, finder, await seen(view, finder, run, finder.sides), finder.threshold);
+}
+
+/** An image at 1/8, 1/4, 1/2 or all of its size, but not smaller than it is seen, as {width, height, planes, factor}. */
+function shrunk(image, finder) {
   const longest = Math.max(image.width, image.height);
-  const largest = Math.max(...finder.sides);
-  const sides = smaller ? finder.finest.filter(() => longest >= finder.leastStep * largest) : finder.sides;
-  if (!sides.length) return [];
+  const whole = [8, 4, 2].find((f) => longest >= f * Math.max(...finder.sides) && Math.min(image.width, image.height) >= f);
+  const factor = whole ?? 1, [width, height] = [image.width, image.height].map((side) => Math.floor(side / factor));
+  const planes = cutPlanes(image, 0, 0, width * factor, height * factor, finder.channels);
+  return { ...(factor > 1 ? resizeArea(planes, width, height) : planes), factor };
+}
+
+/** The maps of each size at which an image is seen, with its scale. */
+async function seen(view, finder, run, sides) {
+  const longest = Math.max(view.width, view.height);
   const steps = [];
   for (const wanted of sides) {
     const side = steps.length ? Math.min(wanted, longest) : wanted;
     if (steps.length && side < finder.leastStep * steps.at(-1)) break;
     steps.push(side);
   }
-  let pixels = cutPlanes(image, 0, 0, image.width, image.height, finder.channels);
-  const found = [];
+  let pixels = view;
+  const all = [];
   for (const side of steps.reverse()) { // each is made of the one before, which is larger
     const scale = side / longest;
-    pixels = resized(pixels, image, scale);
+    pixels = resized(pixels, view, scale);
     const { data, shape } = asInput(pixels, finder);
-    const maps = await run(data, shape);
-    const limit = finder.largest * Math.min(image.width, image.height) * scale;
-    for (const one of decode(maps.data, maps.rows, maps.columns, finder)) {
+    all.push({ ...await run(data, shape), scale });
+  }
+  return all;
+}
+
+/** The objects of all sizes, largest first. */
+function decoded({ width, height, factor }, finder, all, threshold) {
+  const found = [];
+  for (const { data, rows, columns, scale } of all) {
+    const limit = finder.largest * Math.min(width, height) * scale;
+    for (const one of decode(data, rows, columns, { ...finder, threshold })) {
       if (one.side < finder.smallest || one.side > limit) continue;
-      found.push({ ...one, x: one.x / scale, y: one.y / scale, side: one.side / scale });
+      const [x, y, side] = [one.x, one.y, one.side].map((v) => (v / scale) * factor);
+      found.push({ ...one, x, y, side });
     }
   }
   return suppressed(found, finder.same).sort((a, b) => b.side - a.side);

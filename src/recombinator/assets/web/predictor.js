@@ -1,7 +1,7 @@
 // From images to keypoints in image coordinates, as recombinator.predict.predictor does in Python.
 
 import { apply, cropObject, rotation } from './crop.js';
-import { findObjects } from './finder.js';
+import { detect, search as searchObjects } from './finder.js';
 
 const mean = (values) => values.reduce((a, b) => a + b, 0) / values.length;
 const distance = (a, b) => Math.hypot(a[0] - b[0], a[1] - b[1]);
@@ -33,12 +33,13 @@ export class Predictor {
       const box = { x: image.width / 2, y: image.height / 2, side: whole, angle: 0 };
       return distinct(await this.#fromBoxes(image, [box], about.crop.fromDetector, about.passes, true), about.sameObject);
     }
-    for (const smaller of search ? [false, true] : [false]) {
-      const began = performance.now();
-      const detections = await findObjects(image, finder, this.networks.find, smaller);
+    const stages = search ? searchObjects(image, finder, this.networks.find) : [detect(image, finder, this.networks.find)];
+    let began = performance.now();
+    for await (const detections of stages) {
       this.#spent('finder', began);
       const found = (await this.#fromBoxes(image, detections, finder.relation, about.passes, false)).filter(Boolean);
       if (found.length) return distinct(found, about.sameObject);
+      began = performance.now();
     }
     return [];
   }

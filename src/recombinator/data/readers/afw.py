@@ -42,10 +42,10 @@ def read_annotations(path: Path) -> list[tuple[str, int, np.ndarray]]:
     try:
         with h5py.File(path, "r") as file:
             cells: Any = np.array(file["anno"])
-            cells = cells if cells.shape[0] == 4 else cells.T
-            if cells.shape[0] != 4:
+            if cells.ndim != 2 or 4 not in cells.shape:
                 shape = f"`anno` has the shape {cells.shape}"
                 raise InputError(f"{path}: {shape}, expected 4 columns: name, boxes, poses, points")
+            cells = cells if cells.shape[0] == 4 else cells.T
             for name_at, points_at in zip(cells[0], cells[3], strict=True):
                 name = "".join(chr(int(c)) for c in np.array(file[name_at]).flatten())
                 inner = np.array(file[points_at])
@@ -58,7 +58,7 @@ def read_annotations(path: Path) -> list[tuple[str, int, np.ndarray]]:
                     faces.append((name, number, points.astype(np.float64)))
     except InputError:
         raise
-    except (OSError, KeyError, ValueError, TypeError, AttributeError) as error:
+    except (OSError, KeyError, ValueError, TypeError, AttributeError, OverflowError, RuntimeError) as error:
         raise InputError(f"{path}: not AFW's anno.mat in MATLAB 7.3 format ({error})") from None
     return faces
 

@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 
@@ -114,7 +115,7 @@ def prepare_points(
     gray: bool = False, quality: int = 95, strict: bool = False, missing: str = "auto",
     points_format: str | None = None, y_up: bool | None = None, test: Path | None = None,
     split_column: str | None = None, group: str | None = None, mm_per_pixel: float | str | None = None,
-    whole: bool = False, backgrounds: Path | None = None,
+    whole: bool = False, backgrounds: Path | None = None, allow_outside: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, int]:  # fmt: skip
     """Write OUT/{train,valid,test}.parquet from a file of points and the images it names.
@@ -142,6 +143,7 @@ def prepare_points(
             split. "folder" is the folder of the image.
         mm_per_pixel: size of a pixel of the images in millimeters, or the column that has it; None: the scale of a .tps
             file. It goes into the tables.
+        allow_outside: images outside the folder of the points file and `images` are allowed.
         whole: store whole images, for a finder, in place of crops: one row per object.
         backgrounds: folder of images without objects, which become rows without points; with `whole`.
         progress: called with the numbers of objects done and in all.
@@ -150,7 +152,7 @@ def prepare_points(
         Rows written per split, and "dropped".
 
     Raises:
-        InputError: the file cannot be read, or too little of it can be used.
+        InputError: the file cannot be read, too little of it can be used, or it names an image outside.
     """
     if isinstance(mm_per_pixel, int | float) and not 0 < mm_per_pixel < float("inf"):
         raise InputError(f"--mm-per-pixel must be above 0, got {mm_per_pixel:g}")
@@ -167,7 +169,10 @@ def prepare_points(
         dropped.append(str(error))
         logger.warning("%s", error)
 
-    entries = read_entries(source, missing, form=points_format, images=images, y_up=y_up, columns=further)
+    options: dict[str, Any] = {
+        "form": points_format, "images": images, "y_up": y_up, "columns": further, "allow_outside": allow_outside,
+    }  # fmt: skip
+    entries = read_entries(source, missing, **options)
     keypoints = infer_keypoints(entries, source, normalizer)
     named: dict[str, str] = {}
     groups: dict[str, set[str]] = {}
@@ -195,7 +200,7 @@ def prepare_points(
     if {face.file for face in found} == {""}:
         raise InputError(f"{source}: nothing in it names the images; expected a column or field `file`")
     if test is not None:
-        more = read_entries(test, missing, form=points_format, images=images, y_up=y_up, columns=further)
+        more = read_entries(test, missing, **options)
         tested = point_sets(more, keypoints, refuse)
         paths = {face.entry.path for face in tested if face.entry.path}
         both = {face.file for face in found if face.entry.path in paths}

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from recombinator.data.annotations import Entry, Point, Scheme, Source, image_name
+from recombinator.data.annotations import Entry, Point, Scheme, Source, as_text, image_name
 from recombinator.data.images import ENDINGS
 from recombinator.utils.errors import InputError, import_optional
 from recombinator.utils.text import plural
@@ -60,10 +60,10 @@ def read(source: Source) -> list[Entry]:
 def _entry(source: Source, frame: Any, instance: Any, number: int, lock: Lock) -> Entry:
     video, index = frame.video, int(frame.frame_idx)
     names = video.filename if isinstance(video.filename, list) else [video.filename]
-    track = getattr(instance.track, "name", "") or ""
+    track = as_text(getattr(instance.track, "name", None))  # whatever JSON can hold; so are the names of nodes
     skeleton = instance.skeleton
-    symmetry = tuple(tuple(sorted((n.name for n in s.nodes), key=_left_first)) for s in skeleton.symmetries)
-    lines = tuple((edge.source.name, edge.destination.name) for edge in skeleton.edges)
+    symmetry: Any = tuple(tuple(sorted((str(n.name) for n in s.nodes), key=_left_first)) for s in skeleton.symmetries)
+    lines = tuple((str(edge.source.name), str(edge.destination.name)) for edge in skeleton.edges)
     base = Entry(
         f"{source}: frame {index}",
         object_id=track or str(number),
@@ -71,10 +71,13 @@ def _entry(source: Source, frame: Any, instance: Any, number: int, lock: Lock) -
         scheme=Scheme(symmetry or None, lines),
     )
     points = {
-        node.name: Point(float(x), float(y), 2 if np.isfinite([x, y]).all() else 0)
+        str(node.name): Point(float(x), float(y), 2 if np.isfinite([x, y]).all() else 0)
         for node, (x, y) in zip(skeleton.nodes, instance.numpy(), strict=True)
     }
-    shown = image_name(str(names[index] if len(names) > 1 or _is_image(names[0]) else names[0]))
+    frames = len(names) > 1 or _is_image(names[0])
+    if frames and not 0 <= index < len(names):
+        return replace(base, problem=f"its video has {plural(len(names), 'image')}")
+    shown = image_name(str(names[index] if frames else names[0]))
     if _is_image(shown):
         return replace(
             base, file=shown, points=points, columns={"video": PurePosixPath(shown).parent.name, "track": track}
@@ -90,7 +93,7 @@ def _entry(source: Source, frame: Any, instance: Any, number: int, lock: Lock) -
 
     columns = {"video": PurePosixPath(shown).name, "track": track}
     file = f"{PurePosixPath(shown).name}#{index}"
-    return replace(base, file=file, points=points, columns=columns, image=pixels)
+    return replace(base, file=file, points=points, columns=columns, video=Path(shown), image=pixels)
 
 
 def _is_image(name: Any) -> bool:

@@ -147,7 +147,7 @@ def prepare_synthetic(
         out: folder for the tables.
         faces: number of faces, 10 or more.
         keypoints: 5 (face-5) or 68 (face-68).
-        seed: of everything that varies.
+        seed: seed of all random numbers.
         size: side of the stored crops in pixels.
         gray: store gray crops.
         quality: JPEG quality; 0 stores PNG, without loss.
