@@ -144,7 +144,8 @@ def headline(results: Results) -> str:
     if rows and others:
         ours, named = rows[0], ", ".join(f"{row['tool']} {row['nme_corrected']:.2f}" for row in others)
         lines.append(f"- **{ours['nme_corrected']:.2f} %** on whole photographs of AFLW "
-                     f"({link('tools', ours['tool'])}); {named} % on the same {ours['shared']:,} faces, with constant offsets removed.\n")  # fmt: skip
+                     f"({link('tools', ours['tool'])}); {named} % on the same {ours['shared']:,} faces, with constant "
+                     "offsets removed.\n")  # fmt: skip
     return "".join(lines)
 
 
