@@ -152,6 +152,7 @@ def test_a_run_is_resumed_with_its_finder(fitted, several):
     assert again["held_out"]["finding"] == report["held_out"]["finding"]
 
 
+@pytest.mark.slow
 def test_folds_count_what_was_found(several, tmp_path):
     report = fit_folds(several, tmp_path, 6, settings=QUICK, only=[0, 1])
     assert report["finding"]["objects"] == 8

@@ -50,6 +50,7 @@ def test_displaced_points_rank_first(tmp_path):
     assert {row["reason"] for row in found[:2]} == {"far from the prediction"}
 
 
+@pytest.mark.slow
 def test_without_a_model_displaced_points_rank_first(trained, tmp_path):
     """Models of the other folds predict each image; one label of 48 is wrong."""
     folder, wrong = trained.images[0].parent, "7.png,point_0,"
