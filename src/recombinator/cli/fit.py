@@ -68,6 +68,7 @@ def fit(
     """
     from recombinator.fit import folds as cross_validation
     from recombinator.fit import run
+    from recombinator.fit.measure import finding_sentence
     from recombinator.utils.allocator import keep_freed_memory
 
     keep_freed_memory()
@@ -102,11 +103,7 @@ def fit(
         print_all(write_report(json_out, "fit-folds", report))
     for name, part in ({"all folds": report} if folds else report).items():
         if isinstance(part, dict) and "finding" in part:
-            row = part["finding"]
-            print(
-                f"{name}: found {row['found']} of {row['objects']} objects ({100 * row['share']:.1f} %), "
-                f"{row['false_per_image']:.2f} false detections per image"
-            )
+            print(f"{name}: {finding_sentence(part['finding'])}")
         if isinstance(part, dict) and "median" in part:
             shares = ", ".join(f"{100 * v:.1f} % within {r}" for r, v in part["within"].items())
             print(f"{name}: median error {part['median']:.2f} pixels, mean {part['mean']:.2f}, {shares}")

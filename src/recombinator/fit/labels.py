@@ -16,7 +16,8 @@ from recombinator.data.table import load_table
 from recombinator.evaluation.sources import name_of
 from recombinator.fit.folds import run_folds
 from recombinator.fit.measure import Measured, measure
-from recombinator.fit.run import FEWEST, Progress
+from recombinator.fit.networks import Progress
+from recombinator.fit.run import FEWEST
 from recombinator.fit.samples import read_samples, whole_table
 from recombinator.keypoints import KeypointSet, check_same_keypoints
 from recombinator.models.base import check_takes_images

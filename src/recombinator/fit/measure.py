@@ -50,11 +50,15 @@ class Finding:
 
     def sentence(self) -> str:
         """Return the results in one line."""
-        row = self.to_dict()
-        return (
-            f"found {self.found} of {self.objects} objects ({100 * row['share']:.1f} %), "
-            f"{row['false_per_image']:.2f} false detections per image"
-        )
+        return finding_sentence(self.to_dict())
+
+
+def finding_sentence(row: dict[str, Any]) -> str:
+    """Return in one line what `Finding.to_dict` gave."""
+    return (
+        f"found {row['found']} of {row['objects']} objects ({100 * row['share']:.1f} %), "
+        f"{row['false_per_image']:.2f} false detections per image"
+    )
 
 
 @dataclass

@@ -14,7 +14,7 @@ import numpy as np
 from recombinator.data.table import SPLIT_SEED
 from recombinator.fit.finder import measure_found
 from recombinator.fit.measure import Measured, measure
-from recombinator.fit.networks import train_plan
+from recombinator.fit.networks import Progress, train_plan
 from recombinator.fit.plan import Plan, changed, decide, examine
 from recombinator.fit.report import write_reports
 from recombinator.fit.samples import Sample, read_samples, whole_table
@@ -28,7 +28,6 @@ logger = logging.getLogger(__name__)
 FEWEST = 10  # images
 HELD_OUT = 0.1  # share of the images that are not trained on
 HELD_OUT_RANGE = (5, 100)  # images
-Progress = Callable[[int, int], None]
 PathLike = str | os.PathLike[str]
 
 

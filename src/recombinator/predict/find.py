@@ -243,18 +243,23 @@ class FinderDetector:
 
     def detect(self, image: np.ndarray) -> list[Detection]:
         """Find the objects of an image; see Detector.detect."""
-        image, factor = shrunk(image, self.longest)
-        return self._decoded(image, self._maps(image, SIDES), self.threshold, factor)
+        view, factor = self._view(image)
+        return self._decoded(view, self._maps(view, SIDES), self.threshold, factor)
 
     def search(self, image: np.ndarray) -> Iterator[list[Detection]]:
         """Yield what `detect` finds, then less certain, larger and smaller objects; see Detector."""
-        image, factor = shrunk(image, self.longest)
-        maps, doubtful = self._maps(image, SIDES), DOUBTFUL * self.threshold
-        yield self._decoded(image, maps, self.threshold, factor)
-        further = self._decoded(image, [*maps, *self._maps(image, COARSER)], doubtful, factor)
+        view, factor = self._view(image)
+        maps, doubtful = self._maps(view, SIDES), DOUBTFUL * self.threshold
+        yield self._decoded(view, maps, self.threshold, factor)
+        further = self._decoded(view, [*maps, *self._maps(view, COARSER)], doubtful, factor)
         yield sorted(further, key=lambda d: -d.score)[:MOST_DOUBTFUL]
-        if max(image.shape[:2]) >= LEAST_STEP * max(SIDES):
-            yield self._decoded(image, self._maps(image, FINEST), self.threshold, factor)
+        if max(view.shape[:2]) >= LEAST_STEP * max(SIDES):
+            yield self._decoded(view, self._maps(view, FINEST), self.threshold, factor)
+
+    def _view(self, image: np.ndarray) -> tuple[np.ndarray, int]:
+        """Return the image no larger than needed, gray for a gray finder, and by which factor it was shrunk."""
+        view, factor = shrunk(image, self.longest)
+        return (to_gray(view) if self.engine.about.channels == 1 else view), factor
 
     def _maps(self, image: np.ndarray, sides: tuple[int, ...]) -> list[tuple[float, np.ndarray]]:
         """Return the scale and the maps of each size at which the image is seen."""
@@ -264,12 +269,10 @@ class FinderDetector:
             if steps and side < LEAST_STEP * steps[-1]:
                 break
             steps.append(side)
-        channels = self.engine.about.channels
-        pixels = to_gray(image) if channels == 1 else image
-        maps = []
+        pixels, maps = image, []
         for side in reversed(steps):  # each is made of the one before, which is larger
             pixels = resized(pixels, image.shape, side / longest)
-            maps.append((side / longest, self.engine.run(as_input(pixels, channels))[0]))
+            maps.append((side / longest, self.engine.run(as_input(pixels, self.engine.about.channels))[0]))
         return maps
 
     def _decoded(

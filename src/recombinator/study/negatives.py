@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from recombinator.data.images import encode_image, read_image, to_gray
 from recombinator.data.table import load_table
-from recombinator.predict.find import FinderDetector, OnnxFinder, face_finder
+from recombinator.predict.find import FinderDetector, OnnxFinder, face_finder, resized
 from recombinator.predict.predictor import Predictor, load
 from recombinator.study.scenes import annotated_faces, image_files
 from recombinator.utils.errors import InputError
-from recombinator.utils.files import check_output_folder
+from recombinator.utils.files import check_output_folder, write_atomically
 from recombinator.utils.threads import in_order
 
 LEAST = 0.15  # score of a false alarm
@@ -69,7 +70,8 @@ def write_negatives(
     jobs = [(str(file), number) for number, file in enumerate(squares)]
     for file, number, found in in_order(job, jobs, os.cpu_count() or 1):
         for i, patch in enumerate(found):
-            (out / f"{number:05}-{i}-{Path(file).stem}.png").write_bytes(encode_image(patch, 0))
+            target = out / f"{number:05}-{i}-{Path(file).stem}.png"
+            write_atomically(target, partial(_write_png, patch))
         count += len(found)
         progress(number + 1, len(jobs))
     return count
@@ -110,13 +112,10 @@ def patches(
         low = np.maximum(middle - side / 2, 0).astype(int)
         high = np.minimum(middle + side / 2, image.shape[1::-1]).astype(int)
         if (high - low).min() >= SMALLEST:
-            kept.append(_small(to_gray(image[low[1] : high[1], low[0] : high[0]])))
+            patch = to_gray(image[low[1] : high[1], low[0] : high[0]])
+            kept.append(resized(patch, patch.shape, min(1.0, STORED / max(patch.shape))))
     return kept
 
 
-def _small(patch: np.ndarray) -> np.ndarray:
-    """Return a patch with no side longer than `STORED`."""
-    import cv2
-
-    scale = STORED / max(patch.shape)
-    return patch if scale >= 1 else cv2.resize(patch, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+def _write_png(patch: np.ndarray, path: Path) -> None:
+    path.write_bytes(encode_image(patch, 0))

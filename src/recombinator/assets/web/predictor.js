@@ -33,8 +33,8 @@ export class Predictor {
       const box = { x: image.width / 2, y: image.height / 2, side: whole, angle: 0 };
       return distinct(await this.#fromBoxes(image, [box], about.crop.fromDetector, about.passes, true), about.sameObject);
     }
-    const stages = search ? searchObjects(image, finder, this.networks.find) : [detect(image, finder, this.networks.find)];
     let began = performance.now();
+    const stages = search ? searchObjects(image, finder, this.networks.find) : [detect(image, finder, this.networks.find)];
     for await (const detections of stages) {
       this.#spent('finder', began);
       const found = (await this.#fromBoxes(image, detections, finder.relation, about.passes, false)).filter(Boolean);
