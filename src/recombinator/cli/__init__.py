@@ -43,6 +43,7 @@ for _section, _commands in ((DAILY, _DAILY), (RESEARCH, _RESEARCH)):
 app.add_typer(prepare, name="prepare", rich_help_panel=DAILY)
 study.command("tools", cls=Command)(tools.tools)
 study.command("negatives", cls=Command)(tools.negatives)
+study.command("framing", cls=Command)(tools.framing)
 app.add_typer(study, name="study", rich_help_panel=RESEARCH)
 
 

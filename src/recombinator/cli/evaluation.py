@@ -48,8 +48,14 @@ def evaluate(
         str, typer.Option(metavar=f"[auto|faces|haar|{DETECTOR_FILES}]", help="With --photos: see predict.")
     ] = "auto",
     passes: Annotated[
-        int, typer.Option(min=1, metavar="N", help="With --photos: passes; each crops around the last one's points.")
-    ] = 2,
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            show_default="2, or the detector's",
+            help="With --photos: passes; each crops around the last one's points.",
+        ),
+    ] = None,
     engine: Annotated[
         str, typer.Option(metavar="[torch|onnx]", help="Engine of the network; .onnx files always use onnx.")
     ] = "torch",
@@ -121,7 +127,7 @@ def _interval(row: dict[str, Any], key: str) -> str:
 
 
 def _evaluate_photos(
-    weights: str, data: Path, photos: Path, detector: str, passes: int, limit: int | None, json_out: Path | None
+    weights: str, data: Path, photos: Path, detector: str, passes: int | None, limit: int | None, json_out: Path | None
 ) -> None:
     from recombinator.evaluation.photographs import evaluate_photographs
     from recombinator.predict.detect import detector_by_name
@@ -133,7 +139,7 @@ def _evaluate_photos(
     print_all(write_report(json_out, "photographs", {**report, "detector": detector}))
     found, missed, others = report["found"], report["missed"], report["others"]
     photographs, faces = plural(report["photographs"], "photograph"), plural(report["faces"], "face")
-    print(f"{weights} on {photographs} of {data}, {plural(passes, 'pass')}")
+    print(f"{weights} on {photographs} of {data}, {plural(report['passes'], 'pass')}")
     print(f"  {found} of {faces} found, {missed} missed, {plural(others, 'other detection')}")
     if found:
         print(f"  error of the faces found, continuous, in %: {_interval(report, 'nme')}")

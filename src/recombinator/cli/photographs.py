@@ -103,8 +103,14 @@ def predict(
         Path | None, typer.Option(metavar="FILE", help="CSV file of faces: file, x, y, width, height.")
     ] = None,
     passes: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Passes; each one crops around the points of the last.")
-    ] = 2,
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            show_default="2, or the detector's",
+            help="Passes; each one crops around the points of the last.",
+        ),
+    ] = None,
     min_confidence: Annotated[
         float | None,
         typer.Option(

@@ -1,4 +1,4 @@
-"""`recombinator study tools` and `study negatives`: whole photographs."""
+"""`recombinator study tools`, `study negatives` and `study framing`: whole photographs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from recombinator.cli.options import JsonOut, Overwrite, Seed, WeightsArgument, check_outputs, write_report
+from recombinator.cli.options import Data, JsonOut, Overwrite, Seed, WeightsArgument, check_outputs, write_report
 from recombinator.utils.console import progress
 from recombinator.utils.errors import InputError, import_optional
 
@@ -80,3 +80,18 @@ def negatives(
     with progress("photographs") as advance:
         count = write_negatives(weights, out, data=data, photographs=photos, finder=finder, seed=seed, progress=advance)
     print(f"{count} parts of photographs: {out}")
+
+
+def framing(data: Data) -> None:
+    """Print how five points of a face place the square of all 68, for recombinator.predict.framing.
+
+    It is a linear regression on the annotated points of the training table.
+    """
+    from recombinator.data.table import load_table
+    from recombinator.predict.engine import load_engine
+    from recombinator.predict.predictor import FRAMING
+    from recombinator.study.framing import square_regression
+
+    typical = load_engine(FRAMING).about.template
+    for row in square_regression(load_table(data / "train.parquet").points, typical):
+        print(f"        ({', '.join(f'{value:.4f}' for value in row)}),")

@@ -19,7 +19,8 @@ from recombinator.keypoints import RADII, SURE
 from recombinator.predict import find
 from recombinator.predict.crop import REDUCING_GAP
 from recombinator.predict.engine import Description, OnnxEngine, load_engine
-from recombinator.predict.predictor import FACE_RULES, PASSES, SAME_FACE, Predictor, eased
+from recombinator.predict.framing import FaceFramer
+from recombinator.predict.predictor import FACE_RULES, PASSES, SAME_FACE, TURNED, Predictor, eased
 from recombinator.predict.session import Session
 from recombinator.utils.errors import InputError, import_optional
 from recombinator.utils.files import check_output_folder, copy_file, write_atomically, write_json
@@ -111,6 +112,8 @@ def _read_graph(path: Path) -> tuple[bytes, Description, find.OnnxFinder | None]
     engine = load_engine(path, "onnx", threads=1)
     assert isinstance(engine, OnnxEngine)
     detector = Predictor(engine).detector
+    if isinstance(detector, FaceFramer):  # the page has one localizer, which takes two passes
+        detector = detector.five_points.detector
     finder = detector.engine if isinstance(detector, find.FinderDetector) else None
     return _in_one_file(engine.session), engine.about, finder  # type: ignore[return-value]
 
@@ -145,7 +148,7 @@ def describe(about: Description, name: str, finder: find.FinderEngine | None) ->
         "template": about.template, "size": about.size, "channels": about.channels, "sure": SURE,
         "sureReach": RADII[SURE] + 0.5,
         "leastConfidence": least, "leastBefore": eased(least), "sameObject": SAME_FACE,
-        "passes": PASSES, "detectEvery": DETECT_EVERY, "finder": None,
+        "passes": PASSES, "turned": TURNED, "detectEvery": DETECT_EVERY, "finder": None,
     }  # fmt: skip
     if finder:
         detector = find.FinderDetector(finder)

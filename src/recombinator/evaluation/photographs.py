@@ -42,8 +42,8 @@ def match(
 
 def evaluate_photographs(
     weights: str | os.PathLike[str], data: TableLike, photographs: str | os.PathLike[str], *,
-    detector: Detector | None = None, passes: int = 2, min_confidence: float | None = None, limit: int | None = None,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    detector: Detector | None = None, passes: int | None = None, min_confidence: float | None = None,
+    limit: int | None = None, progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Any]:  # fmt: skip
     """Predict on the photographs that a table's crops were cut from, and match the predictions with the table's faces.
 
@@ -52,7 +52,7 @@ def evaluate_photographs(
         data: A table that `prepare` wrote, or a loaded one.
         photographs: The folder that the table's file names are relative to.
         detector: Finds the faces; by default as `load` does.
-        passes: Number of passes; after the first, the crop is placed by the predicted points.
+        passes: Number of passes; after the first, the crop is placed by the predicted points. None: as in `load`.
         min_confidence: Mean confidence below which a detection is dropped; by default the weights' own.
         limit: Use only the first faces of the file.
         progress: Called with (photographs done, photographs in all).

@@ -50,6 +50,16 @@ def rotation(degrees: float) -> np.ndarray:
     return np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
 
 
+def rotated_covariance(covariance: np.ndarray, angle: float) -> np.ndarray:
+    """Rotate (K, 3) covariances xx, xy, yy by an angle in degrees, clockwise on the screen."""
+    if angle == 0:
+        return covariance
+    xx, xy, yy = covariance.T
+    full = np.stack([np.stack([xx, xy], -1), np.stack([xy, yy], -1)], -2)
+    turned = rotation(angle) @ full @ rotation(angle).T
+    return np.stack([turned[:, 0, 0], turned[:, 0, 1], turned[:, 1, 1]], axis=1)
+
+
 def crop_face(
     photograph: Photograph, points: np.ndarray, rule: CropRule, size: int, channels: int, angle: float = 0.0,
     free: bool = False,

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from recombinator.data.images import to_gray
+from recombinator.data.photograph import Photograph
 from recombinator.utils.errors import InputError, unknown
 from recombinator.utils.files import check_regular, read_file
 
@@ -49,6 +50,7 @@ class Detector(Protocol):
     - `longest`, the longest side in pixels that it looks at: larger JPEG files are then decoded at reduced size;
     - `relation`, for each name of a crop rule the side of the network's square and how far its center is below the
       box's center, both in box sides; by default CropRule.from_detector, which fits OpenCV's cascade;
+    - `passes`, the number of passes that its boxes need;
     - `certain`, True if every box is a face, whatever the confidence of its points.
     """
 
@@ -76,6 +78,35 @@ def as_detections(found: Iterable[Any]) -> list[Detection]:
 def _four(box: Iterable[float]) -> tuple[float, float, float, float]:
     x, y, width, height = (float(v) for v in box)
     return x, y, width, height
+
+
+def check_boxes(boxes: Iterable[Any], photograph: Photograph) -> list[Detection]:
+    """Check face boxes that a user gave.
+
+    Args:
+        boxes: Boxes (x, y, width, height) in pixels, or detections.
+        photograph: The image that they belong to.
+
+    Returns:
+        One detection per box.
+
+    Raises:
+        InputError: If they are not such boxes, or one of them does not overlap the image.
+    """
+    try:
+        detections = as_detections(boxes)
+    except (TypeError, ValueError):
+        raise InputError("boxes must be a list of (x, y, width, height)") from None
+    width, height = photograph.width, photograph.height
+    for one in detections:
+        x, y, w, h = one.box
+        if not np.isfinite([*one.box, one.angle]).all() or min(w, h) <= 0:
+            raise InputError("boxes must be (x, y, width, height) each, finite, with positive width and height")
+        reach = 0.0 if one.angle == 0 else (np.hypot(w, h) - min(w, h)) / 2  # a rotated box reaches farther
+        outside = x - reach >= width or y - reach >= height or x + w + reach <= 0 or y + h + reach <= 0
+        if outside or max(w, h) > 100 * max(width, height):
+            raise InputError(f"box {x:g},{y:g},{w:g},{h:g} does not overlap the {width}x{height} image")
+    return detections
 
 
 _LOCAL = threading.local()  # OpenCV's cascades are not thread-safe: each thread has its own

@@ -231,13 +231,12 @@ class FinderDetector:
     Args:
         engine: Runs the network.
         threshold: Least probability; by default the finder's own.
-        upright: Report no rotation: for localizers that were trained on objects of any orientation.
     """
 
     longest = max(SIDES)
 
-    def __init__(self, engine: FinderEngine, threshold: float | None = None, upright: bool = False) -> None:
-        self.engine, self.upright = engine, upright
+    def __init__(self, engine: FinderEngine, threshold: float | None = None) -> None:
+        self.engine = engine
         self.threshold = engine.about.threshold if threshold is None else threshold
         self.relation = {engine.about.rule: (1.0, 0.0), **{k: tuple(v) for k, v in engine.about.relation.items()}}
 
@@ -288,9 +287,7 @@ class FinderDetector:
         found = suppressed(Found(*(np.concatenate(p) for p in zip(*parts, strict=True))))
         order = np.argsort(-found.squares[:, 2], kind="stable")
         return [
-            Detection(
-                (x - side / 2, y - side / 2, side, side), 0.0 if self.upright else angle, score=float(found.scores[i])
-            ).scaled(factor)
+            Detection((x - side / 2, y - side / 2, side, side), angle, score=float(found.scores[i])).scaled(factor)
             for i, (x, y, side, angle) in zip(order, found.squares[order].tolist(), strict=True)
         ]
 

@@ -13,16 +13,20 @@ from recombinator.data.crops import RULES
 from recombinator.data.images import MAX_PIXELS, Image
 from recombinator.data.photograph import Photograph
 from recombinator.keypoints import RADII, SURE
-from recombinator.predict.crop import Crop, crop_face, rotation
-from recombinator.predict.detect import Detection, Detector, WholeImage, as_detections
+from recombinator.predict.crop import Crop, crop_face, rotated_covariance, rotation
+from recombinator.predict.detect import Detection, Detector, WholeImage, as_detections, check_boxes
 from recombinator.predict.engine import Engine, Predictions, load_engine
 from recombinator.predict.find import FinderDetector, face_finder
+from recombinator.predict.framing import SQUARES, FaceFramer
 from recombinator.predict.result import Face, Faces
+from recombinator.transforms.shapes import similarity
 from recombinator.utils.errors import InputError
 
 FACE_RULES = ("mtfl", "300w")
 EASE = 6.0  # factor on the odds; of 3,000 faces that were found, none fell below the eased threshold in the first pass
-PASSES = 2  # the second one crops around the points of the first, which pays (docs/prediction.md)
+PASSES = 2  # the second one crops around the points of the first, which pays (docs/results.md)
+FRAMING = "rcn-6-fast-mtfl-int8"  # whose five points give the square of a network with other points
+TURNED = 10.0  # degrees: an object that is rotated by as much in its crop is cropped again at its own rotation
 SAME_FACE = 0.5  # two results nearer than this share of the face's extent are one face
 
 
@@ -40,8 +44,9 @@ class Predictor:
 
     Args:
         engine: Runs the network on crops.
-        detector: Finds objects; by default the model's own finder, or for faces the one that ships.
-        passes: Default number of passes of `predict`.
+        detector: Finds objects; by default the model's own finder, or for faces the one that ships, with a FaceFramer
+            if the network has 68 points.
+        passes: Default number of passes of `predict`; None: the detector's, or else 2.
         max_pixels: Refuse larger image files before decoding. None: no limit.
     """
 
@@ -49,10 +54,10 @@ class Predictor:
         self,
         engine: Engine,
         detector: Detector | None = None,
-        passes: int = PASSES,
+        passes: int | None = None,
         max_pixels: int | None = MAX_PIXELS,
     ) -> None:
-        self.passes, self.max_pixels = _check_passes(passes), max_pixels
+        self.max_pixels = max_pixels
         self.engine, self.about, self.keypoints = engine, engine.about, engine.about.keypoints
         self.rule = RULES[self.about.crop_rule]
         self.detector: Detector | None = detector
@@ -63,8 +68,18 @@ class Predictor:
             if own:
                 self.detector = FinderDetector(own)
             elif self.rule.name in FACE_RULES:
-                self.detector = face_finder(getattr(engine, "threads", 1))
+                self.detector = self._face_detector(getattr(engine, "threads", 1))
+        self._passes_of_boxes = _check_passes(PASSES if passes is None else passes)
+        self.passes = getattr(self.detector, "passes", PASSES) if passes is None else passes
         self.min_confidence = float(self.about.calibration.get("least", self.rule.least))
+
+    def _face_detector(self, threads: int) -> Detector:
+        """Return the detector for a network of faces that has none of its own."""
+        finder = face_finder(threads)
+        if self.rule.name not in SQUARES:
+            return finder
+        five_points = Predictor(load_engine(FRAMING, threads=threads), finder)
+        return FaceFramer(five_points, self.rule.name, np.array(self.about.template))
 
     @property
     def noun(self) -> str:
@@ -121,7 +136,9 @@ class Predictor:
         Raises:
             InputError: If the image, the boxes or an option cannot be used.
         """
-        passes = self.passes if passes is None else _check_passes(passes)
+        if passes is None:
+            passes = self.passes if boxes is None else self._passes_of_boxes
+        _check_passes(passes)
         if min_confidence is not None and not 0 <= min_confidence <= 1:
             raise InputError(f"min_confidence={min_confidence}: expected a number from 0 to 1")
         if isinstance(image, list | tuple | Iterator) and not hasattr(image, "read"):  # a file yields its lines
@@ -200,7 +217,8 @@ class Predictor:
             for i, face, was_moved in zip(alive, again, moved_again, strict=True):
                 if face or not certain:
                     faces[i], moved[i] = face, was_moved
-        return self._doubt(photograph, _probable(faces, scores, min_confidence), moved)
+        faces = _probable(faces, scores, min_confidence)
+        return self._doubt(photograph, self._at_own_angles(photograph, faces, moved) if passes > 1 else faces, moved)
 
     def follow(
         self, image: Image, points: Iterable[np.ndarray], angles: Sequence[float] | None = None
@@ -255,6 +273,22 @@ class Predictor:
         ]
         return faces, moved
 
+    def _at_own_angles(self, photograph: Photograph, faces: list[Face | None], moved: list[bool]) -> list[Face | None]:
+        """Predict those faces again whose points are TURNED in their crops.
+
+        Points whose square the crop rule has `moved` into the image say little about the rotation.
+        """
+        kept = [(i, face) for i, face in enumerate(faces) if face and not moved[i]]
+        if not kept:
+            return faces
+        points, angles = np.array([face.points for _, face in kept]), np.array([face.angle for _, face in kept])
+        linear, _ = similarity(np.array(self.about.template), points, np.ones(points.shape[:2]))
+        off = (np.degrees(np.arctan2(linear[:, 1, 0], linear[:, 0, 0])) - angles + 180) % 360 - 180
+        turned = np.abs(off) > TURNED
+        again, _ = self._refine(photograph, points[turned], (angles + off)[turned].tolist())
+        better = dict(zip(np.array([i for i, _ in kept])[turned].tolist(), again, strict=True))
+        return [better.get(i) or face for i, face in enumerate(faces)]
+
     def _doubt(self, photograph: Photograph, faces: list[Face | None], moved: list[bool]) -> list[Face | None]:
         """Set the confidence and `within` to 0 where the border of the image has decided the answer.
 
@@ -282,7 +316,7 @@ class Predictor:
         if below is not None:
             calibrated = {
                 "within": within, "reach": (np.array(RADII) + 0.5) * crop.pixel,
-                "covariance": _turned(predictions.covariance[i] * crop.pixel**2, angle),
+                "covariance": rotated_covariance(predictions.covariance[i] * crop.pixel**2, angle),
                 "occluded": within[:, SURE] < np.array(below),
             }  # fmt: skip
         return Face(
@@ -292,9 +326,10 @@ class Predictor:
 
 
 def _probable(faces: list[Face | None], scores: Sequence[float], least: float) -> list[Face | None]:
-    """Return None in place of each face that is less probable than `least`."""
+    """Set the detector's score of each face; return None in place of one that is less probable than `least`."""
     return [
-        f if f and _both(float(f.confidence.mean()), s) >= least else None for f, s in zip(faces, scores, strict=True)
+        replace(f, score=s) if f and _both(float(f.confidence.mean()), s) >= least else None
+        for f, s in zip(faces, scores, strict=True)
     ]
 
 
@@ -315,45 +350,6 @@ def _trusted(face: Face, sure: np.ndarray) -> Face:
     return replace(face, confidence=np.where(sure, face.confidence, 0.0), within=within)
 
 
-def _turned(covariance: np.ndarray, angle: float) -> np.ndarray:
-    """Turn (K, 3) covariances xx, xy, yy by an angle in degrees."""
-    if angle == 0:
-        return covariance
-    xx, xy, yy = covariance.T
-    full = np.stack([np.stack([xx, xy], -1), np.stack([xy, yy], -1)], -2)
-    turned = rotation(angle) @ full @ rotation(angle).T
-    return np.stack([turned[:, 0, 0], turned[:, 0, 1], turned[:, 1, 1]], axis=1)
-
-
-def check_boxes(boxes: Iterable[Any], photograph: Photograph) -> list[Detection]:
-    """Check face boxes that a user gave.
-
-    Args:
-        boxes: Boxes (x, y, width, height) in pixels, or detections.
-        photograph: The image that they belong to.
-
-    Returns:
-        One detection per box.
-
-    Raises:
-        InputError: If they are not such boxes, or one of them does not overlap the image.
-    """
-    try:
-        detections = as_detections(boxes)
-    except (TypeError, ValueError):
-        raise InputError("boxes must be a list of (x, y, width, height)") from None
-    width, height = photograph.width, photograph.height
-    for one in detections:
-        x, y, w, h = one.box
-        if not np.isfinite([*one.box, one.angle]).all() or min(w, h) <= 0:
-            raise InputError("boxes must be (x, y, width, height) each, finite, with positive width and height")
-        reach = 0.0 if one.angle == 0 else (np.hypot(w, h) - min(w, h)) / 2  # a rotated box reaches farther
-        outside = x - reach >= width or y - reach >= height or x + w + reach <= 0 or y + h + reach <= 0
-        if outside or max(w, h) > 100 * max(width, height):
-            raise InputError(f"box {x:g},{y:g},{w:g},{h:g} does not overlap the {width}x{height} image")
-    return detections
-
-
 def distinct(faces: list[Face]) -> list[Face]:
     """Drop each face that coincides with a more confident one, and sort the rest by size, largest first."""
     kept: list[Face] = []
@@ -371,7 +367,7 @@ def load(
     engine: str | None = None,
     threads: int = 0,
     device: str = "cpu",
-    passes: int = PASSES,
+    passes: int | None = None,
     max_pixels: int | None = MAX_PIXELS,
 ) -> Predictor:
     """Load a model for prediction.
@@ -379,12 +375,12 @@ def load(
     Args:
         name_or_path: A shipped name ("rcn-6-mtfl"; `shipped_models()` lists them), an exported .onnx file, a weights
             file or a run's folder.
-        detector: Finds objects; by default the model's own finder, or for faces the one that ships.
+        detector: Finds objects; by default as in `Predictor`.
         engine: "onnx" or "torch". By default ONNX Runtime, which needs no torch, if there is a graph and `device` is
             "cpu"; torch otherwise.
         threads: Number of CPU threads of the engine; 0 leaves the choice to it.
         device: "cpu", or for the torch engine "cuda" or "cuda:N".
-        passes: Default number of passes of `Predictor.predict`.
+        passes: Default number of passes of `Predictor.predict`; None: the detector's, or else 2.
         max_pixels: Refuse larger image files before decoding. None: no limit.
 
     Returns:

@@ -22,7 +22,7 @@ from typing import Any
 from recombinator.data.images import ENDINGS, MAX_PIXELS
 from recombinator.predict.batch import Done, find_photographs, point_record, predict_file
 from recombinator.predict.detect import detector_by_name
-from recombinator.predict.predictor import PASSES, load
+from recombinator.predict.predictor import load
 from recombinator.utils.errors import InputError, check_choice, import_optional
 from recombinator.utils.threads import in_order
 from recombinator.utils.urls import file_system, is_url, list_files, read_file, remove_file, write_file
@@ -54,7 +54,7 @@ class Settings:
     threads: int = 1
     device: str = "cpu"
     max_pixels: int = MAX_PIXELS
-    passes: int = PASSES
+    passes: int | None = None
     min_confidence: float | None = None
 
 

@@ -48,6 +48,7 @@ class Face:
             called so. None without calibrated weights.
         inside: (K,) True where the point is inside the image; None if that is not known.
         angle: Rotation of the square about its center in degrees, clockwise on the screen; 0 for an upright face.
+        score: Probability of the face by the detector; 0.5 for a given box, and for detectors without scores.
     """
 
     points: np.ndarray
@@ -60,6 +61,7 @@ class Face:
     occluded: np.ndarray | None = None
     inside: np.ndarray | None = None
     angle: float = 0.0
+    score: float = 0.5
 
     def __repr__(self) -> str:
         x, y, side = self.box

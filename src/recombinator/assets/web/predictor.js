@@ -69,12 +69,24 @@ export class Predictor {
     const probable = (objects, least) => objects.map((one, i) => (
       certain || (one && both(mean(one.confidence), detections[i].score) >= least) ? one : null));
     const { leastConfidence: least, leastBefore } = this.about;
-    for (let i = 1; i < (this.about.crop.whole ? 1 : passes); i++) {
+    if (this.about.crop.whole) passes = 1;
+    for (let i = 1; i < passes; i++) {
       found = probable(found, leastBefore);
       const again = await this.#refine(image, found.map((one) => one?.points ?? null), angles);
       found = again.map((one, k) => one ?? (certain ? found[k] : null));
     }
-    return this.#doubted(image, probable(found, least));
+    found = probable(found, least);
+    return this.#doubted(image, passes > 1 ? await this.#atOwnAngles(image, found) : found);
+  }
+
+  /** Predict those objects again whose points are `turned` in their crops. */
+  async #atOwnAngles(image, found) {
+    const { turned } = this.about, off = found.map((one) => (one ? this.#rotation(one) : 0));
+    const wanted = found.map((one, i) => one && !one.moved && Math.abs(off[i]) > turned);
+    const again = await this.#refine(
+      image, found.map((one, i) => (wanted[i] ? one.points : null)), found.map((one, i) => one && one.angle + off[i]),
+    );
+    return found.map((one, i) => again[i] ?? one);
   }
 
   /**
@@ -93,6 +105,18 @@ export class Predictor {
       });
       return one && { ...one, confidence };
     });
+  }
+
+  /** Rotation of an object's points against its crop, in degrees from -180 to 180. */
+  #rotation({ points, angle }) {
+    const { template } = this.about, [a, b] = [center(template), center(points)];
+    let along = 0, across = 0;
+    template.forEach(([x, y], k) => {
+      const [p, q] = [x - a[0], y - a[1]], [u, v] = [points[k][0] - b[0], points[k][1] - b[1]];
+      along += p * u + q * v;
+      across += p * v - q * u;
+    });
+    return ((((Math.atan2(across, along) * 180) / Math.PI - angle + 180) % 360) + 360) % 360 - 180;
   }
 
   /** Crop around rough points and predict all crops in one batch; null where the points leave no crop. */
