@@ -188,12 +188,13 @@ def unlabeled_table(results: Results) -> str:
 
 
 def _verdict(row: dict[str, Any]) -> str:
-    """Say in a sentence what unlabeled images are worth with one share of the labels, by the last split measured."""
+    """Say in one sentence whether unlabeled images help with one share of the labels, on the last measured split."""
     split, title = ("test", "AFLW") if "test" in row else ("valid", "validation")
     part = row[split]["difference"]
     low, high = part.get("ci95_seeds", part["ci95_images"])
-    what = "worth something" if high < 0 else "harmful" if low > 0 else "worth nothing that can be shown"
+    worse = "unlabeled images increase the error"
+    what = "unlabeled images reduce the error" if high < 0 else worse if low > 0 else "no measurable gain"
     return (
-        f"- {100 * row['share']:g} % of the labels: unlabeled images are {what}; the {title} error changes by "
+        f"- {100 * row['share']:g} % of the labels: {what}; the {title} error changes by "
         f"{part['nme_paper']:+.2f} [{low:+.2f}, {high:+.2f}] points."
     )
