@@ -192,8 +192,8 @@ def _verdict(row: dict[str, Any]) -> str:
     split, title = ("test", "AFLW") if "test" in row else ("valid", "validation")
     part = row[split]["difference"]
     low, high = part.get("ci95_seeds", part["ci95_images"])
-    worse = "unlabeled images increase the error"
-    what = "unlabeled images reduce the error" if high < 0 else worse if low > 0 else "no measurable gain"
+    change = "reduce" if high < 0 else "increase" if low > 0 else ""
+    what = f"unlabeled images {change} the error" if change else "no measurable gain"
     return (
         f"- {100 * row['share']:g} % of the labels: {what}; the {title} error changes by "
         f"{part['nme_paper']:+.2f} [{low:+.2f}, {high:+.2f}] points."
