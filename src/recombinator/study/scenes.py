@@ -34,6 +34,23 @@ class Sample:
     square: np.ndarray
 
 
+@dataclass(frozen=True)
+class Photographs:
+    """Validation and test photographs of a data set, with the networks that are measured on them.
+
+    Attributes:
+        name: Name of the data set in the report.
+        data: Folder that `prepare` wrote.
+        folder: The folder that it was prepared from.
+        networks: Shipped networks or weights files.
+    """
+
+    name: str
+    data: Path
+    folder: Path
+    networks: tuple[str, ...]
+
+
 def annotated_faces(table: FaceTable, photographs: Path) -> list[Sample]:
     """Return the faces of a table in pixels of their photographs.
 

@@ -29,8 +29,9 @@ from recombinator.evaluation.photographs import MATCH, match
 from recombinator.evaluation.sources import identity
 from recombinator.keypoints import FACE_5
 from recombinator.predict.predictor import load
-from recombinator.study.scenes import color
+from recombinator.study.scenes import Photographs, color
 from recombinator.study.tool_points import Found, summarize, to_five
+from recombinator.utils.console import report_part
 from recombinator.utils.errors import InputError
 
 WORKER = Path(__file__).with_name("tool_worker.py")
@@ -90,23 +91,6 @@ OTHERS = (
 def network(weights: str, training: str) -> Tool:
     """Describe a network of this package as a tool."""
     return Tool(weights, "recombinator", (), LICENSE, training, weights)
-
-
-@dataclass(frozen=True)
-class Photographs:
-    """Validation and test photographs, with the networks that are compared on them.
-
-    Attributes:
-        name: Name of the data set in the report.
-        data: Folder that `prepare` wrote.
-        folder: The folder that it was prepared from.
-        networks: Shipped networks or weights files.
-    """
-
-    name: str
-    data: Path
-    folder: Path
-    networks: tuple[str, ...]
 
 
 def python_of(envs: Path, tool: Tool, install: bool) -> Path:
@@ -285,11 +269,6 @@ def _about(tool: Tool, worker: Worker) -> dict[str, Any]:
     return about
 
 
-def _advance(progress: Callable[[int, int], None], before: int, parts: int, share: float) -> None:
-    """Report the progress of the part that follows `before` parts of `parts`."""
-    progress(round(100 * (before + share) / parts), 100)
-
-
 def run(
     sets: Sequence[Photographs], envs: Path, *, install: bool = False, limit: int | None = None, rounds: int = 5,
     final: bool = True, progress: Callable[[int, int], None] = lambda done, total: None,
@@ -331,7 +310,7 @@ def run(
             about |= {tool.title: _about(tool, worker) for tool, worker in zip(chosen, workers, strict=True)}
             for split in splits:
                 table = tables[s.name, split]
-                founds, five = _search(workers, table, s.folder, partial(_advance, progress, part, parts))
+                founds, five = _search(workers, table, s.folder, partial(report_part, progress, part, parts))
                 if split == "valid":
                     corrections = [found.offsets(five) for found in founds]
                 rows += [
