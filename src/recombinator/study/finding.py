@@ -53,7 +53,7 @@ class Finding:
     """Run the parts of the measurement.
 
     Args:
-        predictor: What is measured.
+        predictor: The predictor to measure.
         samples: Annotated faces.
         empty: Images without faces.
         seed: Seed of the scenes.
@@ -69,7 +69,7 @@ class Finding:
     advance: Callable[[float], None] = field(default=lambda share: None)
 
     def mosaics(self) -> dict[str, Any]:
-        """Mosaics of several faces on an image without faces."""
+        """Measure mosaics of several faces on an image without faces."""
         rng, count = self._generator(1), self._count(MOSAICS)
         sides: list[float] = []
         hits: list[bool] = []
@@ -100,7 +100,7 @@ class Finding:
         }  # fmt: skip
 
     def turned(self) -> dict[str, Any]:
-        """Whole photographs rotated by 90, 180 and 270 degrees."""
+        """Measure whole photographs rotated by 90, 180 and 270 degrees."""
         rng, count = self._generator(2), self._count(len(self.samples))
         chosen = rng.permutation(len(self.samples))[:count]
         rows = []
@@ -124,7 +124,7 @@ class Finding:
         return {"photographs": 3 * count, "found": total, "share": total / (3 * count), "by_angle": rows}
 
     def without_faces(self) -> dict[str, Any]:
-        """Images without faces: false detections before and after the localizer's confidence."""
+        """Count false detections in images without faces, before and after the localizer's confidence is used."""
         before = after = 0
         wrong = []
         files = self.empty[: self._count(len(self.empty))]
@@ -140,7 +140,7 @@ class Finding:
         return {"images": len(files), "false_before_confidence": before, "false": after, "false_detections": wrong}
 
     def portrait(self) -> dict[str, Any]:
-        """The sample portrait at every angle: distance of the points from those of the upright portrait."""
+        """Measure the sample portrait at every angle: distance of the points from those of the upright portrait."""
         import cv2
 
         image = color(read_image(SAMPLE_PHOTOGRAPH))
@@ -172,7 +172,7 @@ class Finding:
         }  # fmt: skip
 
     def smallest(self) -> dict[str, Any]:
-        """One small face in a large photograph."""
+        """Measure one small face in a large photograph."""
         rng, count = self._generator(3), self._count(FACES_PER_SIDE)
         rows = []
         for n, side in enumerate(SMALL_SIDES):
@@ -189,7 +189,7 @@ class Finding:
         return {"width": LARGE[0], "height": LARGE[1], "rows": rows}
 
     def cut(self) -> dict[str, Any]:
-        """Faces that the border of the image cuts."""
+        """Measure faces that the border of the image cuts."""
         rng = self._generator(4)
         level = [s for s in self.samples if abs(s.square[3]) < UPRIGHT]
         chosen = [level[i] for i in rng.permutation(len(level))[: self._count(CUT_FACES)]]

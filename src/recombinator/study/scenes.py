@@ -21,7 +21,7 @@ ABOVE_EYES, BELOW_MOUTH = 0.6, 0.25  # eye distances: above the brows, below the
 
 @dataclass(frozen=True)
 class Sample:
-    """Hold one annotated face.
+    """One annotated face.
 
     Attributes:
         file: Its photograph.
@@ -119,7 +119,7 @@ def paste(canvas: np.ndarray, face: Sample, center: np.ndarray, side: float, deg
 
 
 def canvas(files: list[Path], rng: np.random.Generator, width: int, height: int) -> np.ndarray:
-    """Return one of some images in this size, cut to its shape.
+    """Return one of the images, drawn at random, scaled and cut to this size.
 
     Returns:
         (height, width, 3) RGB, uint8.

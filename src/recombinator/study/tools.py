@@ -1,4 +1,4 @@
-"""Compare the way from an image to face points with other tools, each in an environment of its own.
+"""Compare face keypoints in whole images with those of other tools, each in an environment of its own.
 
 Every tool sees the same decoded images. What differs between tools is data: OTHERS here, TOOLS in tool_worker, and
 MAPPINGS in tool_points.
@@ -52,15 +52,15 @@ PROTOCOL = (
 
 @dataclass(frozen=True)
 class Tool:
-    """Something that finds faces and their points.
+    """A tool that finds faces and their points.
 
     Attributes:
         title: Name in tables.
         kind: Key of tool_worker.TOOLS; also the folder of its environment.
         requirements: Pinned packages; none for this package, which runs in the current environment.
         license: License of code and models.
-        training: What its points were trained on.
-        option: What the worker makes it from.
+        training: Images that its points were trained on.
+        option: Argument of its function in tool_worker.TOOLS, such as the name of a network.
     """
 
     title: str
@@ -262,7 +262,7 @@ def _running(tools: Sequence[Tool], pythons: dict[str, Path], cores: Sequence[in
 
 
 def _about(tool: Tool, worker: Worker) -> dict[str, Any]:
-    """Return what the report says of a tool; of this package's networks also what finds the faces."""
+    """Return a tool's entry in the report; for networks of this package, with the name of the detector."""
     about = {"license": tool.license, "training": tool.training, **worker.about}
     if not tool.requirements:
         about["detector"] = type(load(tool.option).detector).__name__
