@@ -39,7 +39,7 @@ def fit(
     test: Annotated[
         Path | None, typer.Option(metavar="POINTS2", help="Points of further images, to measure on.")
     ] = None,
-    minutes: Annotated[float, typer.Option(min=0.1, metavar="N", help="Time for everything.")] = 30.0,
+    minutes: Annotated[float, typer.Option(min=0.1, metavar="N", help="Minutes for the whole run.")] = 30.0,
     plan: Annotated[bool, typer.Option("--plan", help="Print the decisions and train nothing.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out, with its plan.")] = False,
     seed: Annotated[int, typer.Option(min=0, max=2**31 - 2, metavar="N", help="Seed of all random numbers.")] = 0,

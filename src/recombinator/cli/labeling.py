@@ -1,4 +1,4 @@
-"""`recombinator study unlabeled` and `study labels`: what labels are worth, and which are wrong."""
+"""`recombinator study unlabeled` and `study labels`: experiments with unlabeled images and with wrong labels."""
 
 from __future__ import annotations
 
@@ -46,10 +46,10 @@ def unlabeled(
     json_out: JsonOut = None,
     overwrite: Overwrite = False,
 ) -> None:  # fmt: skip
-    """Measure what unlabeled images are worth.
+    """Measure whether unlabeled images help.
 
-    Trains with few labels, with and without the other images as unlabeled ones, and compares the errors. Finished
-    trainings are kept; the same command continues.
+    Trains with few labels, with and without the other images as unlabeled ones, and compares the errors. The same
+    command continues after an interruption.
     """
     from recombinator.study.unlabeled import SHARES, measure
     from recombinator.training.recipe import parse_settings

@@ -36,7 +36,7 @@ def check_labels(
         int, typer.Option(min=2, metavar="N", help="Without --model: parts that the images are split into.")
     ] = 5,
     minutes: Annotated[
-        float, typer.Option(min=0.1, metavar="N", help="Without --model: time for all fits together.")
+        float, typer.Option(min=0.1, metavar="N", help="Without --model: minutes for all fits together.")
     ] = 30.0,
     seed: Annotated[
         int, typer.Option(min=0, max=2**31 - 2, metavar="N", help="Without --model: seed of all random numbers.")

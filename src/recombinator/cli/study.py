@@ -363,13 +363,14 @@ def finder(
     """
     from recombinator.predict.detect import detector_by_name
     from recombinator.study import finding, whole_images
+    from recombinator.study.scenes import Photographs
 
     check_outputs(json_out, overwrite=overwrite)
     if (data_68 is None) != (photos_68 is None):
         raise InputError("study finder: give --data-68 and --photos-68 together")
-    sets = [finding.Photographs(weights, data, photos)]
+    sets = [Photographs("MTFL", data, photos, (weights,))]
     if data_68 and photos_68:
-        sets.append(finding.Photographs(weights_68, data_68, photos_68))
+        sets.append(Photographs("300-W", data_68, photos_68, (weights_68,)))
     with progress("finder") as advance:
         report = finding.run(
             sets, empty, detector_by_name(detector), seed=seed, share=share, only=only or [], final=final,

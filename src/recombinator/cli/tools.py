@@ -41,15 +41,16 @@ def tools(
     """
     from recombinator.study import tools as comparing
     from recombinator.study import whole_images
+    from recombinator.study.scenes import Photographs
 
     check_outputs(json_out, overwrite=overwrite)
     if json_out:
         import_optional("torch", "--json")  # before the work
     if (data_68 is None) != (photos_68 is None):
         raise InputError("study tools: give --data-68 and --photos-68 together")
-    sets = [comparing.Photographs("MTFL", data, photos, comparing.NETWORKS)]
+    sets = [Photographs("MTFL", data, photos, comparing.NETWORKS)]
     if data_68 and photos_68:
-        sets.append(comparing.Photographs("300-W", data_68, photos_68, comparing.NETWORKS_68))
+        sets.append(Photographs("300-W", data_68, photos_68, comparing.NETWORKS_68))
     with progress("tools") as advance:
         report = comparing.run(
             sets, envs, install=install, limit=limit, rounds=rounds, final=not valid_only, progress=advance

@@ -19,7 +19,7 @@ from recombinator.evaluation.relation import relation
 from recombinator.evaluation.sources import TableLike, as_table, identity
 from recombinator.keypoints import RADII, SURE
 from recombinator.models.base import KeypointNet, check_takes_images
-from recombinator.models.decode import check_finite
+from recombinator.predict.session import check_finite
 from recombinator.transforms.augment import OCCLUSION, Augment, occluded
 from recombinator.transforms.samples import fixed_samples
 from recombinator.utils.errors import InputError
@@ -71,7 +71,7 @@ def collect(
         scores = net(pixels)
         inside = ((points >= 0) & (points < net.size)).all(dim=2).cpu() & known[images]
         decoded = [net.decode(scores, t) for t in temperatures]
-        check_finite(decoded[0].points, net.config.get("name", type(net).__name__))
+        check_finite([decoded[0].points.cpu().numpy()], net.config.get("name", type(net).__name__))
         batch = {
             "gap": (decoded[0].highest - points).abs().amax(dim=2), "occluded": under_rectangle,
             "within": torch.stack([d.within for d in decoded], dim=2),

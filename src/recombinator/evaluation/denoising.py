@@ -13,7 +13,8 @@ from recombinator.data.table import FaceTable
 from recombinator.evaluation.metrics import bootstrap_ci, image_errors, point_errors
 from recombinator.evaluation.sources import TableLike, as_table
 from recombinator.models import Denoiser
-from recombinator.models.decode import check_finite, maximum, subpixel
+from recombinator.models.decode import maximum, subpixel
+from recombinator.predict.session import check_finite
 from recombinator.transforms.augment import Augment
 from recombinator.transforms.samples import corrupted_table
 from recombinator.transforms.shapes import ShapeModel
@@ -62,7 +63,7 @@ def errors_of_corrupted(net: Denoiser, table: FaceTable, count: int, augment: Au
     highest, refined = [], []
     for part in torch.from_numpy(given).split(16):
         scores = net(part.to(device))
-        check_finite(scores, net.config.get("name", type(net).__name__))
+        check_finite([scores.cpu().numpy()], net.config.get("name", type(net).__name__))
         highest.append(maximum(scores).cpu())
         refined.append(subpixel(scores).points.cpu())
     predicted = torch.cat(highest).double().numpy() - 0.5, torch.cat(refined).double().numpy()

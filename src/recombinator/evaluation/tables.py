@@ -15,8 +15,8 @@ from recombinator.evaluation.result import Evaluation as Evaluation
 from recombinator.evaluation.sources import NetworkLike, TableLike, as_engine, as_table, name_of
 from recombinator.keypoints import SURE, KeypointSet
 from recombinator.models import Joint, KeypointNet
-from recombinator.models.decode import check_finite
 from recombinator.predict.engine import Engine, TorchEngine
+from recombinator.predict.session import check_finite
 from recombinator.transforms.augment import OCCLUSION, Augment
 from recombinator.transforms.samples import fixed_samples
 from recombinator.utils.errors import InputError
@@ -52,7 +52,7 @@ def evaluate_table(net: KeypointNet | Engine, table: FaceTable, augment: Augment
     for inputs, points in fixed_samples(table, size, augment, device):
         if isinstance(net, torch.nn.Module):
             decoded: Any = net.decode(net(inputs))
-            check_finite(decoded.points, net.config.get("name", type(net).__name__))
+            check_finite([decoded.points.cpu().numpy()], net.config.get("name", type(net).__name__))
         else:  # an engine takes whole gray levels
             decoded = net.run(inputs.round().clamp(0, 255).byte().numpy())
         batch = (points, decoded.points, decoded.highest, decoded.within)

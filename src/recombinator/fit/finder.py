@@ -1,4 +1,4 @@
-"""The finder of a fit: it learns from whole images of the same objects, and stands in front of the localizer."""
+"""Train the finder of a fit on whole images of the same objects. It gives the localizer its crops."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from recombinator.weights.files import Weights
 from recombinator.weights.shipped import FOLDER
 
 START = FOLDER / "finders" / "faces.safetensors"  # training starts from these weights
-MEMORY = 4e8  # bytes of whole images to learn from; more images are left out, evenly spaced
-ROWS = 512  # rows of a training table: each epoch ends with a validation, which costs as much as some steps
-BACKGROUNDS = 4  # one in so many images also gives a part without objects
-PARTS = (0.2, 0.6)  # sides of such parts, in shorter sides of the image
-ATTEMPTS = 20  # random parts of an image that are tried
-ROOM = 0.5  # around the points of an object, in sides of their bounding box
+MEMORY = 4e8  # bytes of whole images in a table; if there are more, evenly spaced ones are kept
+ROWS = 512  # rows of a training table: a smaller one is repeated, so that validations do not take most of the time
+BACKGROUNDS = 4  # every fourth image also gives a part without objects
+PARTS = (0.2, 0.6)  # smallest and largest side of these parts, as shares of the image's shorter side
+ATTEMPTS = 20  # random parts of an image that are tried before none is used
+ROOM = 0.5  # margin around the points of an object, in sides of their bounding box, that no such part may touch
 
 Rows = list[tuple[Sample, Crop, np.ndarray]]
 
@@ -49,7 +49,7 @@ def finder_table(
 ) -> FaceTable:  # fmt: skip
     """Return a table of whole images, one row per object.
 
-    The training table also has parts of images without objects, which the finder shall find nothing in.
+    The training table also has parts of images without objects, in which the finder learns to find nothing.
 
     Args:
         samples: The objects.
@@ -106,7 +106,7 @@ def finder_trainer(
         out: Folder of the training.
         epochs: Number of epochs.
         augment: Augmentation of the localizer; blur and noise are added.
-        seed: Of all random numbers.
+        seed: Seed of the initial weights, the order of the images and the augmentation.
     """
     recipe = get_recipe("fast", "finder", epochs=epochs, batch=plan.batch, ema=0.999, warmup_steps=100)
     recipe = replace(recipe, augment=replace(augment, gamma=0.4, blur=1.0, noise=8.0))
@@ -120,8 +120,8 @@ def with_finder(localizer: Weights, trainer: Trainer, training: dict[str, Any]) 
 
     Args:
         localizer: The localizer.
-        trainer: The finder's, after the training.
-        training: How both were trained.
+        trainer: The finder's trainer, after the training.
+        training: Settings of both trainings, for the file.
     """
     template = np.nan_to_num(trainer.task.template, nan=0.5).round(4).tolist()
     finder = Weights(trainer.net.eval(), localizer.keypoints, localizer.crop_rule, template, training)

@@ -31,7 +31,7 @@ class Fold:
     Attributes:
         samples: the objects; those that were found, with a finder.
         measured: predictions and errors, in the order of `samples`.
-        row: number of the fold from 1, images, errors, what was chosen, seconds and plan, for a report.
+        row: the fold's row of the report: its number from 1, images, errors, chosen networks, seconds and plan.
     """
 
     samples: list[Sample]
@@ -49,7 +49,7 @@ def run_folds(
     Args:
         samples: all objects.
         keypoints: their keypoint set.
-        out: see `fit_folds`; so are the others.
+        out: folder for the runs. `fit_folds` describes it and the other arguments.
 
     Yields:
         The folds, in order.

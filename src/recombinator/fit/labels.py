@@ -1,4 +1,4 @@
-"""Rank probable label errors in anybody's annotations by the distance to predictions.
+"""Rank the points of an annotation file by how probably they are label errors.
 
 The predictions are those of a given model, or of models that are fitted to the other images of the same annotations.
 """
@@ -25,7 +25,7 @@ from recombinator.utils.errors import InputError
 from recombinator.weights.files import Weights, WeightsLike, load_weights
 
 FOLDS = 5
-NEAR = 0.25  # of a label's error: a prediction of another keypoint this near to the label explains the error
+NEAR = 0.25  # share of a label's error: a prediction of another keypoint closer to the label explains the error
 
 
 def _reason(seen: Measured, keypoints: KeypointSet, i: int, k: int) -> str:
@@ -63,7 +63,7 @@ def _predicted(
 def _predicted_out_of_fold(
     points: Path, images: Path | None, folds: int, minutes: float, **options: Any
 ) -> tuple[Measured, list[str], KeypointSet]:
-    """Return the same as `_predicted`, by models that are fitted to the images of other folds."""
+    """Return what `_predicted` returns, with models that are fitted to the images of other folds."""
     if points.suffix.lower() == ".parquet":
         raise InputError(f"{points}: a table needs --model; without one, give the points file that it was made from")
     samples, keypoints = read_samples(points, images, allow_outside=True)
@@ -97,7 +97,7 @@ def check_labels(
         images: folder of the images of a points file; None: that of `points`.
         folds: without a model: number of folds.
         minutes: without a model: time for all fits together.
-        seed: without a model: of all random numbers.
+        seed: without a model: seed of the initial weights, the order of the images and the augmentation.
         settings: without a model: decisions to replace, as in `fit`.
         progress: without a model: called after each step with steps done and in all, for each fold.
 

@@ -54,7 +54,7 @@ class Finding:
 
 
 def finding_sentence(row: dict[str, Any]) -> str:
-    """Return in one line what `Finding.to_dict` gave."""
+    """Return the values of `Finding.to_dict` in one line."""
     return (
         f"found {row['found']} of {row['objects']} objects ({100 * row['share']:.1f} %), "
         f"{row['false_per_image']:.2f} false detections per image"
@@ -66,15 +66,16 @@ class Measured:
     """Predictions for N objects, in pixels of the original images.
 
     Attributes:
-        true: (N, K, 2) annotated points; any value where not known.
+        true: (N, K, 2) annotated points; any value where `known` is False.
         predicted: (N, K, 2) predicted points.
         known: (N, K) whether a point is annotated.
         confidence: (N, K) confidence of each point.
-        correct: (N, K) whether the event that the confidence is for came true.
+        correct: (N, K) whether the annotated point is in the 7x7 network pixels around the prediction. The confidence
+            is the probability of this.
         pixel: (N,) image pixels per pixel of the network's input.
         files: names of the images.
         mm: (N,) millimeters per image pixel, NaN where not known.
-        finding: for a model with a finder: how many objects there were. The N objects are those that were found.
+        finding: for a model with a finder: counts of all objects. The N objects are those that were found.
     """
 
     true: np.ndarray
@@ -110,7 +111,7 @@ class Measured:
     def summary(self) -> dict[str, Any]:
         """Return errors in pixels of the original images, and shares of points within RADII_PIXELS.
 
-        Without any object, as where a finder found none, there are no errors in it.
+        The errors are left out if there is no object, for example because a finder found none.
         """
         finding = {"finding": self.finding.to_dict()} if self.finding else {}
         errors = self.known_errors

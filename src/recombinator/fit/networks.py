@@ -172,7 +172,7 @@ def train_plan(
         keypoints: their keypoint set.
         out: folder of the run.
         minutes: time for everything.
-        seed: of all random numbers.
+        seed: seed of the initial weights, the order of the images and the augmentation.
         resume: continue the trainings in `out`.
         stop_at_plan: return before the training.
         unlabeled: folder of images and videos without points, which the coarse network also learns from.
@@ -229,13 +229,13 @@ def _localizer(
     Args:
         plan: the complete plan.
         tables: training tables of the coarse network, and of the fine one if there is one.
-        steps: of the training of each.
+        steps: optimizer steps of each network's training.
         held_out: see `train_plan`.
         keypoints: see `train_plan`.
         out: see `train_plan`.
         seed: see `train_plan`.
         resume: see `train_plan`.
-        training: what the weights say of their training; what was chosen is added.
+        training: settings of the training, for the weights file; the choice between the networks is added.
         progress: called after each step with steps done and in all, over both networks.
     """
     total = sum(steps)

@@ -20,15 +20,15 @@ from recombinator.utils.files import read_file
 from recombinator.utils.schema import decode, parse_json
 
 SIZES = (80, 96, 128, 160)  # inputs of the coarse network, in pixels
-OBJECT_CELLS = 16  # of the coarse map that the object must span: a quarter of a cell is then 1/64 of it
-FINE_CELLS = 256  # of the fine maps that the object must span: a cell is then below half a percent of it
+OBJECT_CELLS = 16  # cells of the coarse map that the object must span: a quarter of a cell is then 1/64 of it
+FINE_CELLS = 256  # cells of the fine maps that the object must span: a cell is then below half a percent of it
 FACTORS = (2, 3, 4, 5, 6, 8)
 PATCH = 64  # side of the fine network's input: at least 8 coarse cells, several times the coarse error
 ANY_ANGLE = 60  # degrees: objects that turn by more than this can have any orientation
-LOOKED_AT = 20  # images that are read to decide on color
+LOOKED_AT = 20  # images that are read, for their size and color
 FINDER_OBJECT = 96  # pixels of an object in the images that a finder learns from: in training scenes most are smaller
 FINDER_SIZES = (160, 480)  # sides of these images in pixels, smallest and largest
-FINDER_SHIFT, FINDER_ZOOM = 0.15, 0.2  # least jitter of crops: a finder's squares are that far off
+FINDER_SHIFT, FINDER_ZOOM = 0.15, 0.2  # smallest jitter of crops: the errors of a finder's squares are about as large
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class Plan:
         flip: mirror half of the training images.
         batch: images per step.
         finder_size: side in pixels of the whole images that a finder learns from; 0: there is no finder.
-        coarse_epochs, fine_epochs, finder_epochs: filled in once a step has been timed; 0 before.
+        coarse_epochs, fine_epochs, finder_epochs: epochs of each network; 0 until a training step has been timed.
         reasons: one line per decision.
     """
 
@@ -118,14 +118,14 @@ class Plan:
 
     @classmethod
     def from_dict(cls, value: dict[str, Any], where: str = "plan") -> Plan:
-        """Return the plan that `to_dict` was called on. Raises InputError, starting with `where`, for another value."""
+        """Return the plan of a `to_dict` value. Raises InputError, starting with `where`, for any other value."""
         plan = decode(cls, value, where)
         check_choice(f"{where}: where", plan.where, RULE)
         return plan
 
     @classmethod
     def read(cls, path: Path) -> Plan:
-        """Read a plan that `to_dict` gave, as JSON.
+        """Read a plan from a JSON file with the value of `to_dict`.
 
         Raises:
             InputError: the file is damaged.
@@ -184,7 +184,7 @@ def _pose(samples: Sequence[Sample], known: np.ndarray, keypoints: KeypointSet) 
         gap = apply_similarity(shape, *similarity(shape, points, mask.astype(float))) - points
         return float(np.sqrt((gap**2).sum(axis=2))[mask].mean() / np.median(np.abs(turn)))
 
-    # a mirrored object must fit as well as the objects fit each other, give or take their own variation
+    # a mirrored object must fit the mean shape about as well as the objects themselves do
     mirrored = (mean * [-1, 1])[keypoints.mirrored]
     symmetric = bool(keypoints.mirror) and misfit(mirrored) <= 1.5 * misfit(mean)
     return float(np.quantile(angles, 0.95)), scaling, symmetric

@@ -23,11 +23,11 @@ PICTURE = 480  # longer side of a picture in pixels
 WORST = 8  # pictures of objects with the largest errors
 TITLES = {"test": "Test images", "held_out": "Held-out images", "training": "Training images"}
 NOTES = {
-    "test": "Not used in any way before.",
-    "held_out": "Not trained on; they chose between one and two networks and set the probabilities.",
-    "training": "Trained on: these errors are too low to expect of new images.",
+    "test": "Not used in the training, and not to choose anything.",
+    "held_out": "Not trained on; they chose between one and two networks and calibrated the probabilities.",
+    "training": "Trained on: expect larger errors on new images.",
 }
-TRUE, PREDICTED = (0, 158, 115), (213, 94, 0)  # colors that the color-blind can tell apart (Okabe, Ito)
+TRUE, PREDICTED = (0, 158, 115), (213, 94, 0)  # of the palette for color-blind readers by Okabe and Ito
 STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:62rem;margin:2rem auto;padding:0 1rem}
 table{border-collapse:collapse;margin:.5rem 0}td,th{padding:.15rem .7rem;text-align:right;border-bottom:1px solid #ccc}
 td:first-child,th:first-child{text-align:left}figure{display:inline-block;margin:.4rem}figcaption{font-size:13px}
@@ -48,7 +48,7 @@ def write_reports(
         plan: the decisions.
         parts: objects and their results by part: "test", "held_out", "training".
         seconds: duration of the fit.
-        chosen: mean held-out errors in pixels of the alternatives.
+        chosen: mean held-out error of each alternative, in pixels.
 
     Returns:
         What report.json holds.

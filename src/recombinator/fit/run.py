@@ -71,7 +71,7 @@ def fit(
         images: folder of the images; without it, the folder of `points`.
         test: points of further images, to measure on.
         minutes: time for everything, on this machine.
-        seed: of all random numbers.
+        seed: seed of the initial weights, the order of the images and the augmentation.
         boxes: boxes are given at prediction; without it, the model finds one object in the whole image, or any number
             with a finder.
         resume: continue the run in `out`, with its plan.

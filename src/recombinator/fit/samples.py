@@ -127,7 +127,7 @@ def make_table(info: TableInfo, rows: list[tuple[Sample, Crop, np.ndarray]]) -> 
 
 
 def repeated(table: FaceTable, least: int = FEW_ROWS) -> FaceTable:
-    """Repeat the rows of a small table, so that it has at least `least`."""
+    """Repeat the rows of a small table, so that it has at least `least` rows."""
     rows = np.tile(np.arange(len(table)), -(-least // len(table)))
     return replace(take_rows(table, rows), fingerprint=table.fingerprint)
 
@@ -172,7 +172,7 @@ def training_tables(
         factor: pixels of the cascade's input per pixel of the coarse one.
         patch: side of the fine network's input in pixels.
         channels: 1 for gray, 3 for RGB.
-        seed: of the choice of patches, where there are too many.
+        seed: seed of the choice of patches, if there are more than MOST_PATCHES.
         fine: also make the table of patches.
 
     Returns:

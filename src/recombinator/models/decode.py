@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from recombinator.keypoints import RADII, SURE
-from recombinator.utils.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -58,12 +57,6 @@ def decode(output: Tensor, temperature: float = 1.0, tile: int = 1) -> Decoded:
         return subpixel(scores)
     coarse = subpixel(scores[..., ::tile, ::tile])
     return Decoded(coarse.points * tile, coarse.highest * tile, coarse.within, coarse.covariance * tile**2)
-
-
-def check_finite(output: Tensor, name: str) -> None:
-    """Raise InputError, naming the network, unless all of its output is finite."""
-    if not bool(torch.isfinite(output).all()):
-        raise InputError(f"{name}: the network's output is not finite; use other weights, or check the images")
 
 
 def maximum(scores: Tensor) -> Tensor:

@@ -15,7 +15,8 @@ from recombinator.data.crops import GRID, RULES
 from recombinator.data.points import PointSet
 from recombinator.keypoints import KeypointSet
 from recombinator.models import Denoiser
-from recombinator.models.decode import check_finite, subpixel
+from recombinator.models.decode import subpixel
+from recombinator.predict.session import check_finite
 from recombinator.transforms.samples import BLANK
 from recombinator.transforms.shapes import apply_similarity, similarity
 from recombinator.utils.errors import InputError
@@ -109,7 +110,7 @@ def repair(weights: Weights, points: np.ndarray, keep_below: float = 0.0) -> Rep
     scale = net.size / side
     inside = np.clip(np.floor(np.nan_to_num((points * unit - [x, y]) * scale)), 0, net.size - 1).astype(np.int64)
     scores = net(torch.from_numpy(np.where(given[:, None], inside, BLANK))[None])
-    check_finite(scores, str(weights))
+    check_finite([scores.numpy()], str(weights))
     at = torch.from_numpy(inside)
     gap = scores[0].amax(dim=(1, 2)) - scores[0, torch.arange(net.keypoints), at[:, 1], at[:, 0]]
     implausible = np.where(given, gap.double().numpy(), np.inf)

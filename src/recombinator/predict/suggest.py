@@ -17,7 +17,6 @@ from recombinator.utils.errors import InputError
 from recombinator.utils.threads import in_order
 
 THUMBNAIL = 16  # pixels: two images are as different as their thumbnails, without brightness and contrast
-FRAMES = 100  # candidates of each video
 
 
 @dataclass
@@ -36,7 +35,7 @@ class Videos:
 
     videos: Sequence[str]
     folder: Path
-    most: int = FRAMES
+    most: int
     excluded: frozenset[str] = frozenset()
 
     def __iter__(self) -> Iterator[tuple[str, np.ndarray | InputError]]:

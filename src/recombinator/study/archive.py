@@ -1,4 +1,4 @@
-"""Keep the weights behind a study's result, so that anybody can evaluate a row of a table in seconds."""
+"""Keep the weights of a study's runs, so that a row of a table can be evaluated again in seconds."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from recombinator.utils.errors import InputError
 from recombinator.weights.files import load_weights, save_weights
 
 FOLDER = Path("results") / "weights"
-LARGEST_CHANGE = 0.002  # of the error, by half precision; at least LEAST_CHANGE percentage points
+LARGEST_CHANGE = 0.002  # share of the error that half precision may change it by; at least LEAST_CHANGE points
 LEAST_CHANGE = 0.02
 
 
@@ -40,7 +40,7 @@ def archive_weights(
         nme_paper: The error of the full-precision weights in percent.
 
     Returns:
-        What the result file says about them: path, fingerprint, error in percent.
+        Their entry in the result file: path, fingerprint, error in percent.
 
     Raises:
         InputError: Half precision changes the error by more than is allowed; nothing is kept then.

@@ -1,4 +1,7 @@
-"""Benchmarks: speed of training and prediction. Variants are timed in turn, round by round, so that ratios hold."""
+"""Benchmarks: speed of training and prediction.
+
+Variants are timed in turn, round by round, so that other work on the machine slows all of them alike.
+"""
 
 from __future__ import annotations
 
@@ -228,7 +231,7 @@ def measure(jobs: dict[str, Job], rounds: int, progress: Callable[[int, int], No
     times: dict[str, list[float]] = {name: [] for name in jobs}
     for i in range(rounds + 1):
         for name, job in jobs.items():
-            for _ in range(job.repeats // 2):  # threads of the job before still spin, and would be timed as well
+            for _ in range(job.repeats // 2):  # threads of the previous job may still be busy
                 job.call()
             began = time.perf_counter()
             for _ in range(job.repeats):

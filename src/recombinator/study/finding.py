@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,19 @@ from recombinator.predict.detect import Detector, as_detections
 from recombinator.predict.find import OnnxFinder
 from recombinator.predict.predictor import Predictor, load
 from recombinator.predict.result import Face
-from recombinator.study.scenes import CUTS, PIECE, Sample, annotated_faces, canvas, color, image_files, paste, place
+from recombinator.study.scenes import (
+    CUTS,
+    PIECE,
+    Photographs,
+    Sample,
+    annotated_faces,
+    canvas,
+    color,
+    image_files,
+    paste,
+    place,
+)
+from recombinator.utils.console import report_part
 from recombinator.utils.errors import InputError, check_choice
 
 MOSAICS, MOSAIC_SIZE = 200, (1600, 1200)  # number, and width and height in pixels
@@ -41,7 +53,7 @@ class Finding:
     """Run the parts of the measurement.
 
     Args:
-        predictor: What is measured.
+        predictor: The predictor to measure.
         samples: Annotated faces.
         empty: Images without faces.
         seed: Seed of the scenes.
@@ -57,7 +69,7 @@ class Finding:
     advance: Callable[[float], None] = field(default=lambda share: None)
 
     def mosaics(self) -> dict[str, Any]:
-        """Mosaics of several faces on an image without faces."""
+        """Measure mosaics of several faces on an image without faces."""
         rng, count = self._generator(1), self._count(MOSAICS)
         sides: list[float] = []
         hits: list[bool] = []
@@ -88,7 +100,7 @@ class Finding:
         }  # fmt: skip
 
     def turned(self) -> dict[str, Any]:
-        """Whole photographs rotated by 90, 180 and 270 degrees."""
+        """Measure whole photographs rotated by 90, 180 and 270 degrees."""
         rng, count = self._generator(2), self._count(len(self.samples))
         chosen = rng.permutation(len(self.samples))[:count]
         rows = []
@@ -112,7 +124,7 @@ class Finding:
         return {"photographs": 3 * count, "found": total, "share": total / (3 * count), "by_angle": rows}
 
     def without_faces(self) -> dict[str, Any]:
-        """Images without faces: false detections before and after the localizer's confidence."""
+        """Count false detections in images without faces, before and after the localizer's confidence is used."""
         before = after = 0
         wrong = []
         files = self.empty[: self._count(len(self.empty))]
@@ -128,7 +140,7 @@ class Finding:
         return {"images": len(files), "false_before_confidence": before, "false": after, "false_detections": wrong}
 
     def portrait(self) -> dict[str, Any]:
-        """The sample portrait at every angle: distance of the points from those of the upright portrait."""
+        """Measure the sample portrait at every angle: distance of the points from those of the upright portrait."""
         import cv2
 
         image = color(read_image(SAMPLE_PHOTOGRAPH))
@@ -160,7 +172,7 @@ class Finding:
         }  # fmt: skip
 
     def smallest(self) -> dict[str, Any]:
-        """One small face in a large photograph."""
+        """Measure one small face in a large photograph."""
         rng, count = self._generator(3), self._count(FACES_PER_SIDE)
         rows = []
         for n, side in enumerate(SMALL_SIDES):
@@ -177,7 +189,7 @@ class Finding:
         return {"width": LARGE[0], "height": LARGE[1], "rows": rows}
 
     def cut(self) -> dict[str, Any]:
-        """Faces that the border of the image cuts."""
+        """Measure faces that the border of the image cuts."""
         rng = self._generator(4)
         level = [s for s in self.samples if abs(s.square[3]) < UPRIGHT]
         chosen = [level[i] for i in rng.permutation(len(level))[: self._count(CUT_FACES)]]
@@ -236,21 +248,6 @@ PARTS: dict[str, Callable[[Finding], dict[str, Any]]] = {
 PASSES = "passes"
 
 
-@dataclass(frozen=True)
-class Photographs:
-    """A network with the tables and photographs that it is measured on.
-
-    Attributes:
-        weights: The network.
-        data: Folder that `prepare` wrote.
-        folder: The folder that it was prepared from.
-    """
-
-    weights: str
-    data: Path
-    folder: Path
-
-
 def run(
     sets: Sequence[Photographs], empty: Path, detector: Detector | None = None, *, seed: int = 0, share: float = 1.0,
     only: Sequence[str] = (), final: bool = False, progress: Callable[[int, int], None] = lambda done, total: None,
@@ -258,7 +255,7 @@ def run(
     """Measure how well faces are found.
 
     Args:
-        sets: Networks with their photographs. The first one must have five keypoints; scenes are made of its
+        sets: Photographs with their networks. The first network must have five keypoints; scenes are made of its
             validation photographs. Whole photographs of every set are measured with one and with two passes.
         empty: Folder of images without faces.
         detector: Finds the faces; None: as in `load`.
@@ -277,30 +274,26 @@ def run(
     for name in only:
         check_choice("part", name, (*PARTS, PASSES))
     parts = list(only) or [*PARTS, PASSES]
-    predictor = load(sets[0].weights, detector)
+    weights = sets[0].networks[0]
+    predictor = load(weights, detector)
     samples = annotated_faces(load_table(sets[0].data / "valid.parquet"), sets[0].folder)
     if samples[0].points.shape[0] != 5 or len(predictor.keypoints) != 5:
-        raise InputError(f"{sets[0].weights}: the first network and its table must have the five points of a face")
+        raise InputError(f"{weights}: the first network and its table must have the five points of a face")
     finding = Finding(predictor, samples, image_files(empty), seed, share)
     stages = len(parts) + final
     report: dict[str, Any] = {
-        "weights": sets[0].weights, "min_confidence": predictor.min_confidence,
+        "weights": weights, "min_confidence": predictor.min_confidence,
         "finder": _finder(predictor), "seed": seed, "share": share, "faces": len(samples),
     }  # fmt: skip
     for n, name in enumerate(parts):
-        finding.advance = partial(_advance, progress, n, stages)
+        finding.advance = partial(report_part, progress, n, stages)
         if name in PARTS:
             report[name] = PARTS[name](finding)
         else:
             report[PASSES] = _whole(sets, "valid", (1, 2), detector, share, finding.advance)
     if final:
-        report["final"] = _whole(sets, "test", (2,), detector, 1.0, partial(_advance, progress, len(parts), stages))
+        report["final"] = _whole(sets, "test", (2,), detector, 1.0, partial(report_part, progress, len(parts), stages))
     return report
-
-
-def _advance(progress: Callable[[int, int], None], before: int, stages: int, share: float) -> None:
-    """Report the progress of the stage that follows `before` stages of `stages`."""
-    progress(round(100 * (before + share) / stages), 100)
 
 
 def _whole(
@@ -312,11 +305,9 @@ def _whole(
     for one in sets:
         table = one.data / f"{split}.parquet"
         limit = max(1, round(share * len(load_table(table)))) if share < 1 else None
-        for count in passes:
-            rows.append(
-                evaluate_photographs(one.weights, table, one.folder, detector=detector, passes=count, limit=limit)
-            )
-            advance(len(rows) / (len(sets) * len(passes)))
+        for weights, count in product(one.networks, passes):
+            rows.append(evaluate_photographs(weights, table, one.folder, detector=detector, passes=count, limit=limit))
+            advance(len(rows) / (sum(len(s.networks) for s in sets) * len(passes)))
     return rows
 
 

@@ -33,7 +33,7 @@ FAULTS = (TRACEBACK, NOT_FINITE, SLOW)
 
 
 class _TimedOut(BaseException):
-    """Not an Exception: code that handles those must not handle this."""
+    """Time is up. A BaseException, so that `except Exception` in the tested code does not catch it."""
 
 
 @dataclass

@@ -46,7 +46,7 @@ class Kind:
 
     Attributes:
         samples: Undamaged files, relative to the folder of samples; one is damaged.
-        damage: How.
+        damage: The function that damages it.
         read: Reads a damaged file as the commands do, and returns numbers, which must be finite.
     """
 
@@ -56,7 +56,7 @@ class Kind:
 
 
 def kinds(samples: Path) -> dict[str, Kind]:
-    """Return the kinds of files, by name. anno.mat needs h5py, and SLEAP's files need sleap-io.
+    """Return the kinds of files, by name. anno.mat needs h5py; SLEAP's files need sleap-io.
 
     Args:
         samples: The folder that `samples.make_samples` wrote.

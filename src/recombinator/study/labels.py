@@ -20,7 +20,7 @@ from recombinator.training.recipe import get_recipe
 from recombinator.weights.files import load_weights
 
 MODEL = "rcn-6-fast"
-SHARE, TOP = 0.02, 0.03  # of the points: displaced, and looked at
+SHARE, TOP = 0.02, 0.03  # shares of the points: those displaced, and those that count as most suspicious
 DISTANCES = (0.1, 0.2, 0.3, 0.5)  # limits of the classes of displacements, in normalizing distances
 
 
@@ -35,7 +35,7 @@ def run(
     Args:
         data: Folder with the tables train and valid.
         epochs: Epochs of each of the two trainings.
-        seed: Of displacements, halves and trainings.
+        seed: Seed of the displacements, the halves and the trainings.
         progress: Called with steps done and in all.
     """
     table, valid = load_table(data / "train.parquet"), load_table(data / "valid.parquet")

@@ -27,7 +27,7 @@ PLACES = ("on disk", "in memory")
 
 
 def jittered_row(table: FaceTable, index: int) -> Row:
-    """Return a row of a table, shifted by a few pixels and lighter or darker, as `index` decides.
+    """Return a row of a table, randomly shifted by a few pixels and made lighter or darker, seeded by `index`.
 
     Args:
         table: The rows that are repeated.
@@ -78,17 +78,17 @@ def measure(
     crops: int, *, source: Path | None = None, folder: Path | None = None, model: str = "rcn-6", steps: int = 10,
     rounds: int = 30, threads: int | None = None, progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Train from disk and in memory in turn, each in a process of its own that waits meanwhile.
+    """Train from disk and in memory in turn. Each training has a process of its own, which waits for its turn.
 
     Only ratios are reported, since other work on the machine slows both.
 
     Args:
         crops: Crops of the table on disk; the training in memory takes at most `IN_MEMORY` of them.
         source: A table whose rows are repeated with jitter; None: drawn faces.
-        folder: Where the crops are written, 9 kB each, and removed again; None: the system's folder for such files.
+        folder: Folder for the crops, 9 kB each, which are removed at the end; None: the system's temporary folder.
         model: Network to train.
         steps: Steps of each training per round.
-        rounds: How often they take turns; a first round is not timed.
+        rounds: Number of timed rounds; one more round warms up.
         threads: CPU threads of torch; None: all cores.
         progress: Called with the numbers of crops written and in all.
 

@@ -1,6 +1,7 @@
-"""Benchmark of the way from an image to points, in parts, in milliseconds and relative to a fixed OpenCV operation.
+"""Benchmark prediction from an image to points, part by part, in milliseconds and relative to a fixed operation.
 
-The fixed operation, timed in the same round, makes runs of different machines and loads comparable.
+The fixed operation, one of OpenCV, is timed in the same round. It makes runs on different machines and under different
+load comparable.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ def video_frames(count: int = FRAMES) -> list[np.ndarray]:
 
 
 def _jobs(name: str, predictor: Predictor, frames: list[np.ndarray]) -> dict[str, Job]:
-    """The parts of a photograph and of a video frame for one network."""
+    """Return the parts of one network's prediction, on a photograph and on a video frame."""
     import cv2
 
     image = read_image(SAMPLE_PHOTOGRAPH)
@@ -97,7 +98,7 @@ def run(
     models: Sequence[str], rounds: int, threads: int = 1,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Time the way from an image to points on this machine.
+    """Time the parts of prediction, from an image to points, on this machine.
 
     Args:
         models: Names of shipped networks, or files; MODELS if empty.
@@ -123,7 +124,7 @@ def run(
         first = next(iter(loaded.values()))
         detector = first.detector
         if detector is None:
-            raise InputError(f"{next(iter(loaded))}: has no detector in front of it; time a network for faces first")
+            raise InputError(f"{next(iter(loaded))}: has no detector; name a network for faces first")
         if first.predict(empty):
             raise InputError("the detector finds a face in noise; the photograph without a face needs another seed")
         jobs = {

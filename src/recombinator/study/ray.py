@@ -60,7 +60,7 @@ def measure(
             outcome = predict_with_ray([str(album)], str(out / "ray"), Settings(weights), overwrite=True)
             return float(outcome["cpu_seconds"])
 
-        # Ray's actors would yield to all other work, unlike the plain way
+        # Ray gives its actors a lower priority than the plain prediction has
         os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 - Ray reads this name
         start_ray("local")
         try:

@@ -26,7 +26,7 @@ class CurvePoint(msgspec.Struct):
 
 
 class Data(msgspec.Struct):
-    """The table that was measured on."""
+    """The table on which a network was measured."""
 
     dataset: str
     split: str
@@ -35,7 +35,7 @@ class Data(msgspec.Struct):
 
 
 class Result(msgspec.Struct):
-    """What all kinds of results have, where they have it. Errors are in percent."""
+    """Fields that results of all kinds share; each may be missing. Errors are in percent."""
 
     kind: Name
     model: dict[str, Any] = {}

@@ -50,7 +50,7 @@ def result_path(root: Path, study: str, run: Run) -> Path:
 
 
 def finished(path: Path, run: Run, recipe: Recipe, seed: int) -> bool:
-    """Return True where `path` holds the result of exactly this network, recipe and seed.
+    """Return whether `path` holds the result of exactly this network, recipe and seed.
 
     For a run that shares the training of another one, the network is that of the other run.
     """
@@ -90,18 +90,18 @@ def run_study(
 ) -> int:  # fmt: skip
     """Train and evaluate the runs of a study that have no result yet.
 
-    Several processes can work on one study: a run that another process is training is skipped. Each run logs what
-    became of it at level INFO.
+    Several processes can work on one study: a run that another process is training is skipped. The outcome of
+    each run is logged at level INFO.
 
     Args:
         name: one of `STUDIES`.
         data: folder with train.parquet, valid.parquet and test.parquet.
         root: folder whose results/ gets the results.
         runs: folder of the trainings; an interrupted one continues from its last epoch.
-        epochs: of every run, in place of the study's number.
-        seed: of every run.
-        only: part of the names of the runs to do, or with `exact` the name of the one run.
-        exact: see `only`.
+        epochs: epochs of every run; None: the study's number.
+        seed: seed of every run.
+        only: only run those whose name contains this text.
+        exact: only run the one whose whole name is `only`.
         device: as in `train`.
         progress: called after each optimizer step with steps done and steps in all of the current run.
 
@@ -109,7 +109,7 @@ def run_study(
         The number of runs that were trained now.
 
     Raises:
-        InputError: an unknown study, no run of that name, or a table that is missing or not ours.
+        InputError: the study is unknown, it has no such run, or a table is missing or was not written by `prepare`.
     """
     study, done = get_study(name), 0
     for split in ("train", "valid", "test"):  # before anything is trained
@@ -202,7 +202,7 @@ def _summary_of(out: Path, run: Run, recipe: Recipe, seed: int) -> dict[str, Any
 
 
 def _archive_finished(root: Path, study: str, run: Run, runs: Path, data: Path, path: Path) -> None:
-    """Archive the weights of a run that an earlier version finished without doing so, if its folder still exists."""
+    """Archive the weights of a run that was finished by a version without archives, if its folder still exists."""
     report = read_result(path)
     out = runs / (run.same or f"{study}/{run.name}")
     if "archived" in report or not (out / "best.safetensors").is_file():

@@ -21,7 +21,7 @@ ABOVE_EYES, BELOW_MOUTH = 0.6, 0.25  # eye distances: above the brows, below the
 
 @dataclass(frozen=True)
 class Sample:
-    """Hold one annotated face.
+    """One annotated face.
 
     Attributes:
         file: Its photograph.
@@ -32,6 +32,23 @@ class Sample:
     file: Path
     points: np.ndarray
     square: np.ndarray
+
+
+@dataclass(frozen=True)
+class Photographs:
+    """Validation and test photographs of a data set, with the networks that are measured on them.
+
+    Attributes:
+        name: Name of the data set in the report.
+        data: Folder that `prepare` wrote.
+        folder: The folder that it was prepared from.
+        networks: Shipped networks or weights files.
+    """
+
+    name: str
+    data: Path
+    folder: Path
+    networks: tuple[str, ...]
 
 
 def annotated_faces(table: FaceTable, photographs: Path) -> list[Sample]:
@@ -102,7 +119,7 @@ def paste(canvas: np.ndarray, face: Sample, center: np.ndarray, side: float, deg
 
 
 def canvas(files: list[Path], rng: np.random.Generator, width: int, height: int) -> np.ndarray:
-    """Return one of some images in this size, cut to its shape.
+    """Return one of the images, drawn at random, scaled and cut to this size.
 
     Returns:
         (height, width, 3) RGB, uint8.

@@ -87,7 +87,7 @@ def main(tool: str, option: str, core: int, packages: list[str]) -> None:
 
     Args:
         tool: A key of TOOLS.
-        option: What the tool is made from, such as the name of a network; "" for none.
+        option: Argument of the tool's function in TOOLS, such as the name of a network; "" for none.
         core: Processor core to run on, where the system can choose one; one core is one thread.
         packages: Names of distributions whose versions are reported first.
     """

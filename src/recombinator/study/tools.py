@@ -1,4 +1,4 @@
-"""Compare the way from an image to face points with other tools, each in an environment of its own.
+"""Compare face keypoints in whole images with those of other tools, each in an environment of its own.
 
 Every tool sees the same decoded images. What differs between tools is data: OTHERS here, TOOLS in tool_worker, and
 MAPPINGS in tool_points.
@@ -29,8 +29,9 @@ from recombinator.evaluation.photographs import MATCH, match
 from recombinator.evaluation.sources import identity
 from recombinator.keypoints import FACE_5
 from recombinator.predict.predictor import load
-from recombinator.study.scenes import color
+from recombinator.study.scenes import Photographs, color
 from recombinator.study.tool_points import Found, summarize, to_five
+from recombinator.utils.console import report_part
 from recombinator.utils.errors import InputError
 
 WORKER = Path(__file__).with_name("tool_worker.py")
@@ -51,15 +52,15 @@ PROTOCOL = (
 
 @dataclass(frozen=True)
 class Tool:
-    """Something that finds faces and their points.
+    """A tool that finds faces and their points.
 
     Attributes:
         title: Name in tables.
         kind: Key of tool_worker.TOOLS; also the folder of its environment.
         requirements: Pinned packages; none for this package, which runs in the current environment.
         license: License of code and models.
-        training: What its points were trained on.
-        option: What the worker makes it from.
+        training: Images that its points were trained on.
+        option: Argument of its function in tool_worker.TOOLS, such as the name of a network.
     """
 
     title: str
@@ -90,23 +91,6 @@ OTHERS = (
 def network(weights: str, training: str) -> Tool:
     """Describe a network of this package as a tool."""
     return Tool(weights, "recombinator", (), LICENSE, training, weights)
-
-
-@dataclass(frozen=True)
-class Photographs:
-    """Validation and test photographs, with the networks that are compared on them.
-
-    Attributes:
-        name: Name of the data set in the report.
-        data: Folder that `prepare` wrote.
-        folder: The folder that it was prepared from.
-        networks: Shipped networks or weights files.
-    """
-
-    name: str
-    data: Path
-    folder: Path
-    networks: tuple[str, ...]
 
 
 def python_of(envs: Path, tool: Tool, install: bool) -> Path:
@@ -278,16 +262,11 @@ def _running(tools: Sequence[Tool], pythons: dict[str, Path], cores: Sequence[in
 
 
 def _about(tool: Tool, worker: Worker) -> dict[str, Any]:
-    """Return what the report says of a tool; of this package's networks also what finds the faces."""
+    """Return a tool's entry in the report; for networks of this package, with the name of the detector."""
     about = {"license": tool.license, "training": tool.training, **worker.about}
     if not tool.requirements:
         about["detector"] = type(load(tool.option).detector).__name__
     return about
-
-
-def _advance(progress: Callable[[int, int], None], before: int, parts: int, share: float) -> None:
-    """Report the progress of the part that follows `before` parts of `parts`."""
-    progress(round(100 * (before + share) / parts), 100)
 
 
 def run(
@@ -331,7 +310,7 @@ def run(
             about |= {tool.title: _about(tool, worker) for tool, worker in zip(chosen, workers, strict=True)}
             for split in splits:
                 table = tables[s.name, split]
-                founds, five = _search(workers, table, s.folder, partial(_advance, progress, part, parts))
+                founds, five = _search(workers, table, s.folder, partial(report_part, progress, part, parts))
                 if split == "valid":
                     corrections = [found.offsets(five) for found in founds]
                 rows += [

@@ -1,4 +1,4 @@
-"""Measure what unlabeled images are worth: trainings with few labels, with and without the equivariance term."""
+"""Measure whether unlabeled images help: trainings with few labels, with and without the equivariance term."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ MODEL = "rcn-6-fast"
 SHARES = (0.01, 0.05, 0.2)  # of the training images, with labels
 SAMPLES = 4000  # labeled samples per epoch; fewer images are repeated
 SETTINGS: dict[str, Any] = {"epochs": 3, "batch": 8, "warmup_steps": 200}  # of both arms
-TERM: dict[str, Any] = {"equivariance": 0.005, "ramp": 1}  # of the arm with unlabeled images; by validation errors
+TERM: dict[str, Any] = {"equivariance": 0.005, "ramp": 1}  # of the arm "unlabeled"; chosen by validation errors
 ARMS: dict[str, dict[str, Any]] = {"labeled": {}, "unlabeled": TERM}
 T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # quantiles of Student's t for a 95 % interval of N values
 
 
 def recipe_of(model: str, arm: str, settings: dict[str, Any]) -> Recipe:
-    """Return the recipe of an arm, with changes; those of `TERM` are for the arm with unlabeled images."""
+    """Return the recipe of an arm, with changes; those in `TERM` change the arm with unlabeled images only."""
     changes = {k: v for k, v in settings.items() if k not in TERM or arm == "unlabeled"}
     return get_recipe("fast", model, **{**SETTINGS, **ARMS[arm], **changes})
 
@@ -43,7 +43,7 @@ def tables_of(train: FaceTable, share: float, seed: int) -> dict[str, FaceTable]
     Args:
         train: All training images, with labels.
         share: Share of the images whose labels are used.
-        seed: Of the choice of these images.
+        seed: Seed of the choice of these images.
 
     Returns:
         "labeled": the images with labels, repeated to about SAMPLES rows. "unlabeled": the same rows, then the other
@@ -76,7 +76,7 @@ def measure(
         shares: Shares of the training images that have labels.
         seeds: Trainings of each arm.
         model: Network.
-        settings: Changes to the recipe of both arms; of `TERM` for the arm with unlabeled images.
+        settings: Changes to the recipe of both arms; those in `TERM` change the arm with unlabeled images only.
         final: Also measure the test images, once nothing is chosen any more.
         progress: Called with trainings done and in all.
 
@@ -110,7 +110,7 @@ def measure(
 
 
 def _train(model: str, table: FaceTable, valid: FaceTable, out: Path, recipe: Recipe, seed: int) -> None:
-    """Train a network, or continue its training; one that is finished only has its settings checked."""
+    """Train a network or continue its training. If it is finished, only check its settings."""
     trainer = Trainer(model, table, valid, out, recipe, seed=seed)
     if (out / "last.safetensors").is_file():
         trainer.restore()
@@ -188,12 +188,13 @@ def unlabeled_table(results: Results) -> str:
 
 
 def _verdict(row: dict[str, Any]) -> str:
-    """Say in a sentence what unlabeled images are worth with one share of the labels, by the last split measured."""
+    """Say in one sentence whether unlabeled images help with one share of the labels, on the last measured split."""
     split, title = ("test", "AFLW") if "test" in row else ("valid", "validation")
     part = row[split]["difference"]
     low, high = part.get("ci95_seeds", part["ci95_images"])
-    what = "worth something" if high < 0 else "harmful" if low > 0 else "worth nothing that can be shown"
+    change = "reduce" if high < 0 else "increase" if low > 0 else ""
+    what = f"unlabeled images {change} the error" if change else "no measurable gain"
     return (
-        f"- {100 * row['share']:g} % of the labels: unlabeled images are {what}; the {title} error changes by "
+        f"- {100 * row['share']:g} % of the labels: {what}; the {title} error changes by "
         f"{part['nme_paper']:+.2f} [{low:+.2f}, {high:+.2f}] points."
     )

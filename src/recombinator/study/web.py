@@ -14,7 +14,7 @@ from recombinator.study.browser import Browser, served
 WIDTH, HEIGHT = 640, 480  # of the frames, as of a webcam
 FRAMES, WARM = 150, 30  # frames per round, and those before that are not counted
 
-# one face of a usual size in a frame; drawing and predicting run in turn, as for one core they do in any case
+# one face of a usual size in a frame; drawing and predicting run in turn, as they must on one core
 SCRIPT = """(async () => {
   const { draw } = await import('./draw.js');
   const about = await (await fetch('model.json')).json();

@@ -36,7 +36,7 @@ Epoch = Annotated[int, Meta(ge=0, le=10**6)]
 
 
 class Settings(msgspec.Struct):
-    """Settings of a run, which run.json and its states have alike.
+    """Settings of a run, as run.json and the saved states have them.
 
     Attributes:
         model: Configuration of the network: its `name`, `keypoints` and options.
@@ -159,7 +159,7 @@ def read_metrics(out: Path) -> list[dict[str, Any]]:
     return rows
 
 
-# settings of a run besides network and recipe, by the names that messages use
+# settings of a run other than network and recipe, with their names in messages
 _COMPARED = {
     "seed": "seed", "errors_of": "errors_of", "teacher": "teacher", "data": "fingerprint of the training table",
     "validation_data": "fingerprint of the validation table",

@@ -24,9 +24,9 @@ from recombinator.utils.errors import InputError
 SPREAD = 0.07  # standard deviation of the target around a center, in sides of the object
 LEAST_SPREAD = 0.5  # the same in cells
 NEAR = 1.0  # cells around a center, to each side, that learn the square
-SURE = 0.5  # an object that nobody annotated may be where the finder is this sure
-UNSURE_WEIGHT = 0.1  # of the loss there, with the recipe's `unlabeled`
-SQUARE_WEIGHT = 1.0  # of the squares in the loss
+SURE = 0.5  # score from which a detection may be an object that was not annotated
+UNSURE_WEIGHT = 0.1  # weight of such a detection in the loss, with the recipe's `unlabeled`
+SQUARE_WEIGHT = 1.0  # weight of the squares in the loss
 VALIDATION_SCENES, SCENES_PER_IMAGE = 512, 16  # at most
 THRESHOLDS = np.arange(0.1, 0.75, 0.05)
 FOUND_WITHIN = 0.25  # distance of the centers, in sides
@@ -150,7 +150,7 @@ class Finding(Task):
             there = true[np.isfinite(true).all(axis=1) & (true[:, 2] >= SMALLEST)]
             hit = matched(found, there)
             total, missed = total + len(there), missed + int((~hit[0]).sum())
-            # what is found at an object too small to count is no mistake
+            # a detection of an object that is too small to count is no mistake
             tiny = true[np.isfinite(true).all(axis=1)]
             false += int((~matched(found, tiny)[1]).sum())
         return 100 * missed / max(total, 1), 100 * false / max(total, 1)
@@ -163,11 +163,11 @@ def matched(found: Found, true: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Match found squares with true ones.
 
     Args:
-        found: What was found.
+        found: Detections.
         true: (M, 4) squares.
 
     Returns:
-        (M,) whether an object was found, and (N,) whether what was found is an object.
+        (M,) whether each object was found, and (N,) whether each detection is an object.
     """
     if not len(found.scores) or not len(true):
         return np.zeros(len(true), bool), np.zeros(len(found.scores), bool)
@@ -183,8 +183,7 @@ def finding_loss(maps: Tensor, objects: Tensor, annotated: Tensor | None) -> Ten
     Args:
         maps: (B, 6, h, w) output of the network.
         objects: (B, M, 4) squares in input pixels, NaN where there are fewer than M.
-        annotated: (B, H, W) where confident detections of something else may be objects that nobody annotated; None:
-            nowhere.
+        annotated: (B, H, W) pixels where a confident detection may be an object that was not annotated; None: none.
     """
     b, _, h, w = maps.shape
     there = objects.isfinite().all(dim=2)

@@ -357,7 +357,7 @@ class Trainer:
             trim_metrics(self.out, self.position.epoch)
 
     def _go_back_from(self, finished: int) -> None:
-        """Make the files of the run those of the current position, which is before epoch `finished`."""
+        """Set the files of the run back to the current position, which is before epoch `finished`."""
         epoch = self.position.epoch
         logger.warning(
             f"{self.out}: with {self.recipe.epochs} epochs the learning rate falls later than it did; "

@@ -53,7 +53,7 @@ def balanced_order(classes: Tensor, generator: Generator) -> Tensor:
         generator: Source of the order.
 
     Returns:
-        (N,) indices in random order. Samples of one class are drawn equally often, give or take one.
+        (N,) indices in random order. How often two samples of one class are drawn differs by at most one.
     """
     n = len(classes)
     order = torch.randperm(n, generator=generator)

@@ -52,13 +52,13 @@ def joined(device: str) -> Iterator[str]:
 
 
 def wait() -> None:
-    """Wait until every process is here."""
+    """Wait until every process has reached this call."""
     if processes() > 1:
         dist.barrier()
 
 
 def part_of(index: Tensor) -> Tensor:
-    """Return this process's part of a batch's (B,) indices; with several processes at least one of B >= processes."""
+    """Return this process's part of a batch's (B,) indices. B must be at least the number of processes."""
     return index[rank() :: processes()]
 
 
@@ -71,7 +71,7 @@ def own_generator(generator: Generator) -> Generator:
 
 
 def counted(mask: Tensor) -> Tensor:
-    """Return by how many terms the loss of a (B, K) mask is divided.
+    """Return the number of terms that the loss of a (B, K) mask is divided by.
 
     In one process this is the number of True elements. With several, it is that of the whole batch, times this
     process's share of the images: the losses, weighted by these shares, then add up to the loss of the whole batch.

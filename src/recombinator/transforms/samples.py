@@ -25,7 +25,7 @@ def fixed_samples(
         augment: ranges of the jitter, which is the same at every call; None for none.
         device: where the samples are made.
         batch: samples per batch.
-        seed: of the jitter.
+        seed: seed of the jitter.
 
     Yields:
         (B, C, size, size) float network inputs from 0 to 255, and (B, K, 2) points in their pixels.

@@ -56,6 +56,18 @@ def progress(label: str) -> Iterator[Callable[[int, int], None]]:
     yield advance
 
 
+def report_part(progress: Callable[[int, int], None], before: int, parts: int, share: float) -> None:
+    """Report the progress of one part of a task in percent of the whole task.
+
+    Args:
+        progress: Called with (percent done, 100).
+        before: Number of finished parts.
+        parts: Number of parts.
+        share: Share of the current part that is done, from 0 to 1.
+    """
+    progress(round(100 * (before + share) / parts), 100)
+
+
 def warn(sentence: str) -> None:
     """Print a line on standard error."""
     print(one_line(sentence), file=sys.stderr, flush=True)
