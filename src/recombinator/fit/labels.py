@@ -16,9 +16,9 @@ from recombinator.data.table import load_table
 from recombinator.evaluation.sources import name_of
 from recombinator.fit.folds import run_folds
 from recombinator.fit.measure import Measured, measure
-from recombinator.fit.networks import Progress
 from recombinator.fit.run import FEWEST
 from recombinator.fit.samples import read_samples, whole_table
+from recombinator.fit.timing import Progress
 from recombinator.keypoints import KeypointSet, check_same_keypoints
 from recombinator.models.base import check_takes_images
 from recombinator.utils.errors import InputError
@@ -99,7 +99,7 @@ def check_labels(
         minutes: without a model: time for all fits together.
         seed: without a model: seed of the initial weights, the order of the images and the augmentation.
         settings: without a model: decisions to replace, as in `fit`.
-        progress: without a model: called after each step with steps done and in all, for each fold.
+        progress: without a model: called after each step with (parts done, 1000), for each fold.
 
     Returns:
         A report: `model` (None without one, and then `folds` and `minutes`), `points`, `objects` and `labels`, one row

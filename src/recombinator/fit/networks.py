@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from recombinator.data.select import join_tables
 from recombinator.data.table import FaceTable
@@ -20,6 +19,7 @@ from recombinator.fit.finder import finder_table, finder_trainer, with_finder
 from recombinator.fit.measure import measure
 from recombinator.fit.plan import Plan
 from recombinator.fit.samples import Sample, repeated, training_tables, whole_table
+from recombinator.fit.timing import TRAINING_SHARE, Progress, Schedule, fitting_epochs, seconds_per_epoch, shares
 from recombinator.fit.unlabeled import unlabeled_table
 from recombinator.keypoints import KeypointSet
 from recombinator.models import Cascade, KeypointNet
@@ -33,14 +33,9 @@ from recombinator.weights.files import Weights, resolve
 
 logger = logging.getLogger(__name__)
 
-TRAINING_SHARE = 0.85  # of the time; the rest is for reading, calibration and the report
-FINDER_SHARE = 0.25  # of the training time: a finder starts from one of faces, and small errors of its squares are free
-MOST_STEPS = 20_000  # per network; more changed nothing
-TIMED_STEPS = 3
 EQUIVARIANCE = 0.005  # weight of the equivariance term, with unlabeled images; chosen on MTFL
 WEIGHTS = (1.0, 0.5, 0.0)  # factors on the coarse log-probability that held-out images choose from
 VIEWS = 8  # jittered views of each held-out image that the temperature is fitted on
-Progress = Callable[[int, int], None]
 
 
 class _Pixels(FromPixels):
@@ -78,71 +73,39 @@ def _equivariance(table: FaceTable) -> float:
     return 0.0 if table.mask.any(axis=1).all() else EQUIVARIANCE
 
 
-def _seconds_per_epoch(trainer: Trainer, batch: int) -> float:
-    """Time some steps, and return the seconds of an epoch without its validation."""
-    generator, times = torch.Generator().manual_seed(0), []
-    for _ in range(TIMED_STEPS + 1):  # the first one is slower
-        began = time.perf_counter()
-        trainer.task.loss(torch.arange(min(batch, trainer.samples)), generator).backward()
-        trainer.optimizer.step()
-        times.append(time.perf_counter() - began)
-    return float(np.median(times[1:])) * trainer.steps
-
-
 def _timed(
     plan: Plan, tables: Sequence[FaceTable], images: tuple[FaceTable, FaceTable] | None, minutes: float
 ) -> Plan:  # fmt: skip
-    """Return the plan with the numbers of epochs that fit the time: FINDER_SHARE for a finder, half of it otherwise.
+    """Return the plan with the numbers of epochs that fit the time; those that were given stay.
 
     Args:
-        plan: the decisions.
-        tables: the localizer's training tables.
-        images: the finder's tables, if there is one.
-        minutes: time for everything.
+        plan: The decisions.
+        tables: The localizer's training tables.
+        images: The finder's tables, if there is one.
+        minutes: Time for everything.
     """
-    seconds = 60 * minutes * TRAINING_SHARE
-    epochs, lines = [0, 0], []
-    finder_epochs = plan.finder_epochs
-    if images:
-        trainer = finder_trainer(plan, images, Path(), 1, _augment(plan, 0.0), 0)
-        began = time.perf_counter()
-        trainer.task.validate()  # which takes as long as many steps
-        cost = time.perf_counter() - began + _seconds_per_epoch(trainer, plan.batch)
-        finder_epochs = finder_epochs or _epochs(FINDER_SHARE * seconds, cost, trainer, plan)
-        lines.append(f"finder {finder_epochs} epochs of {trainer.samples} samples, {cost:.1f} s each")
-        seconds *= 1 - FINDER_SHARE
-    seconds /= len(tables)
-    for i, (table, size, name) in enumerate(zip(tables, (plan.size, plan.patch), ("coarse", "fine"), strict=False)):
-        trainer = _trainer(plan, table, table, Path(), size, _recipe(plan, 1, plan.shift, _equivariance(table)), 0)
-        cost = _seconds_per_epoch(trainer, plan.batch)
-        epochs[i] = _epochs(seconds, cost, trainer, plan)
-        lines.append(f"{name} network {epochs[i]} epochs of {trainer.samples} samples, {cost:.1f} s each")
+    epochs, lines = dict[str, Any](), []
+    given = {"finder": plan.finder_epochs, "coarse": plan.coarse_epochs}
+    for name, share in shares(plan).items():
+        if name == "finder":
+            assert images
+            trainer = finder_trainer(plan, images, Path(), 1, _augment(plan, 0.0), 0)
+        else:
+            table, size = (tables[0], plan.size) if name == "coarse" else (tables[1], plan.patch)
+            trainer = _trainer(plan, table, table, Path(), size, _recipe(plan, 1, plan.shift, _equivariance(table)), 0)
+        cost = seconds_per_epoch(trainer, plan.batch)
+        if name == "finder":  # whose validation takes as long as many steps
+            began = time.perf_counter()
+            trainer.task.validate()
+            cost += time.perf_counter() - began
+        fitting = fitting_epochs(60 * minutes * TRAINING_SHARE * share, cost, trainer, plan.batch)
+        count = epochs[f"{name}_epochs"] = given.get(name) or fitting
+        lines.append(f"{name} network {count} epochs of {trainer.samples} samples, {cost:.1f} s each")
     if plan.coarse_epochs:
-        epochs = [plan.coarse_epochs, plan.fine_epochs]
-    return replace(
-        plan, coarse_epochs=epochs[0], fine_epochs=epochs[1], finder_epochs=finder_epochs,
-        reasons=(*plan.reasons, f"time: {'; '.join(lines)}, of {minutes:g} minutes"),
-    )  # fmt: skip
-
-
-def _epochs(seconds: float, cost: float, trainer: Trainer, plan: Plan) -> int:
-    """Return how many epochs fit the time, at least one and at most MOST_STEPS steps."""
-    return max(1, min(int(seconds / cost), -(-MOST_STEPS * plan.batch // trainer.samples)))
-
-
-def _train(trainer: Trainer, resume: bool, progress: Progress) -> Any:
-    """Train a network to the end, and return it with its averaged weights."""
-    if resume and (trainer.out / "last.safetensors").is_file():
-        trainer.restore()
-    level = logging.getLogger("recombinator.training").level
-    logging.getLogger("recombinator.training").setLevel(logging.WARNING)  # its lines are for `train`
-    try:
-        trainer.fit(progress=progress)
-    finally:
-        logging.getLogger("recombinator.training").setLevel(level)
-    if trainer.average:
-        trainer.average.swap()
-    return trainer.net.eval()
+        epochs["fine_epochs"] = plan.fine_epochs
+    else:
+        epochs["minutes"] = minutes
+    return replace(plan, **epochs, reasons=(*plan.reasons, f"time: {'; '.join(lines)}, of {minutes:g} minutes"))
 
 
 def _reach(net: KeypointNet, table: FaceTable, plan: Plan) -> float:
@@ -177,7 +140,7 @@ def train_plan(
         stop_at_plan: return before the training.
         unlabeled: folder of images and videos without points, which the coarse network also learns from.
         on_plan: called with the complete plan before the training.
-        progress: called after each step with steps done and in all, over all networks.
+        progress: called after each step with (parts done, 1000), over all networks.
 
     Returns:
         The complete plan, and the calibrated model; None with `stop_at_plan`.
@@ -186,7 +149,6 @@ def train_plan(
         train, keypoints, plan.rule, plan.size, plan.factor, plan.patch, plan.channels, fine=plan.factor > 1
     )
     tables = [repeated(table) for table in tables]
-    steps = [-(-len(t) // plan.batch) for t in tables]
     if unlabeled:
         excluded = {s.path.resolve() for s in (*train, *held_out)}
         size = tables[0].info.size
@@ -205,45 +167,41 @@ def train_plan(
     if stop_at_plan:
         return plan, None
     write_json(out / "plan.json", plan.to_dict())
-    steps = [n * e for n, e in zip(steps, (plan.coarse_epochs, plan.fine_epochs), strict=False)]
-    training = {"fit": plan.to_dict(), "seed": seed, "images": len({s.file for s in train}), **provenance()}
-    if images is None:
-        return plan, _localizer(plan, tables, steps, held_out, keypoints, out, seed, resume, training, progress)
-    finder = finder_trainer(plan, images, out / "finder", plan.finder_epochs, _augment(plan, 0.0), seed + 2)
-    first = plan.finder_epochs * finder.steps
-    total = first + sum(steps)
-    _train(finder, resume, lambda done, _: progress(done, total))
-    localizer = _localizer(
-        plan, tables, steps, held_out, keypoints, out, seed, resume, training,
-        lambda done, _: progress(first + done, total),
-    )  # fmt: skip
-    return plan, with_finder(localizer, finder, {**training, "epochs": plan.finder_epochs})
+    schedule = Schedule(plan, out, resume, progress)
+    finder = None
+    if images:
+        finder = finder_trainer(plan, images, out / "finder", plan.finder_epochs, _augment(plan, 0.0), seed + 2)
+        schedule.train("finder", finder)
+    training = {"seed": seed, "images": len({s.file for s in train}), **provenance()}
+    localizer = _localizer(schedule, tables, held_out, keypoints, out, seed, training)
+    plan = schedule.plan
+    if finder:
+        localizer = with_finder(localizer, finder, {**localizer.training, "epochs": plan.finder_epochs})
+    return plan, localizer
 
 
 def _localizer(
-    plan: Plan, tables: Sequence[FaceTable], steps: Sequence[int], held_out: Sequence[Sample], keypoints: KeypointSet,
-    out: Path, seed: int, resume: bool, training: dict[str, Any], progress: Progress,
+    schedule: Schedule, tables: Sequence[FaceTable], held_out: Sequence[Sample], keypoints: KeypointSet, out: Path,
+    seed: int, training: dict[str, Any],
 ) -> Weights:  # fmt: skip
     """Train the networks of a localizer, choose between one and two, and calibrate.
 
     Args:
-        plan: the complete plan.
-        tables: training tables of the coarse network, and of the fine one if there is one.
-        steps: optimizer steps of each network's training.
-        held_out: see `train_plan`.
-        keypoints: see `train_plan`.
-        out: see `train_plan`.
-        seed: see `train_plan`.
-        resume: see `train_plan`.
-        training: settings of the training, for the weights file; the choice between the networks is added.
-        progress: called after each step with steps done and in all, over both networks.
+        schedule: Trains the networks of the plan.
+        tables: Training tables of the coarse network, and of the fine one if there is one.
+        held_out: See `train_plan`.
+        keypoints: See `train_plan`.
+        out: See `train_plan`.
+        seed: See `train_plan`.
+        training: Settings of the training, for the weights file; plan and choice between the networks are added.
     """
-    total = sum(steps)
+    plan = schedule.plan
     small = whole_table(held_out, keypoints, plan.rule, plan.size, plan.channels, "valid")
     recipe = _recipe(plan, plan.coarse_epochs, plan.shift, _equivariance(tables[0]))
     trainer = _trainer(plan, tables[0], small, out / "coarse", plan.size, recipe, seed)
-    coarse = _train(trainer, resume, lambda done, _: progress(done, total))
+    coarse = schedule.train("coarse", trainer)
     if plan.factor == 1:
+        training["fit"] = schedule.plan.to_dict()
         return _calibrated(_weights(coarse, keypoints, plan, small, training), small, plan)
     reach = _reach(coarse, small, plan)
     patches = training_tables(
@@ -252,7 +210,8 @@ def _localizer(
     trainer = _trainer(
         plan, tables[1], patches, out / "fine", plan.patch, _recipe(plan, plan.fine_epochs, reach), seed + 1
     )
-    fine = _train(trainer, resume, lambda done, _: progress(steps[0] + done, total))
+    fine = schedule.train("fine", trainer)
+    training["fit"] = schedule.plan.to_dict()
     full = whole_table(held_out, keypoints, plan.rule, plan.size * plan.factor, plan.channels, "valid")
     sharpness = float(
         calibration.fit(coarse, small, _augment(plan, plan.shift), occlude=False, draws=VIEWS)["temperature"]

@@ -86,6 +86,7 @@ class Plan:
         flip: mirror half of the training images.
         batch: images per step.
         finder_size: side in pixels of the whole images that a finder learns from; 0: there is no finder.
+        minutes: Time that the numbers of epochs were chosen for; 0: they were given.
         coarse_epochs, fine_epochs, finder_epochs: epochs of each network; 0 until a training step has been timed.
         reasons: one line per decision.
     """
@@ -102,6 +103,7 @@ class Plan:
     shift: float
     flip: bool
     batch: int
+    minutes: float = 0.0
     coarse_epochs: int = 0
     fine_epochs: int = 0
     finder_size: int = 0
@@ -321,7 +323,7 @@ def changed(plan: Plan, **values: Any) -> Plan:
     Raises:
         InputError: a plan has no such field, or its value has another type.
     """
-    known = {f.name: getattr(plan, f.name) for f in fields(plan) if f.name != "reasons"}
+    known = {f.name: getattr(plan, f.name) for f in fields(plan) if f.name not in ("reasons", "minutes")}
     merged = plan.to_dict()
     for name, value in values.items():
         if name not in known:

@@ -14,10 +14,11 @@ import numpy as np
 from recombinator.data.table import SPLIT_SEED
 from recombinator.fit.finder import measure_found
 from recombinator.fit.measure import Measured, measure
-from recombinator.fit.networks import Progress, train_plan
+from recombinator.fit.networks import train_plan
 from recombinator.fit.plan import Plan, changed, decide, examine
 from recombinator.fit.report import write_reports
 from recombinator.fit.samples import Sample, read_samples, whole_table
+from recombinator.fit.timing import Progress
 from recombinator.keypoints import KeypointSet
 from recombinator.utils.errors import InputError
 from recombinator.utils.files import lock_folder
@@ -70,7 +71,7 @@ def fit(
         out: folder of the run, which is created.
         images: folder of the images; without it, the folder of `points`.
         test: points of further images, to measure on.
-        minutes: time for everything, on this machine.
+        minutes: time for everything; trainings have as many epochs as fit it.
         seed: seed of the initial weights, the order of the images and the augmentation.
         boxes: boxes are given at prediction; without it, the model finds one object in the whole image, or any number
             with a finder.
@@ -81,7 +82,7 @@ def fit(
             out. A resumed run needs the same folder.
         allow_outside: images outside the folder of the points file and `images` are allowed.
         on_plan: called with the complete plan before the training.
-        progress: called after each step with steps done and in all.
+        progress: called after each step with (parts done, 1000).
 
     Returns:
         The report that is also in OUT/report.json; with `plan_only` the plan.

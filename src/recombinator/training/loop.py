@@ -201,6 +201,19 @@ class Trainer:
             write_json(self.out / "summary.json", summary)
         return summary
 
+    def change_epochs(self, epochs: int) -> None:
+        """Change the number of epochs between two epochs, and save the state.
+
+        Before the learning rate falls, the run goes on as if it had begun with this number. Later, the learning rate
+        continues where a run of this number would be.
+
+        Args:
+            epochs: New number, more than are finished.
+        """
+        self.recipe = self.task.recipe = replace(self.recipe, epochs=epochs)
+        self.settings["recipe"] = self.recipe.to_dict()
+        self.save("last.safetensors")
+
     def _save_best(self, error: float, session: dict[str, Any]) -> None:
         """Write the weights of the epoch with the lowest validation error so far."""
         training = {
