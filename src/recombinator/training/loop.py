@@ -181,7 +181,6 @@ class Trainer:
                 metrics["revived"] = self.revived
             if self.net.rectified():
                 metrics["dead_channels"] = self._count_dead_channels()
-
             improved = errors["valid"] < self.position.best
             if improved:
                 self.position.best, self.position.best_epoch = errors["valid"], self.position.epoch
@@ -204,11 +203,7 @@ class Trainer:
     def change_epochs(self, epochs: int) -> None:
         """Change the number of epochs between two epochs, and save the state.
 
-        Before the learning rate falls, the run goes on as if it had begun with this number. Later, the learning rate
-        continues where a run of this number would be.
-
-        Args:
-            epochs: New number, more than are finished.
+        Before the learning rate falls, the run then equals one that began with this number of epochs.
         """
         self.recipe = self.task.recipe = replace(self.recipe, epochs=epochs)
         self.settings["recipe"] = self.recipe.to_dict()
