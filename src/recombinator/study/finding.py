@@ -198,21 +198,35 @@ class Finding:
             image = read_image(face.file)
             x, y, side = face.square[:3]
             around = [x - side, y - side, x + side, y + side]  # without most other people
+            others = self._others(image, face.points)
             for name, limits in CUTS.items():
                 box = limits(face, around)
                 x0, y0 = np.maximum(np.rint(box[:2]).astype(int), 0)
                 x1, y1 = np.minimum(np.rint(box[2:]).astype(int), image.shape[1::-1])
                 part = np.ascontiguousarray(image[y0:y1, x0:x1])
-                outcome = self._outcome(self.predictor.predict(part), face.points - [x0, y0])
+                outcome = self._outcome(self.predictor.predict(part), face.points - [x0, y0], others - [x0, y0])
                 rows[name]["faces"] += 1
                 rows[name][outcome] += 1
             self.advance((n + 1) / len(chosen))
         return {"rows": [{"cut": name, **row} for name, row in rows.items()]}
 
-    def _outcome(self, faces: Sequence[Face], true: np.ndarray) -> str:
-        """Classify what was predicted for one cut face: found, rejected, unsure, or confident and wrong."""
+    def _others(self, image: np.ndarray, true: np.ndarray) -> np.ndarray:
+        """Return (N, K, 2) points of the other people in a photograph: those centered an eye distance away or more."""
+        eyes = float(self.predictor.keypoints.scale(true[None])[0])
+        points = [face.points for face in self.predictor.predict(image)]
+        away = [p for p in points if np.linalg.norm(p.mean(axis=0) - true.mean(axis=0)) >= eyes]
+        return np.array(away).reshape(-1, *true.shape)
+
+    def _outcome(self, faces: Sequence[Face], true: np.ndarray, others: np.ndarray) -> str:
+        """Classify what was predicted for one cut face: found, rejected, unsure, or confident and wrong.
+
+        A prediction that is within half an eye distance of one of the `others` is that person.
+        """
         eyes, outcome = float(self.predictor.keypoints.scale(true[None])[0]), "rejected"
         for face in faces:
+            near = np.linalg.norm(others - face.points, axis=2).mean(axis=1)
+            if (near <= MATCH * self.predictor.keypoints.scale(face.points[None])).any():
+                continue
             inside = np.asarray(face.inside)
             distance = np.linalg.norm(face.points - true, axis=1)[inside]
             right = len(distance) == 0 or float(distance.mean()) <= WRONG * eyes
