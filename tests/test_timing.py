@@ -8,7 +8,7 @@ import torch
 
 from recombinator.data.table import load_table
 from recombinator.fit.plan import Plan
-from recombinator.fit.timing import MOST_STEPS, PARTS, TRAINING_SHARE, Schedule, shares
+from recombinator.fit.timing import MOST_STEPS, PERCENT, TRAINING_SHARE, Schedule, shares
 from recombinator.training.loop import Trainer
 from recombinator.training.recipe import get_recipe
 from recombinator.weights.files import read_tensors
@@ -52,7 +52,7 @@ def run(tmp_path, cost, plan=PLAN, name="coarse", samples=320):
 def test_the_time_is_kept_whatever_an_epoch_takes(tmp_path, seconds):
     trainer, _, parts = run(tmp_path, lambda epoch: seconds)
     assert trainer.position.seconds == pytest.approx(BUDGET, rel=0.12)
-    assert parts[-1] == (PARTS, PARTS) and all(total == PARTS for _, total in parts)
+    assert parts[-1] == (PERCENT, PERCENT) and all(total == PERCENT for _, total in parts)
 
 
 def test_the_plan_has_the_epochs_of_the_training(tmp_path):

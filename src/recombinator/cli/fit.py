@@ -75,7 +75,7 @@ def fit(
     set_threads(threads)
     chosen = _settings(settings or [])
     try:
-        with progress("fit, thousandths") as advance:
+        with progress("fit, percent") as advance:
             if folds:
                 if plan or resume or test or unlabeled:
                     raise InputError(

@@ -99,7 +99,7 @@ def check_labels(
         minutes: without a model: time for all fits together.
         seed: without a model: seed of the initial weights, the order of the images and the augmentation.
         settings: without a model: decisions to replace, as in `fit`.
-        progress: without a model: called after each step with (parts done, 1000), for each fold.
+        progress: without a model: called after each step with (percent done, 100), for each fold.
 
     Returns:
         A report: `model` (None without one, and then `folds` and `minutes`), `points`, `objects` and `labels`, one row

@@ -140,7 +140,7 @@ def train_plan(
         stop_at_plan: return before the training.
         unlabeled: folder of images and videos without points, which the coarse network also learns from.
         on_plan: called with the complete plan before the training.
-        progress: called after each step with (parts done, 1000), over all networks.
+        progress: called after each step with (percent done, 100), over all networks.
 
     Returns:
         The complete plan, and the calibrated model; None with `stop_at_plan`.

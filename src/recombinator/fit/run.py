@@ -82,7 +82,7 @@ def fit(
             out. A resumed run needs the same folder.
         allow_outside: images outside the folder of the points file and `images` are allowed.
         on_plan: called with the complete plan before the training.
-        progress: called after each step with (parts done, 1000).
+        progress: called after each step with (percent done, 100).
 
     Returns:
         The report that is also in OUT/report.json; with `plan_only` the plan.

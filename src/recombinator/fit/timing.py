@@ -23,7 +23,7 @@ FINDER_SHARE = 0.25  # of the training time: a finder starts from one of faces, 
 MOST_STEPS = 20_000  # per network; more changed nothing
 TIMED_STEPS = 3
 SLACK = 0.05  # relative change of the number of epochs that is not worth making
-PARTS = 1000  # of a progress bar
+PERCENT = 100
 Progress = Callable[[int, int], None]
 
 
@@ -62,8 +62,9 @@ class Schedule:
         plan: The plan, with the numbers of epochs that are trained in the end.
         out: Folder of the run, whose plan.json follows.
         resume: Continue trainings that have begun.
-        progress: Called with (parts done, PARTS).
+        progress: Called with (percent done, 100).
         used: Seconds of the finished trainings.
+        shown: Last value of `progress`.
     """
 
     plan: Plan
@@ -71,6 +72,7 @@ class Schedule:
     resume: bool
     progress: Progress
     used: float = field(default=0.0, init=False)
+    shown: int = field(default=0, init=False)
 
     def train(self, name: str, trainer: Trainer) -> Any:
         """Train one of the networks to the end, and return it with its averaged weights."""
@@ -86,7 +88,8 @@ class Schedule:
                 self._keep_time(name, trainer, seconds)
 
         def on_step(done: int, total: int) -> None:
-            self.progress(round(PARTS * (before + share * done / total)), PARTS)
+            self.shown = max(self.shown, int(PERCENT * (before + share * done / total)))  # `total` can grow
+            self.progress(self.shown, PERCENT)
 
         logs = logging.getLogger("recombinator.training")
         level = logs.level

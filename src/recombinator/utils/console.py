@@ -45,7 +45,7 @@ def progress(label: str) -> Iterator[Callable[[int, int], None]]:
     def advance(done: int, total: int) -> None:
         nonlocal began, last, first, before, end
         now = time.monotonic()
-        if done <= before or before >= end:  # the first call, or the next run; a resumed one does not start at zero
+        if done < before or before >= end:  # the first call, or the next run; a resumed one does not start at zero
             began, first = now, done - 1
         before, end = done, total
         if now - last >= LINE_EVERY:
