@@ -53,5 +53,8 @@ def test_what_is_not_afw(afw, tmp_path, caplog):
     write_anno(source / "anno.mat", [("0.jpg", [photographs[0][1][0][:5]])])
     with pytest.raises(InputError, match="face 1 of 0.jpg"):
         read_annotations(source / "anno.mat")
+    write_anno(source / "anno.mat", [("../outside.jpg", photographs[0][1]), photographs[1]])
+    assert prepare_afw(source, tmp_path / "out")["test"] == 1 and "outside.jpg: outside" in caplog.messages[0]
+    caplog.clear()
     write_anno(source / "anno.mat", [("nowhere.jpg", photographs[0][1]), photographs[1]])
     assert prepare_afw(source, tmp_path / "out")["test"] == 1 and "nowhere.jpg" in caplog.messages[0]

@@ -163,6 +163,7 @@ def bad_lines():
     return [
         (mtfl_line("AFLW/none.jpg", face), "none.jpg: cannot be read"),
         (mtfl_line("AFLW/broken.jpg", face), "broken.jpg: not an image"),
+        (mtfl_line("../outside.jpg", face), "outside.jpg: outside .*do not belong"),
         (mtfl_line("AFLW/empty.jpg", face), "empty.jpg: not an image"),
         (mtfl_line("AFLW/0.jpg", nan), "not a finite number"),
         (mtfl_line("AFLW/0.jpg", face + 900), "far outside"),

@@ -19,7 +19,7 @@ from pathlib import Path
 from recombinator.data.annotations import Entry, Point
 from recombinator.data.images import read_image
 from recombinator.utils.errors import InputError
-from recombinator.utils.files import check_regular
+from recombinator.utils.files import check_regular, is_inside
 from recombinator.utils.text import plural
 
 logger = logging.getLogger(__name__)
@@ -67,13 +67,6 @@ def read_header(path: Path) -> Header:
         return Header(width, height)
 
 
-def _is_inside(path: Path, folder: Path) -> bool:
-    """Return whether a path is below a folder, as both are written or with symbolic links followed."""
-    if Path(os.path.normpath(path.absolute())).is_relative_to(os.path.normpath(folder.absolute())):
-        return True
-    return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
-
-
 def check_inside(entries: Sequence[Entry], folders: Sequence[Path], allow: bool) -> None:
     """Check that no entry names a file outside the given folders: its pixels would become part of what is written.
 
@@ -94,7 +87,7 @@ def check_inside(entries: Sequence[Entry], folders: Sequence[Path], allow: bool)
         if path is None or path in inside or path in outside:
             continue
         roots = [*folders, *([entry.folder] if entry.folder else [])]
-        if any(_is_inside(path, root) for root in roots) or not os.path.isfile(path):
+        if any(is_inside(path, root) for root in roots) or not os.path.isfile(path):
             inside.add(path)
         elif allow:
             outside[path] = entry.where

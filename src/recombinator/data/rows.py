@@ -10,6 +10,7 @@ from recombinator.data.crops import CropRule
 from recombinator.data.images import ENDINGS, encode_image, read_image, to_gray
 from recombinator.data.table import SPLIT_SEED, Row
 from recombinator.utils.errors import InputError
+from recombinator.utils.files import is_inside
 
 FAR_OUTSIDE = 0.5  # of the image's longer side
 
@@ -45,6 +46,21 @@ def crop_row(
     crop, to_file, box = rule.crop(to_gray(image) if gray else image, points, size)
     inside = (points - to_file[:, 2]) / to_file[0, 0]
     return Row(encode_image(crop, quality), inside, box, to_file, file, (width, height), subset, mask, attributes or {})
+
+
+def read_listed(folder: Path, path: Path) -> np.ndarray:
+    """Read an image that a dataset's list names.
+
+    Args:
+        folder: Folder of the dataset.
+        path: The image.
+
+    Raises:
+        InputError: The image is outside the folder, or cannot be read.
+    """
+    if not is_inside(path, folder):
+        raise InputError(f"{path}: outside {folder}; its pixels do not belong to this dataset")
+    return read_image(path)
 
 
 def background_jobs(folder: Path) -> dict[str, list[Path]]:

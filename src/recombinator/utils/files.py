@@ -259,3 +259,10 @@ def find_not_finite(value: Any, name: str = "") -> str:
 def plain_cell(text: str) -> str:
     """Return a text as a CSV cell that no spreadsheet runs as a formula: with a quote before = + - @ and controls."""
     return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
+
+
+def is_inside(path: Path, folder: Path) -> bool:
+    """Return whether a path is below a folder, as both are written or with symbolic links followed."""
+    if Path(os.path.normpath(path.absolute())).is_relative_to(os.path.normpath(folder.absolute())):
+        return True
+    return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))

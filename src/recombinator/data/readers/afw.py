@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 
 from recombinator.data.crops import FILE_ORIGIN, GRID, RULES
-from recombinator.data.images import read_image
-from recombinator.data.rows import crop_row
+from recombinator.data.rows import crop_row, read_listed
 from recombinator.data.table import Row, TableInfo, write_splits
 from recombinator.keypoints import FACE_5
 from recombinator.utils.errors import InputError, remedy
@@ -99,7 +98,7 @@ def prepare_afw(
         photo = next((p for p in (source / name, source / "testimages" / name) if p.is_file()), source / name)
         try:
             points = points[_KEPT] - FILE_ORIGIN
-            return crop_row(read_image(photo), points, name, rule, size=size, gray=gray, quality=quality)
+            return crop_row(read_listed(source, photo), points, name, rule, size=size, gray=gray, quality=quality)
         except InputError as error:
             raise InputError(f"{where}: {error}") from None
 

@@ -12,8 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from recombinator.data.crops import FILE_ORIGIN, GRID, RULES
-from recombinator.data.images import read_image
-from recombinator.data.rows import background_jobs, background_row, crop_row
+from recombinator.data.rows import background_jobs, background_row, crop_row, read_listed
 from recombinator.data.table import SPLIT_SEED, Row, TableInfo, write_splits
 from recombinator.keypoints import FACE_5
 from recombinator.utils.errors import InputError
@@ -144,8 +143,8 @@ def prepare_mtfl(
         line = parse_line(text, where)
         try:
             return crop_row(
-                read_image(source / line.file), line.points, line.file, rule, size=size, gray=gray, quality=quality,
-                attributes=line.attributes,
+                read_listed(source, source / line.file), line.points, line.file, rule, size=size, gray=gray,
+                quality=quality, attributes=line.attributes,
             )  # fmt: skip
         except InputError as error:
             raise InputError(f"{where}: {error}") from None
