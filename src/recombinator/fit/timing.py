@@ -19,7 +19,7 @@ from recombinator.utils.files import write_json
 logger = logging.getLogger(__name__)
 
 TRAINING_SHARE = 0.85  # of the time; the rest is for reading, calibration and the report
-FINDER_SHARE = 0.25  # of the training time: a finder starts from one of faces, and small errors of its squares are free
+FINDER_SHARE = 0.25  # of the training time: a finder starts from that of faces, second passes repair its errors
 MOST_STEPS = 20_000  # per network; more changed nothing
 TIMED_STEPS = 3
 SLACK = 0.05  # relative change of the number of epochs that is not worth making
