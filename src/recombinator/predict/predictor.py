@@ -25,7 +25,7 @@ from recombinator.utils.errors import InputError
 FACE_RULES = ("mtfl", "300w")
 EASE = 6.0  # factor on the odds; of 3,000 faces that were found, none fell below the eased threshold in the first pass
 PASSES = 2  # the second one crops around the points of the first, which pays (docs/results.md)
-FRAMING = "rcn-6-fast-mtfl-int8"  # whose five points give the square of a network with other points
+FRAMING = "rcn-6-mtfl-int8"  # whose five points give the square of a network with other points
 TURNED = 10.0  # degrees: an object that is rotated by as much in its crop is cropped again at its own rotation
 SAME_FACE = 0.5  # two results nearer than this share of the face's extent are one face
 
