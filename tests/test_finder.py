@@ -387,8 +387,8 @@ def test_a_finder_locates_no_keypoints(trained):
 
 
 def test_the_scores_of_finder_and_localizer_are_joined():
-    from recombinator.predict.predictor import _both
+    from recombinator.predict.detect import both
 
-    assert _both(0.8, 0.5) == pytest.approx(0.8)  # a detector that gives no score changes nothing
-    assert _both(0.8, 0.8) == pytest.approx(16 / 17) and _both(0.8, 0.2) == pytest.approx(0.5)
-    assert _both(1.0, 0.1) == 1 and _both(0.0, 0.9) == 0 and _both(1.0, 0.0) == 1
+    assert both(0.8, 0.5) == pytest.approx(0.8)  # a detector that gives no score changes nothing
+    assert both(0.8, 0.8) == pytest.approx(16 / 17) and both(0.8, 0.2) == pytest.approx(0.5)
+    assert both(1.0, 0.1) == 1 and both(0.0, 0.9) == 0 and both(1.0, 0.0) == 1

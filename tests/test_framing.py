@@ -75,6 +75,21 @@ def test_the_square_holds_all_points(predictor, picture):
     assert np.abs(middle - (low + high) / 2).max() < 0.1 * side
 
 
+def test_without_five_points_the_finders_squares_are_tried(predictor, picture, monkeypatch):
+    framer = predictor.detector
+    (framed,) = framer.detect(picture)
+    monkeypatch.setattr(framer.five_points, "predict", lambda image, **options: [])
+    first, second = framer.search(picture)
+    assert first == []
+    largest = second[0]
+    assert largest.box[2] == pytest.approx(framed.box[2], rel=0.15)
+    assert np.abs(np.subtract(largest.box, framed.box)).max() < 0.15 * framed.box[2]
+    assert largest.score < framed.score
+    (face,) = predictor.predict(picture)
+    (expected,) = recombinator.load("rcn-68-300w-int8", face_finder()).predict(picture)
+    assert np.linalg.norm(face.points - expected.points, axis=1).mean() < 3
+
+
 def test_the_regression_recovers_what_determines_the_squares():
     rng = np.random.default_rng(0)
     shape = rng.uniform(0, 1, (68, 2))

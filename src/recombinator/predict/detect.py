@@ -80,6 +80,12 @@ def _four(box: Iterable[float]) -> tuple[float, float, float, float]:
     return x, y, width, height
 
 
+def both(confidence: float, score: float) -> float:
+    """Return the probability from two independent ones, by adding their log-odds."""
+    yes, no = confidence * score, (1 - confidence) * (1 - score)
+    return yes / (yes + no) if yes + no else confidence
+
+
 def check_boxes(boxes: Iterable[Any], photograph: Photograph) -> list[Detection]:
     """Check face boxes that a user gave.
 

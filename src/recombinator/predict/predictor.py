@@ -14,7 +14,7 @@ from recombinator.data.images import MAX_PIXELS, Image
 from recombinator.data.photograph import Photograph
 from recombinator.keypoints import RADII, SURE
 from recombinator.predict.crop import Crop, crop_face, rotated_covariance, rotation
-from recombinator.predict.detect import Detection, Detector, WholeImage, as_detections, check_boxes
+from recombinator.predict.detect import Detection, Detector, WholeImage, as_detections, both, check_boxes
 from recombinator.predict.engine import Engine, Predictions, load_engine
 from recombinator.predict.find import FinderDetector, face_finder
 from recombinator.predict.framing import SQUARES, FaceFramer
@@ -328,20 +328,14 @@ class Predictor:
 def _probable(faces: list[Face | None], scores: Sequence[float], least: float) -> list[Face | None]:
     """Set the detector's score of each face; return None in place of one that is less probable than `least`."""
     return [
-        replace(f, score=s) if f and _both(float(f.confidence.mean()), s) >= least else None
+        replace(f, score=s) if f and both(float(f.confidence.mean()), s) >= least else None
         for f, s in zip(faces, scores, strict=True)
     ]
 
 
-def _both(confidence: float, score: float) -> float:
-    """Return the probability from two independent ones, by adding their log-odds."""
-    yes, no = confidence * score, (1 - confidence) * (1 - score)
-    return yes / (yes + no) if yes + no else confidence
-
-
 def eased(least: float) -> float:
     """Return the probability that a face must have after a pass that is not the last."""
-    return _both(least, 1 / (1 + EASE))
+    return both(least, 1 / (1 + EASE))
 
 
 def _trusted(face: Face, sure: np.ndarray) -> Face:
