@@ -28,8 +28,8 @@ def pipeline_table(results: Results) -> str:
     second = markdown(["ms", *models], [[part, *(cell(f"{m}: {part}") for m in models)] for part in parts])
     about = r["provenance"]["machine"]
     return (
-        f"{first}\n{second}\n{about['processor']}, threads: {r['threads']}, {r['passes']} passes (68 points: one), median [lowest, "
-        f"highest] of {r['rounds']} interleaved rounds.\n"
+        f"{first}\n{second}\n{about['processor']}, threads: {r['threads']}, {r['passes']} passes (68 points: one), "
+        f"median [lowest, highest] of {r['rounds']} interleaved rounds.\n"
     )
 
 
