@@ -30,18 +30,18 @@ class KeypointSet:
     "left" and "right" in names are those of the image, not of the person or animal in it.
 
     Attributes:
-        name: name of the set, such as "face-5".
-        names: the K names, in the order of every (K, 2) array.
-        mirror: index pairs that change places when an image is mirrored left to right.
-        normalizer: two groups of indices. Errors are divided by the distance between the groups' mean positions (one
+        name: Name of the set, such as "face-5".
+        names: The K names, in the order of every (K, 2) array.
+        mirror: Index pairs that change places when an image is mirrored left to right.
+        normalizer: Two groups of indices. Errors are divided by the distance between the groups' mean positions (one
             index per group: the distance between two points). Empty groups: the square root of the area of the
             points' bounding box.
-        lines: index sequences to draw as connected lines.
-        normalizers: further normalizers as (name, group, group).
-        parts: named subsets of the points that are reported separately, as (name, indices).
+        lines: Index sequences to draw as connected lines.
+        normalizers: Further normalizers as (name, group, group).
+        parts: Named subsets of the points that are reported separately, as (name, indices).
 
     Raises:
-        InputError: names repeat, an index is not that of a keypoint, or a keypoint is in two mirror pairs.
+        InputError: Names repeat, an index is not that of a keypoint, or a keypoint is in two mirror pairs.
     """
 
     name: Name
@@ -83,7 +83,7 @@ class KeypointSet:
 
         Args:
             points: (..., K, 2) x, y.
-            normalizer: name of one of `normalizers`; without it `normalizer` is used.
+            normalizer: Name of one of `normalizers`; without it `normalizer` is used.
 
         Returns:
             (...) distances, in the unit of the points.
@@ -104,7 +104,7 @@ class KeypointSet:
         """Return the set that `to_dict` was called on.
 
         Raises:
-            InputError: a field is missing or has another type or range.
+            InputError: A field is missing or has another type or range.
         """
         return decode(cls, from_file_keys(value), "keypoint set")
 
@@ -139,12 +139,12 @@ def check_same_keypoints(expected: KeypointSet, actual: KeypointSet, where: str)
     """Check that two keypoint sets have the same names in the same order.
 
     Args:
-        expected: the set that is needed.
-        actual: the set that was given.
-        where: the start of the message: the file or field that `actual` comes from.
+        expected: The set that is needed.
+        actual: The set that was given.
+        where: The start of the message: the file or field that `actual` comes from.
 
     Raises:
-        InputError: the names differ, in number, spelling or order.
+        InputError: The names differ, in number, spelling or order.
     """
     if expected.names == actual.names:
         return

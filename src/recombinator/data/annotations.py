@@ -115,8 +115,8 @@ class Source:
     """A points file or folder. What detection and reader both need of it is parsed once.
 
     Args:
-        path: the file or folder.
-        columns: further columns that the caller needs; a CSV file with one row per object may have no others.
+        path: The file or folder.
+        columns: Further columns that the caller needs; a CSV file with one row per object may have no others.
     """
 
     def __init__(self, path: Path, columns: tuple[str, ...] = ()) -> None:
@@ -224,11 +224,11 @@ def coordinate(value: Any, decimal_comma: bool = False) -> float:
     """Return a coordinate as a float, NaN if the value stands for a missing one.
 
     Args:
-        value: a number, a text or None.
-        decimal_comma: read "53,5" as 53.5.
+        value: A number, a text or None.
+        decimal_comma: Read "53,5" as 53.5.
 
     Raises:
-        InputError: the value is not a number. The message lacks the place; the caller adds it.
+        InputError: The value is not a number. The message lacks the place; the caller adds it.
     """
     text = "" if value is None else str(value).strip()
     if text.casefold() in MISSING:
@@ -243,7 +243,7 @@ def visibility(value: Any) -> int:
     """Return COCO's visibility as an integer; a point without one is labeled.
 
     Raises:
-        InputError: the value is not 0, 1 or 2. The message lacks the place; the caller adds it.
+        InputError: The value is not 0, 1 or 2. The message lacks the place; the caller adds it.
     """
     text = "" if value is None else str(value).strip()
     if text.casefold() in MISSING:
@@ -258,7 +258,7 @@ def read_text(path: Path) -> str:
     """Read a text file in UTF-8, UTF-16 (with its mark) or, with a warning, Windows-1252.
 
     Raises:
-        InputError: the file cannot be read, or is binary.
+        InputError: The file cannot be read, or is binary.
     """
     data = read_file(path)
     try:

@@ -64,11 +64,11 @@ def find_format(source: Source, name: str | None = None) -> Format:
     """Return the format of a points file or folder.
 
     Args:
-        source: the file or folder.
-        name: a key of FORMATS, in place of what the content says.
+        source: The file or folder.
+        name: A key of FORMATS, in place of what the content says.
 
     Raises:
-        InputError: nothing is there, or its format is unknown.
+        InputError: Nothing is there, or its format is unknown.
     """
     if name is not None:
         check_choice("points format", name, FORMATS)

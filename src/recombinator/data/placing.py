@@ -50,7 +50,7 @@ def read_header(path: Path) -> Header:
     """Read an image's size and orientation, without decoding it where Pillow knows the format.
 
     Raises:
-        InputError: the file is missing or is not an image.
+        InputError: The file is missing or is not an image.
     """
     from PIL import Image, UnidentifiedImageError
 
@@ -73,12 +73,12 @@ def check_inside(entries: Sequence[Entry], folders: Sequence[Path], allow: bool)
     A project's folder that the format prescribes (`Entry.folder`) counts too. Files that do not exist are not checked.
 
     Args:
-        entries: placed entries.
-        folders: the folder of the points file, and that of the images.
-        allow: warn, with the number of such files, in place of the error.
+        entries: Placed entries.
+        folders: The folder of the points file, and that of the images.
+        allow: Warn, with the number of such files, in place of the error.
 
     Raises:
-        InputError: an entry names one.
+        InputError: An entry names one.
     """
     outside: dict[Path, str] = {}
     inside: set[Path] = set()
@@ -108,8 +108,8 @@ def locate(folder: Path, names: list[str]) -> dict[str, Path]:
     is not used.
 
     Args:
-        folder: the folder.
-        names: the images' names, with forward slashes.
+        folder: The folder.
+        names: The images' names, with forward slashes.
 
     Returns:
         Paths by name. An image that is not there has the path of its full name. A name that is absolute or has ".."
@@ -132,9 +132,9 @@ def place_all(entries: list[Entry], folder: Path, given: bool = False) -> list[E
     """Find the images of entries and bring their points into the package's coordinates.
 
     Args:
-        entries: as a reader returns them.
-        folder: the images' folder, or that of the points file.
-        given: the user named the folder; it is used in place of the entries' own.
+        entries: As a reader returns them.
+        folder: The images' folder, or that of the points file.
+        given: The user named the folder; it is used in place of the entries' own.
     """
     names: dict[Path, dict[str, None]] = {}
     for entry in entries:
@@ -192,7 +192,7 @@ def _is_stored_size(entry: Entry, header: Header) -> bool:
     """Return whether the file declares the size that the image has before its EXIF rotation.
 
     Raises:
-        InputError: it declares a size that the image has neither way.
+        InputError: It declares a size that the image has neither way.
     """
     if entry.size is None or entry.size == header.displayed:
         return False

@@ -52,20 +52,20 @@ def read_entries(
     """Read the entries of a points file or folder of any format.
 
     Args:
-        path: a file or folder in one of `recombinator.data.formats.FORMATS`.
-        missing: coordinates, in the file's own numbers, that stand for a missing point: "none"; a pair such as "0,0";
+        path: A file or folder in one of `recombinator.data.formats.FORMATS`.
+        missing: Coordinates, in the file's own numbers, that stand for a missing point: "none"; a pair such as "0,0";
             or "auto", which takes 0,0 and -1,-1 for that where two or more points have them, with a warning.
-        form: the format's name; None: it is found out from the content.
-        images: folder of the images; None: that of the points file, or the one that the format prescribes.
-        columns: further columns that every object must have.
+        form: The format's name; None: it is found out from the content.
+        images: Folder of the images; None: that of the points file, or the one that the format prescribes.
+        columns: Further columns that every object must have.
         y_up: y counts from the image's bottom edge upward; None: the format decides.
-        allow_outside: images outside the folder of the points file and `images` are allowed, with a warning.
+        allow_outside: Images outside the folder of the points file and `images` are allowed, with a warning.
 
     Returns:
         One entry per object, with points in the package's coordinates. Those that cannot be used have a `problem`.
 
     Raises:
-        InputError: the file cannot be read at all, `missing` is none of these, or it names an image outside.
+        InputError: The file cannot be read at all, `missing` is none of these, or it names an image outside.
     """
     placeholders = _placeholders(missing)
     source = Source(path, columns)
@@ -142,9 +142,9 @@ def point_sets(entries: list[Entry], keypoints: KeypointSet, drop: Callable[[Inp
     order; a list of points without names must have one for each keypoint.
 
     Args:
-        entries: as a reader returns them.
-        keypoints: the set to bring them into.
-        drop: called with the error of each entry that cannot be used.
+        entries: As a reader returns them.
+        keypoints: The set to bring them into.
+        drop: Called with the error of each entry that cannot be used.
     """
     names_exist = any(not e.positional and not all(is_number(n) for n in e.points) for e in entries if not e.problem)
     sets = []
@@ -192,13 +192,13 @@ def read_points(
     """Read a points file into arrays in the order of a keypoint set.
 
     Args:
-        path: a file or folder in one of `recombinator.data.formats.FORMATS`.
-        keypoints: the set to bring the points into.
-        drop: called with the error of each object that cannot be used.
-        missing: see `read_entries`.
-        images: see `read_entries`.
+        path: A file or folder in one of `recombinator.data.formats.FORMATS`.
+        keypoints: The set to bring the points into.
+        drop: Called with the error of each object that cannot be used.
+        missing: See `read_entries`.
+        images: See `read_entries`.
 
     Raises:
-        InputError: the file cannot be read at all.
+        InputError: The file cannot be read at all.
     """
     return point_sets(read_entries(path, missing, images=images), keypoints, drop)

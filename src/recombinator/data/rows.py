@@ -24,20 +24,20 @@ def crop_row(
     Args:
         image: (H, W) gray or (H, W, 3) RGB uint8.
         points: (K, 2) x, y in pixels of the image, all finite, those that `mask` excludes too.
-        file: name of the image file.
-        rule: the crop rule.
-        size: side of the stage-1 crop in pixels.
-        gray: store a gray crop.
+        file: Name of the image file.
+        rule: The crop rule.
+        size: Side of the stage-1 crop in pixels.
+        gray: Store a gray crop.
         quality: JPEG quality; 0 stores PNG, without loss.
-        subset: the part of the dataset that the row belongs to.
-        attributes: classes by name.
+        subset: The part of the dataset that the row belongs to.
+        attributes: Classes by name.
         mask: (K,) False where a point must not be used; None: all can be used.
 
     Returns:
         The row, with points and box in pixels of the crop.
 
     Raises:
-        InputError: a point is outside the image by more than half of its longer side, or the crop is too small.
+        InputError: A point is outside the image by more than half of its longer side, or the crop is too small.
     """
     height, width = image.shape[:2]
     margin = FAR_OUTSIDE * max(height, width)
@@ -67,7 +67,7 @@ def background_jobs(folder: Path) -> dict[str, list[Path]]:
     """Return the images of a folder by split: a seeded tenth for validation, the others for training.
 
     Raises:
-        InputError: the folder has no images.
+        InputError: The folder has no images.
     """
     images = sorted(p for p in folder.rglob("*") if p.suffix.lower() in ENDINGS and not p.name.startswith("."))
     if not images:
@@ -87,16 +87,16 @@ def background_row(
     """Return the row of a whole image without objects: no point is known.
 
     Args:
-        path: the image.
-        rule: a crop rule for whole images.
+        path: The image.
+        rule: A crop rule for whole images.
         keypoints: K of the table.
-        size: see `crop_row`.
-        gray: see `crop_row`.
-        quality: see `crop_row`.
-        attributes: the table's attributes; each is 0.
+        size: See `crop_row`.
+        gray: See `crop_row`.
+        quality: See `crop_row`.
+        attributes: The table's attributes; each is 0.
 
     Raises:
-        InputError: it is not an image.
+        InputError: It is not an image.
     """
     image = read_image(path)
     center = np.tile(np.array(image.shape[1::-1]) / 2, (keypoints, 1))

@@ -20,7 +20,7 @@ def split_of(text: str) -> str:
     """Return the split that a text names: "train", "valid" or "test".
 
     Raises:
-        InputError: it names none.
+        InputError: It names none.
     """
     if text.strip().casefold() not in SPLITS:
         raise InputError(f"unknown split {text!r}; expected one of {', '.join(SPLITS)}")
@@ -31,8 +31,8 @@ def connected(files: Iterable[str], groups: Mapping[str, Iterable[str]]) -> list
     """Return the images in sets that share no group, each sorted and all in the order of their first image.
 
     Args:
-        files: the images.
-        groups: the groups of each image's objects; an image that has none is a set of its own.
+        files: The images.
+        groups: The groups of each image's objects; an image that has none is a set of its own.
     """
     parent: dict[str, str] = {}
 
@@ -58,8 +58,8 @@ def draw(sets: Sequence[list[str]], wanted: Sequence[str]) -> dict[str, list[str
     only such ones: then the smallest is drawn.
 
     Args:
-        sets: images that stay together; single ones give the split of earlier versions.
-        wanted: splits to draw, in this order.
+        sets: Images that stay together; single ones give the split of earlier versions.
+        wanted: Splits to draw, in this order.
 
     Returns:
         The images of every split of `wanted`, and of "train".
@@ -83,12 +83,12 @@ def split_images(named: Mapping[str, str], groups: Mapping[str, Iterable[str]], 
     """Return the images of train, valid and test.
 
     Args:
-        named: the split of each image; empty where nothing says it, which is drawn.
-        groups: the groups of each image's objects. Images with a common group are drawn together.
-        what: the points file, for messages.
+        named: The split of each image; empty where nothing says it, which is drawn.
+        groups: The groups of each image's objects. Images with a common group are drawn together.
+        what: The points file, for messages.
 
     Raises:
-        InputError: there are too few images or groups.
+        InputError: There are too few images or groups.
     """
     fixed = {split: [f for f, s in named.items() if s == split] for split in ("test", "valid", "train")}
     wanted = [s for s in ("test", "valid") if not fixed[s]]

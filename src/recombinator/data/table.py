@@ -38,16 +38,16 @@ class Row:
     """One row of a table.
 
     Attributes:
-        image: the stage-1 crop, encoded as JPEG or PNG.
+        image: The stage-1 crop, encoded as JPEG or PNG.
         points: (K, 2) x, y in pixels of the crop.
         box: (3,) the network's square (x, y, side) in pixels of the crop.
         to_file: (2, 3) affine from crop to image file.
-        file: name of the image file.
-        file_size: width and height of the image file in pixels.
-        subset: the part of the dataset that the row belongs to, empty if there are none.
+        file: Name of the image file.
+        file_size: Width and height of the image file in pixels.
+        subset: The part of the dataset that the row belongs to, empty if there are none.
         mask: (K,) False where a point must not be used; None: all can be used.
-        attributes: classes from 0 by the attribute's name.
-        mm_per_pixel: physical size of a pixel of the image file in millimeters; NaN if unknown.
+        attributes: Classes from 0 by the attribute's name.
+        mm_per_pixel: Physical size of a pixel of the image file in millimeters; NaN if unknown.
     """
 
     image: bytes
@@ -67,12 +67,12 @@ class TableInfo:
     """What holds for every row of a table.
 
     Attributes:
-        dataset: name of the dataset.
+        dataset: Name of the dataset.
         split: "train", "valid" or "test".
-        keypoints: the keypoint set.
-        crop_rule: name of the crop rule (`recombinator.data.crops.RULES`).
-        size: side of the crops in pixels.
-        gray: the crops are gray.
+        keypoints: The keypoint set.
+        crop_rule: Name of the crop rule (`recombinator.data.crops.RULES`).
+        size: Side of the crops in pixels.
+        gray: The crops are gray.
     """
 
     dataset: str
@@ -89,11 +89,11 @@ def write_table(
     """Write a table, with ROWS_AT_ONCE rows in memory.
 
     Args:
-        path: the file to write, atomically.
-        info: what holds for every row.
-        rows: the rows.
-        attributes: names of the attributes that every row has.
-        physical: also write the rows' `mm_per_pixel`.
+        path: The file to write, atomically.
+        info: What holds for every row.
+        rows: The rows.
+        attributes: Names of the attributes that every row has.
+        physical: Also write the rows' `mm_per_pixel`.
 
     Returns:
         The number of rows written.
@@ -144,20 +144,20 @@ def write_splits(
     A split without a usable row is not written. ROWS_AT_ONCE rows are in memory together.
 
     Args:
-        out: folder for the tables.
-        jobs: the items of each split.
-        make: makes a row of an item, or raises InputError naming file and line.
-        info: returns what holds for every row of a split.
-        attributes: names of the attributes that every row has.
-        strict: raise the first error instead of leaving the item out.
-        physical: also write the rows' `mm_per_pixel`.
-        progress: called with the numbers of items done and in all.
+        out: Folder for the tables.
+        jobs: The items of each split.
+        make: Makes a row of an item, or raises InputError naming file and line.
+        info: Returns what holds for every row of a split.
+        attributes: Names of the attributes that every row has.
+        strict: Raise the first error instead of leaving the item out.
+        physical: Also write the rows' `mm_per_pixel`.
+        progress: Called with the numbers of items done and in all.
 
     Returns:
         Rows written per split, and "dropped".
 
     Raises:
-        InputError: nothing could be used, or with `strict` the first item that could not.
+        InputError: Nothing could be used, or with `strict` the first item that could not.
     """
     import_optional("pyarrow", "writing tables")  # before the work
     total, done, counts = sum(map(len, jobs.values())), 0, {"dropped": 0}
@@ -225,15 +225,15 @@ class FaceTable:
     """A table in memory; the crops of a large one stay on disk.
 
     Attributes:
-        info: what holds for every row.
+        info: What holds for every row.
         images: (N, C, S, S) uint8 crops, an array or StreamedImages.
         points: (N, K, 2) float32 x, y in crop pixels.
         mask: (N, K) bool, False where a point must not be used.
         boxes: (N, 3) float32 stage-2 squares (x, y, side) in crop pixels.
         to_file: (N, 2, 3) float64 affines from crop to image file.
         limits: (N, 4) the image file's left, top, right and bottom edge in crop pixels; beyond them a crop is black.
-        files: names of the image files.
-        subsets: the part of the dataset that each row belongs to.
+        files: Names of the image files.
+        subsets: The part of the dataset that each row belongs to.
         fingerprint: 16 hexadecimal digits of the images' and points' SHA-256.
         attributes: (N,) int64 classes by name, where the dataset has them.
         mm_per_pixel: (N,) physical size of a pixel of the image file in millimeters, NaN where it is not known; None if
@@ -297,10 +297,10 @@ def read_info(path: str | os.PathLike[str]) -> TableInfo:
     """Read what holds for every row of a table.
 
     Args:
-        path: as in `load_table`.
+        path: As in `load_table`.
 
     Raises:
-        InputError: a file is missing, not a table of this format, or does not go with the others.
+        InputError: A file is missing, not a table of this format, or does not go with the others.
     """
     first, *others = files = table_files(path)
     info = _read_info(first)
@@ -338,14 +338,14 @@ def load_table(
     Args:
         path: NAME.parquet, to which the files of a folder NAME next to it belong too, or a folder of such files.
         channels: 1 (gray) or 3 (RGB).
-        limit: read that many rows only, the first ones.
-        spread: draw the `limit` rows over the whole table instead. The draw is the same at every call, and a smaller
+        limit: Read that many rows only, the first ones.
+        spread: Draw the `limit` rows over the whole table instead. The draw is the same at every call, and a smaller
             number is a part of a larger.
-        memory: gigabytes of decoded crops up to which the table is decoded; `images` of a larger one are
+        memory: Gigabytes of decoded crops up to which the table is decoded; `images` of a larger one are
             StreamedImages.
 
     Raises:
-        InputError: naming the file, for a missing, foreign or empty table.
+        InputError: Naming the file, for a missing, foreign or empty table.
     """
     info = read_info(path)
     reader = TableReader(table_files(path))

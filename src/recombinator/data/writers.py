@@ -186,9 +186,9 @@ class Writer(NamedTuple):
     """How a tool's format is written.
 
     Attributes:
-        write: takes the records, the folder for results, and the keypoint set.
-        file: what it writes in that folder.
-        needs: the module that it imports, if it is not always installed.
+        write: Takes the records, the folder for results, and the keypoint set.
+        file: What it writes in that folder.
+        needs: The module that it imports, if it is not always installed.
     """
 
     write: ToolWriter

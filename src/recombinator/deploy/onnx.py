@@ -78,7 +78,7 @@ def export(
             unless they are a finder's.
 
     Raises:
-        InputError: onnx is not installed, the network has no such graph, or the table has other keypoints.
+        InputError: Onnx is not installed, the network has no such graph, or the table has other keypoints.
     """
     import_optional("onnx", "export")
     import_optional("onnxscript", "export")

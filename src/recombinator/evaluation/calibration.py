@@ -114,8 +114,9 @@ def fit(
 
     Returns:
         `temperature`: the one with the lowest cross-entropy of the squares' probabilities, half of the images occluded.
-        `covered_below`: for each keypoint the confidence that FALSE_ALARMS of the visible points are below.
-        `least`: the mean confidence that FALSE_REJECTIONS of the faces without occlusion are below. And the data.
+        `covered_below`: (K,) confidences; a share of FALSE_ALARMS of the visible points is below.
+        `least`: mean confidence; a share of FALSE_REJECTIONS of the faces without occlusion is below.
+        `data`, `dataset`, `split`: what it was fitted on.
 
     Raises:
         InputError: No point of the table is inside its crop.

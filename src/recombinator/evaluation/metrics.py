@@ -105,7 +105,7 @@ def reliability(confidence: np.ndarray, correct: np.ndarray, bins: int = 10) -> 
 
 
 def auroc(score: np.ndarray, positive: np.ndarray) -> float:
-    """Compute the area under the ROC curve: the probability that a positive has the higher score, ties counted half.
+    """Compute the area under the ROC curve: the probability that a positive has the higher score, ties count half.
 
     Args:
         score: (N,) scores.

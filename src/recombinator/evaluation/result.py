@@ -58,7 +58,7 @@ class Evaluation:
     augment: Augment | None = None
 
     def inputs(self, rows: Sequence[int] | np.ndarray | None = None) -> np.ndarray:
-        """Return images as the network saw them; they are cut from the table again, which need not be decoded again.
+        """Return images as the network saw them, cut from the table again.
 
         Args:
             rows: R indices of images; by default all.
@@ -171,7 +171,7 @@ class Evaluation:
         return row | {"failure_rate_10": metrics.failure_rate(continuous), "auc_10": metrics.auc(continuous)}
 
     def _offset(self, chosen: np.ndarray) -> dict[str, Any]:
-        """Measure how much of the continuous error is one constant offset: a difference in annotation, not in faces.
+        """Measure how much of the continuous error is one constant offset, which comes from how points are annotated.
 
         Args:
             chosen: (N,) mask of the images that count.

@@ -1,4 +1,4 @@
-"""The contract of every network: what the rest of the package may ask of it."""
+"""The interface that every network implements."""
 
 from __future__ import annotations
 
@@ -27,8 +27,7 @@ class KeypointNet(nn.Module):
         task: How it is trained: a key of `training.tasks.TASKS`. "score_maps": (B, channels, S, S) images with values
             0 to 255 in, (B, K, S, S) pre-softmax scores out; "regression": the same images in, (B, K, 2) points in
             input pixels out; "denoising": (B, K, 2) cells in, (B, K, S, S) scores out; "finding": images in, the maps
-            of `Finder` out; "" for a network that is not
-            trained as a whole.
+            of `Finder` out; "" for a network that is not trained as a whole.
         takes_images: False for a denoiser, which sees keypoints only.
         temperature: Scores are divided by it where probabilities are computed. `load_weights` sets it.
         tile: Side in cells of the squares over which a score is constant.
@@ -74,8 +73,11 @@ class KeypointNet(nn.Module):
         return []
 
     def channel_readers(self) -> dict[nn.Conv2d, list[tuple[nn.Conv2d, int]]]:
-        """Return, for each rectified convolution, the convolutions that read its channels, each with the first of its
-        input channels that does. Used to equalize channels before 8-bit export; empty: no equalization."""
+        """Return, for each rectified convolution, the convolutions that read its channels.
+
+        Each reader comes with the index of the first of its input channels that reads them. Used to equalize channels
+        before 8-bit export; empty for no equalization.
+        """
         return {}
 
     def initialize(self, points: np.ndarray, mask: np.ndarray) -> None:

@@ -145,7 +145,7 @@ class MapDenoiser(Denoiser):
 
 
 def solve_positive(matrix: Tensor, right: Tensor) -> Tensor:
-    """Solve (B, M, M) symmetric positive systems for (B, M) right sides.
+    """Solve (B, M, M) symmetric positive-definite systems for (B, M) right-hand sides.
 
     ONNX has no solver, so an exported graph multiplies by `newton_inverse`.
     """

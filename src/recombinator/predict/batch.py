@@ -215,9 +215,8 @@ def predict_all(
 ) -> Outcome:  # fmt: skip
     """Predict every face of every photograph and write the results.
 
-    A photograph that cannot be used is recorded in the result, and the others are done all the same. Memory does not
-    grow with the number of photographs: each worker holds one. Another process that writes into
-    `out` is refused.
+    A photograph that cannot be used is recorded in the result; the others are still processed. Each worker holds one
+    photograph, so memory does not grow with their number. Only one process at a time may write into `out`.
 
     Args:
         predictor: The predictor.

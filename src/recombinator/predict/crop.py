@@ -75,7 +75,7 @@ def crop_face(
         size: Side of the network's input in pixels.
         channels: 1 for gray, 3 for RGB.
         angle: Rotation of the face in degrees, clockwise on the screen.
-        free: Place the square as if the image did not end; beyond its border it is mirrored.
+        free: Place the square without regard to the image's border, and mirror the image there.
 
     Returns:
         The crop; None if the points are not finite or too close to each other.
@@ -111,7 +111,7 @@ def crop_face(
     return Crop(_warped(cells, linear / cell, (start - first) / cell, size), to_image, moved)
 
 
-FAR = 1 << 20  # pixels; moves an image away from the limits of a frame
+FAR = 1 << 20  # pixels; a frame this far beyond the image sets no limits
 Placed = tuple[tuple[int, int, int], np.ndarray]
 
 

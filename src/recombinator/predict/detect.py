@@ -45,8 +45,8 @@ class Detector(Protocol):
 
     A detector must be thread-safe, since photographs of a folder are predicted in several threads. It may also have:
 
-    - `search(image)`, which yields what `detect` returns, and then, until one leads to a face, further lists that a
-      closer look gives;
+    - `search(image)`, which yields what `detect` returns, then further lists from a more thorough search; the predictor
+      stops at the first list that leads to a face;
     - `longest`, the longest side in pixels that it looks at: larger JPEG files are then decoded at reduced size;
     - `relation`, for each name of a crop rule the side of the network's square and how far its center is below the
       box's center, both in box sides; by default CropRule.from_detector, which fits OpenCV's cascade;

@@ -22,19 +22,19 @@ from recombinator.weights.shipped import FOLDER
 
 FACE_FINDER = FOLDER / "finders" / "faces.onnx"
 FORMAT = "recombinator-finder-1"
-MAPS = 6  # of the output
+MAPS = 6  # maps in the network's output
 STRIDE, COARSEST, REFERENCE = 4, 32, 32.0  # as in models.finder, which prediction does not import
 SIDES = (128, 400, 1250)  # longer sides in pixels at which an image is seen; objects from 14 to 140 pixels are found
-# what `search` adds where nothing was accepted: less certain detections, a size at which an object may fill the image,
-# and then a finer one
-DOUBTFUL, MOST_DOUBTFUL = 0.5, 4  # share of the least probability; number of detections
+# Steps of `search` where nothing was accepted: less certain detections, then a smaller image (for an object that fills
+# the image), then a larger one.
+DOUBTFUL, MOST_DOUBTFUL = 0.5, 4  # factor on the threshold; largest number of such detections
 COARSER = (64,)
 FINEST = (2000,)
-LEAST_STEP = 1.4  # an image is not seen again at less than this times the size before
+LEAST_STEP = 1.4  # smallest ratio between two sizes at which an image is seen
 SMALLEST, LARGEST = 11.0, 1.5  # side of an object in pixels, and in shorter sides of the image as it is seen
-SAME = 0.4  # two squares whose intersection over union is larger are one object
+SAME = 0.4  # intersection over union above which two squares are one object
 MOST = 300  # objects per image
-GRAY = 128  # of the border that fills the input up
+GRAY = 128  # gray level of the padding
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def decode_maps(maps: np.ndarray, threshold: float) -> Found:
 
     Args:
         maps: (6, h, w), the output of models.finder.Finder.
-        threshold: Least probability.
+        threshold: Smallest probability of an object.
 
     Returns:
         One object per local maximum of the probability, in pixels of the network's input.
@@ -81,7 +81,7 @@ def decode_maps(maps: np.ndarray, threshold: float) -> Found:
 
 
 def suppressed(found: Found) -> Found:
-    """Keep the most certain of the squares that overlap by more than `SAME`, rotation aside."""
+    """Keep the most certain of the squares that overlap by more than `SAME`. Rotations are ignored."""
     order = np.argsort(-found.scores, kind="stable")
     squares, kept = found.squares[order], np.ones(len(order), bool)
     low, high = squares[:, :2] - squares[:, 2:3] / 2, squares[:, :2] + squares[:, 2:3] / 2
@@ -103,7 +103,8 @@ class FinderDescription:
         rule: Name of the crop rule whose squares it predicts.
         channels: 1 for gray, 3 for RGB.
         threshold: Probability from which a maximum is an object.
-        relation: For other crop rules, the side of their square and how far its center is below, in sides.
+        relation: For other crop rules: the side of their square, and how far its center is below the finder's, both in
+            sides of the finder's square.
         training: How the finder was trained.
     """
 
@@ -132,7 +133,7 @@ class OnnxFinder:
 
     Args:
         path: The .onnx file.
-        packed: The finder's graph in base64, if the file is that of its localizer.
+        packed: The finder's graph in base64, if it is stored in its localizer's file.
         threads: Number of threads; 0 leaves the choice to ONNX Runtime.
 
     Raises:
@@ -201,8 +202,8 @@ def as_input(image: np.ndarray, channels: int) -> np.ndarray:
 def shrunk(image: np.ndarray, longest: int) -> tuple[np.ndarray, int]:
     """Return an image at 1/8, 1/4, 1/2 or all of its size, its longer side not below `longest`, and the factor.
 
-    A JPEG decoder does the same. Whole factors are fast. Rows and columns that do not fill a pixel, at the right and at
-    the bottom, are left out.
+    JPEG decoders offer the same factors. Averaging by whole factors is fast. Rows at the bottom and columns at the
+    right that do not fill a pixel are left out.
     """
     import cv2
 
@@ -230,7 +231,7 @@ class FinderDetector:
 
     Args:
         engine: Runs the network.
-        threshold: Least probability; by default the finder's own.
+        threshold: Smallest probability of an object; by default the finder's own.
     """
 
     longest = max(SIDES)

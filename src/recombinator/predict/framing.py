@@ -1,7 +1,7 @@
-"""Frame faces for a network of 68 points: five points of a fast network give the square that it needs.
+"""Place the crop of a 68-point network by the five points of another network.
 
-This takes the place of a first pass of the larger network. It is faster, more so where the finder has false alarms,
-and the squares are better (docs/results.md).
+The five points take the place of a first pass of the larger network. This is faster, above all where the finder has
+false alarms, and the crops are placed better (docs/results.md).
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ from recombinator.transforms.shapes import similarity
 if TYPE_CHECKING:
     from recombinator.predict.predictor import Predictor
 
-# By crop rule: what the five points, x and y in turn, and 1 are multiplied by to give the center x, y and the side of
-# the bounding square of all points. Both are in the frame of the five typical points, in sides of their network's crop,
-# from the mean of the five. `recombinator study framing --data out/300w` prints it.
+# Linear regressions, by crop rule. Rows: the five points (x and y in turn), then a constant 1. Columns: center x,
+# center y and side of the bounding square of all points. Inputs and outputs are in the frame of the five typical points:
+# the origin is the mean of the five, the unit is the side of their network's crop.
+# `recombinator study framing --data out/300w` prints the numbers.
 SQUARES = {
     "300w": (
         (0.4246, 0.1975, -0.3676),
@@ -39,21 +40,21 @@ SQUARES = {
 }
 
 
-# probability of a face whose five points were not accepted: of 1,508 training faces, 4 more are found with this stage,
-# and none more in 96 images without faces
+# Probability of a face whose five points were not accepted. With this stage, 4 more of 1,508 training faces are found,
+# and no more false ones in 96 images without faces.
 UNFRAMED = 1 / 3
 
 
 def in_own_frame(points: np.ndarray, typical: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Bring five points into the frame of typical ones.
+    """Rotate and scale five points to match the typical ones.
 
     Args:
         points: (N, 5, 2) x, y in image pixels.
         typical: (5, 2) x, y of an upright face.
 
     Returns:
-        (N, 5, 2) points in units of `typical`, rotated to upright, from their mean; and (N, 2, 2) linear parts of the
-        way back to the image.
+        (N, 5, 2) upright points relative to their mean, in units of `typical`; and (N, 2, 2) linear parts of the
+        transforms back to the image.
     """
     linear, _ = similarity(typical, points, np.ones(points.shape[:2]))
     centered = points - points.mean(axis=1, keepdims=True)
@@ -61,7 +62,7 @@ def in_own_frame(points: np.ndarray, typical: np.ndarray) -> tuple[np.ndarray, n
 
 
 class FaceFramer:
-    """Detect faces as the squares around all points of a network, by five points of another network.
+    """Detect faces with a five-point network, as the squares around all points of a larger network.
 
     Args:
         five_points: Predicts the eyes, the nose and the mouth corners.
@@ -83,7 +84,7 @@ class FaceFramer:
         return self._framed(image, search=False)
 
     def search(self, image: np.ndarray) -> Iterator[list[Detection]]:
-        """Find the faces of an image, thoroughly if need be; see Detector."""
+        """Yield the faces, then less certain ones; see Detector."""
         yield self._framed(image, search=True)
         yield self._unframed(image)
 
@@ -103,7 +104,7 @@ class FaceFramer:
         return found
 
     def _unframed(self, image: np.ndarray) -> list[Detection]:
-        """Return the finder's squares, for faces whose five points were not accepted: the larger network decides."""
+        """Return the finder's squares. The larger network decides on faces whose five points were not accepted."""
         finder = self.five_points.detector
         assert isinstance(finder, FinderDetector)
         ((rule, (scale, lower)),) = self.relation.items()

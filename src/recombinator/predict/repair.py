@@ -1,4 +1,4 @@
-"""Repair keypoints with a denoiser: where each should be, given where the others are."""
+"""Repair keypoints with a denoiser, which predicts each keypoint from the others."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Repair:
 
 
 def _fit_template(points: np.ndarray, template: np.ndarray, seed: int = 0) -> np.ndarray:
-    """Move the template to a face robustly.
+    """Fit the template to a face, ignoring outliers.
 
     Of the similarity transforms through 500 random pairs of points, the one that most points agree with is refined by
     least squares over these points (RANSAC).

@@ -67,7 +67,7 @@ class Session:
             raise InputError("ONNX Runtime is not installed: pip install onnxruntime, or use engine='torch'") from None
         options = ort.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads, options.log_severity_level = self.threads, 1, 3
-        # waiting threads must not take the processor from other images, or from the session of the other network
+        # idle threads must not busy-wait: other images, or the session of another network, need the processor
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
             self._session = ort.InferenceSession(
@@ -81,7 +81,7 @@ class Session:
         """Check inputs and outputs.
 
         Args:
-            expected: For each of their names, type and shape without the batch.
+            expected: Type, and shape without the batch dimension, by name.
 
         Raises:
             InputError: One is missing, or has another type or shape.
@@ -100,7 +100,11 @@ class Session:
                 raise InputError(f"{self.path}: {name}: expected shape {('N', *shape)}, got {('N', *ends[name][1])}")
 
     def run(self, outputs: Sequence[str], image: np.ndarray) -> list[np.ndarray]:
-        """Compute the outputs of those names.
+        """Run the graph on an image batch.
+
+        Args:
+            outputs: Names of the outputs to compute.
+            image: The graph's input.
 
         Raises:
             InputError: The graph fails, or its output is not finite.
@@ -131,9 +135,9 @@ def check_finite(outputs: Sequence[np.ndarray], name: str) -> None:
 
 
 class ForkCheck:
-    """Refuse torch in a process that was forked: torch's threads are not in it, and it would wait for them forever.
+    """Refuse to use torch in a forked process, which lacks torch's threads and would wait for them forever.
 
-    A pickled one belongs to the process that loads it.
+    After unpickling, a check belongs to the process that loaded it.
     """
 
     def __init__(self) -> None:

@@ -101,7 +101,7 @@ def suggest(
         labeled: Image files that have labels.
         workers: Images to work on at the same time.
         total: Number of candidates, for `progress`.
-        progress: Called with images done and in all.
+        progress: Called with the number of images done and in total.
 
     Raises:
         InputError: If there are no candidates, or none can be read.
@@ -155,7 +155,7 @@ def choose(uncertainty: np.ndarray, features: np.ndarray, number: int, known: np
         number: How many to choose; all if there are fewer.
         known: (M, D) vectors of the labeled images.
     """
-    gap = np.full(len(features), 2.0)  # no two unit vectors are further apart
+    gap = np.full(len(features), 2.0)  # the largest possible distance between unit vectors
     for one in known:
         gap = np.minimum(gap, np.linalg.norm(features - one, axis=1))
     chosen: list[int] = []

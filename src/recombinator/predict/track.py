@@ -97,8 +97,8 @@ class Tracker:
 
     Args:
         predictor: The predictor.
-        detect_every: Run the detector every this many frames while faces are followed. Without faces it runs on
-            every frame.
+        detect_every: Frames from one run of the detector to the next while faces are followed. Without faces it runs
+            on every frame.
         smooth: Smooth the points with the One-Euro filter.
         tracks: Faces that are followed now.
         lost: Faces that were lost a short time ago.

@@ -36,9 +36,8 @@ def write_track(
 ) -> dict[str, Any]:  # fmt: skip
     """Track the faces of a video and write their points.
 
-    Files get their names at the end. Ctrl-C is a regular end: what was tracked until then is kept. It is kept too when
-    the process is asked to end (SystemExit). A frame that cannot be decoded has no
-    points; the video repeats the one before it.
+    Output files appear under their final names at the end. After Ctrl-C or SystemExit, what was tracked until then is
+    kept. A frame that cannot be decoded has no points; the annotated video repeats the frame before it.
 
     Args:
         tracker: A new tracker.

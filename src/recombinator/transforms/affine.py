@@ -44,7 +44,7 @@ def box_affine(
 
     Args:
         boxes: (B, 3) squares (x, y, side), in pixels of their frame.
-        size: side of the network's input in pixels.
+        size: Side of the network's input in pixels.
         shift: (B, 2) shift of the box, in sides.
         zoom: (B,) enlargement of the box; above 1 shows more.
         degrees: (B,) rotation of the box, clockwise on the screen.
@@ -82,7 +82,7 @@ def warp(images: Tensor, to_source: Tensor, size: int) -> Tensor:
     Args:
         images: (B, C, H, W) images.
         to_source: (B, 2, 3) affines from output to image.
-        size: side of the output in pixels.
+        size: Side of the output in pixels.
 
     Returns:
         (B, C, size, size) float, the image at `to_source` of each pixel's center; 0 outside the image.

@@ -28,11 +28,11 @@ def check_ranges(settings: Any, ranges: dict[str, tuple[float, float]]) -> None:
     """Check that numbers are within their ranges.
 
     Args:
-        settings: an object with the fields.
-        ranges: smallest and largest value of each field, both allowed.
+        settings: An object with the fields.
+        ranges: Smallest and largest value of each field, both allowed.
 
     Raises:
-        InputError: a field is outside its range, or NaN.
+        InputError: A field is outside its range, or NaN.
     """
     for name, (low, high) in ranges.items():
         value = getattr(settings, name)
@@ -48,16 +48,16 @@ class Augment:
     The defaults of shift, zoom, degrees and occlude are the paper's (section 5.1, footnotes 7 and 9).
 
     Attributes:
-        shift: largest shift of the box to each side, as a share of its side.
-        zoom: largest change of the box's side, as a share of it.
-        degrees: largest rotation to each side.
-        turned: share of the samples that are rotated by any angle instead.
-        stretch: largest ratio, minus 1, between the scales of width and height, in either direction.
-        flip: mirror half of the samples, and exchange their left and right keypoints.
-        occlude: smallest and largest side of one black rectangle, in pixels of an 80x80 input.
-        gamma: largest power of 2, up or down, of the gamma exponent.
-        blur: largest Gaussian sigma in pixels, for half of the samples.
-        noise: largest standard deviation of Gaussian noise in gray levels, for half of the samples.
+        shift: Largest shift of the box to each side, as a share of its side.
+        zoom: Largest change of the box's side, as a share of it.
+        degrees: Largest rotation to each side.
+        turned: Share of the samples that are rotated by any angle instead.
+        stretch: Largest ratio, minus 1, between the scales of width and height, in either direction.
+        flip: Mirror half of the samples, and exchange their left and right keypoints.
+        occlude: Smallest and largest side of one black rectangle, in pixels of an 80x80 input.
+        gamma: Largest power of 2, up or down, of the gamma exponent.
+        blur: Largest Gaussian sigma in pixels, for half of the samples.
+        noise: Largest standard deviation of Gaussian noise in gray levels, for half of the samples.
     """
 
     shift: float = 0.1
@@ -93,10 +93,10 @@ def draw_points(
     Args:
         points: (B, K, 2) x, y in crop pixels.
         boxes: (B, 3) stage-2 squares (x, y, side) in crop pixels.
-        size: side of the network's input in pixels.
-        augment: the ranges; None for no jitter, as in evaluation.
+        size: Side of the network's input in pixels.
+        augment: The ranges; None for no jitter, as in evaluation.
         mirrored: `KeypointSet.mirrored`.
-        generator: a generator on the CPU.
+        generator: A generator on the CPU.
 
     Returns:
         (B, K, 2) points in pixels of the network's input, and (B, 2, 3) affines from there to the crop.
@@ -136,10 +136,10 @@ def draw_samples(
         images: (B, C, S, S) uint8 crops.
         points: (B, K, 2) x, y in crop pixels.
         boxes: (B, 3) stage-2 squares (x, y, side) in crop pixels.
-        size: side of the network's input in pixels.
-        augment: the ranges; None for the unchanged crop of evaluation.
+        size: Side of the network's input in pixels.
+        augment: The ranges; None for the unchanged crop of evaluation.
         mirrored: `KeypointSet.mirrored`.
-        generator: a generator on the CPU.
+        generator: A generator on the CPU.
 
     Returns:
         (B, C, size, size) float network inputs from 0 to 255, and (B, K, 2) points in their pixels.
@@ -154,9 +154,9 @@ def draw_pixels(images: Tensor, to_source: Tensor, size: int, augment: Augment |
     Args:
         images: (B, C, S, S) uint8 crops.
         to_source: (B, 2, 3) affines from the network's input to the crop, from `draw_points`.
-        size: side of the network's input in pixels.
-        augment: the ranges; None for no change.
-        generator: a generator on the CPU.
+        size: Side of the network's input in pixels.
+        augment: The ranges; None for no change.
+        generator: A generator on the CPU.
 
     Returns:
         (B, C, size, size) float network inputs from 0 to 255.
@@ -194,9 +194,9 @@ def occluded(pixels: Tensor, sides: tuple[int, int], generator: Generator) -> Te
 
     Args:
         pixels: (B, C, S, S) images.
-        sides: smallest and largest side in pixels of an 80x80 image, scaled with S. Height and width are independent
+        sides: Smallest and largest side in pixels of an 80x80 image, scaled with S. Height and width are independent
             and uniform; the position is uniform within the image.
-        generator: a generator on the CPU.
+        generator: A generator on the CPU.
     """
     n, _, size, _ = pixels.shape
     extent = torch.randint(sides[0], sides[1] + 1, (n, 2), generator=generator) * size // 80

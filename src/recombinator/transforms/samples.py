@@ -20,12 +20,12 @@ def fixed_samples(
     """Yield a table's samples in batches, in the table's order.
 
     Args:
-        table: the table.
-        size: side of the network's input in pixels.
-        augment: ranges of the jitter, which is the same at every call; None for none.
-        device: where the samples are made.
-        batch: samples per batch.
-        seed: seed of the jitter.
+        table: The table.
+        size: Side of the network's input in pixels.
+        augment: Ranges of the jitter, which is the same at every call; None for none.
+        device: Where the samples are made.
+        batch: Samples per batch.
+        seed: Seed of the jitter.
 
     Yields:
         (B, C, size, size) float network inputs from 0 to 255, and (B, K, 2) points in their pixels.
@@ -45,9 +45,9 @@ def corrupted(cells: Tensor, count: int, size: int, generator: Generator) -> tup
 
     Args:
         cells: (B, K, 2) x, y of the points' cells, whole numbers.
-        count: points to corrupt in each set.
-        size: cells to each side of the map.
-        generator: a generator on the CPU.
+        count: Points to corrupt in each set.
+        size: Cells to each side of the map.
+        generator: A generator on the CPU.
 
     Returns:
         (B, K, 2) cells, and the (B, K) mask of those that were corrupted.
@@ -65,10 +65,10 @@ def corrupted_table(
     """Corrupt random points of every row of a table, the same at every call.
 
     Args:
-        table: the table; points that its mask excludes are given as missing.
-        size: side of the network's input in pixels.
-        count: points to corrupt in each row.
-        augment: ranges of the jitter before; None for none.
+        table: The table; points that its mask excludes are given as missing.
+        size: Side of the network's input in pixels.
+        count: Points to corrupt in each row.
+        augment: Ranges of the jitter before; None for none.
 
     Returns:
         True points (N, K, 2) in pixels of the network's input, their cells (N, K, 2), the corrupted cells (N, K, 2),

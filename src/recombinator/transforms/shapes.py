@@ -19,7 +19,7 @@ def similarity(shape: np.ndarray, points: np.ndarray, weight: np.ndarray) -> tup
         (N, 2, 2) linear parts and (N, 2) shifts such that shape @ linear.T + shift is near the points.
 
     Raises:
-        ValueError: all weights of a set are 0.
+        ValueError: All weights of a set are 0.
     """
     total = weight.sum(axis=1)
     if (total <= 0).any():
@@ -45,7 +45,7 @@ class ShapeModel:
     Attributes:
         mean: (K, 2) mean of the aligned shapes, which have a size of about 1.
         modes: (M, K, 2) principal components, each scaled to one standard deviation; M = 0 is the mean shape alone.
-        noise: variance of a coordinate that the modes do not explain.
+        noise: Variance of a coordinate that the modes do not explain.
     """
 
     mean: np.ndarray
@@ -59,7 +59,7 @@ class ShapeModel:
         Args:
             points: (N, K, 2) x, y, in any frame; missing points are filled in from the mean shape.
             mask: (N, K) False where a point is missing.
-            modes: principal components to keep.
+            modes: Principal components to keep.
         """
         mean = points[mask.all(axis=1)][0] if mask.all(axis=1).any() else points[0]
         weight = mask.astype(float)
@@ -86,7 +86,7 @@ class ShapeModel:
         Args:
             points: (N, K, 2) x, y, in any frame; those that are not known have any finite value.
             known: (N, K) True where a point is given.
-            rounds: alternations between the fit of frame and modes.
+            rounds: Alternations between the fit of frame and modes.
 
         Returns:
             (N, K, 2) shapes in the frame of the points.

@@ -18,7 +18,7 @@ def progress(label: str) -> Iterator[Callable[[int, int], None]]:
     """Show progress on standard error: a bar with time left in a terminal, a line per minute elsewhere.
 
     Args:
-        label: what is counted.
+        label: What is counted.
 
     Yields:
         `advance(done, total)`, to be passed as the `progress` argument of a library function.

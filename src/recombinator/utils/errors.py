@@ -84,8 +84,8 @@ def explain_missing(error: ModuleNotFoundError, what: str) -> str | None:
     """Say how to install the package that an import did not find.
 
     Args:
-        error: as the import raised it.
-        what: what needs the package, the beginning of the sentence.
+        error: As the import raised it.
+        what: What needs the package, the beginning of the sentence.
 
     Returns:
         One sentence, or None for a module that no extra installs.
@@ -99,11 +99,11 @@ def import_optional(module: str, what: str) -> Any:
     """Import a module that needs an extra.
 
     Args:
-        module: full name of the module.
-        what: what needs it, the beginning of the error's sentence.
+        module: Full name of the module.
+        what: What needs it, the beginning of the error's sentence.
 
     Raises:
-        MissingPackageError: a package of an extra is not installed.
+        MissingPackageError: A package of an extra is not installed.
     """
     try:
         return importlib.import_module(module)

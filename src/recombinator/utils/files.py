@@ -57,11 +57,11 @@ def lock_folder(folder: Path) -> Iterator[None]:
     process, however that dies. It can be taken again within this process. A file system without locks is used as it is.
 
     Args:
-        folder: the folder to lock, by a file `.lock` in it.
+        folder: The folder to lock, by a file `.lock` in it.
 
     Raises:
-        Busy: another process has locked the folder.
-        InputError: its `.lock` is a symbolic link.
+        Busy: Another process has locked the folder.
+        InputError: Its `.lock` is a symbolic link.
     """
     from filelock import FileLock, Timeout
 
@@ -109,7 +109,7 @@ def check_no_link(path: Path) -> None:
     """Check that a file of a run is not a symbolic link, through which another file would be written.
 
     Raises:
-        InputError: it is one.
+        InputError: It is one.
     """
     if path.is_symlink():
         raise InputError(f"{path}: is a symbolic link, which is not followed; remove it, or choose another --out")
@@ -140,7 +140,7 @@ def check_regular(path: str | os.PathLike[str]) -> None:
     """Check before reading that an input is not a pipe or a device, which may never end. It may be missing.
 
     Raises:
-        InputError: it is one.
+        InputError: It is one.
     """
     try:
         mode = os.stat(path).st_mode
@@ -154,7 +154,7 @@ def read_file(path: str | os.PathLike[str]) -> bytes:
     """Return the bytes of a file.
 
     Raises:
-        InputError: it cannot be read, or is a pipe or a device.
+        InputError: It cannot be read, or is a pipe or a device.
     """
     check_regular(path)
     try:
@@ -167,7 +167,7 @@ def check_output_folder(folder: Path) -> None:
     """Check before the work that files can be written to a folder, which need not exist; remove stale temporary files.
 
     Raises:
-        InputError: its files cannot be written, or it cannot be created.
+        InputError: Its files cannot be written, or it cannot be created.
     """
     existing = next(p for p in (folder, *folder.parents) if p.exists())
     if not existing.is_dir():
@@ -181,11 +181,11 @@ def check_output_file(path: Path, *endings: str) -> None:
     """Check the name and the folder of an output file before the work.
 
     Args:
-        path: the file to be written.
-        endings: what its name may end in, such as ".csv"; any by default.
+        path: The file to be written.
+        endings: What its name may end in, such as ".csv"; any by default.
 
     Raises:
-        InputError: it is a folder, ends in something else, or its folder cannot be written to.
+        InputError: It is a folder, ends in something else, or its folder cannot be written to.
     """
     if path.is_dir():
         ends = f" that ends in {' or '.join(endings)}" if endings else ""
@@ -199,11 +199,11 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Write a file under a temporary name in the same folder, then rename it.
 
     Args:
-        path: the file to be written; its folder is created.
-        write: called with the temporary path, which has the same ending.
+        path: The file to be written; its folder is created.
+        write: Called with the temporary path, which has the same ending.
 
     Raises:
-        InputError: the file cannot be written, for example to a full disk. An existing file stays as it was.
+        InputError: The file cannot be written, for example to a full disk. An existing file stays as it was.
     """
     # the ending stays last: some writers choose the format by it
     temporary = path.with_name(f".{path.stem}.{os.getpid()}-{_HOST}.tmp{path.suffix}")
@@ -236,7 +236,7 @@ def write_json(path: Path, value: Any) -> None:
     """Write a value as indented JSON atomically.
 
     Raises:
-        InputError: a number is NaN or infinite, which JSON does not have, or the file cannot be written.
+        InputError: A number is NaN or infinite, which JSON does not have, or the file cannot be written.
     """
     try:
         text = json.dumps(value, indent=2, allow_nan=False)

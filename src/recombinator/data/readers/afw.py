@@ -71,19 +71,19 @@ def prepare_afw(
     Faces with a point that is not a number are left out, as in the authors' code.
 
     Args:
-        source: the folder that holds anno.mat, or holds testimages/anno.mat.
-        out: folder for the table.
-        size: side of the stored crops in pixels.
-        gray: store gray crops.
+        source: The folder that holds anno.mat, or holds testimages/anno.mat.
+        out: Folder for the table.
+        size: Side of the stored crops in pixels.
+        gray: Store gray crops.
         quality: JPEG quality; 0 stores PNG, without loss.
-        strict: raise the first error instead of leaving a face out.
-        progress: called with the numbers of faces done and in all.
+        strict: Raise the first error instead of leaving a face out.
+        progress: Called with the numbers of faces done and in all.
 
     Returns:
         Rows written ("test"), and "dropped".
 
     Raises:
-        InputError: the folder or file is not AFW's, or nothing in it can be used.
+        InputError: The folder or file is not AFW's, or nothing in it can be used.
     """
     path = next((p for p in (source / "anno.mat", source / "testimages" / "anno.mat") if p.is_file()), None)
     if path is None:

@@ -101,14 +101,14 @@ def read_csv(source: Source) -> list[Entry]:
     """Read a CSV file of points.
 
     Args:
-        source: a file with the columns file, keypoint, x, y (one row per keypoint; also face, where an image has
+        source: A file with the columns file, keypoint, x, y (one row per keypoint; also face, where an image has
             several objects), or with one row per object and the columns x1, y1, x2, y2, ... or NAME_x, NAME_y, ...
 
     Returns:
         One entry per object, in the file's order. Coordinates are the package's.
 
     Raises:
-        InputError: the file cannot be read, or its columns are not those of a points file.
+        InputError: The file cannot be read, or its columns are not those of a points file.
     """
     table = _read_table(source)
     if all(table.columns_of(kind) for kind in ("keypoint", "x", "y")):

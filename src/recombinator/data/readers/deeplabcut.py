@@ -46,13 +46,13 @@ def read(source: Source) -> list[Entry]:
     """Read DeepLabCut's labels.
 
     Args:
-        source: a CollectedData file, .csv or .h5, a folder that has some, a project's folder or its config.yaml.
+        source: A CollectedData file, .csv or .h5, a folder that has some, a project's folder or its config.yaml.
 
     Returns:
         One entry per animal and frame that has a labeled point.
 
     Raises:
-        InputError: a file cannot be read, or is not DeepLabCut's.
+        InputError: A file cannot be read, or is not DeepLabCut's.
     """
     path = source.path
     if path.is_dir() or source.suffix in (".yaml", ".yml"):

@@ -34,7 +34,7 @@ def read_json(source: Source) -> list[Entry]:
     """Read a JSON file of points.
 
     Args:
-        source: a file with a list of objects, each with a file name and `points` (`[[x, y], ...]`,
+        source: A file with a list of objects, each with a file name and `points` (`[[x, y], ...]`,
             `[[x, y, visibility], ...]`, `[{"name": ..., "x": ..., "y": ...}, ...]` or
             `{"NAME": [x, y], ...}`); the report of `predict`; or
             COCO keypoints, with the names of `categories`.
@@ -43,7 +43,7 @@ def read_json(source: Source) -> list[Entry]:
         One entry per object, in the file's order.
 
     Raises:
-        InputError: the file cannot be read, is not JSON, or has another form.
+        InputError: The file cannot be read, is not JSON, or has another form.
     """
     path, whole = source.path, source.json
     if isinstance(whole, dict) and "annotations" in whole:
@@ -106,13 +106,13 @@ def _entry(
     """Return one object's entry.
 
     Args:
-        where: the start of messages about it.
-        file: name of the image.
-        object_id: which of the image's objects it is.
-        item: the JSON value.
-        names: those of a COCO category, for points without names.
-        size: width and height of the image as COCO's `images` declares them.
-        scheme: the category's lines.
+        where: The start of messages about it.
+        file: Name of the image.
+        object_id: Which of the image's objects it is.
+        item: The JSON value.
+        names: Those of a COCO category, for points without names.
+        size: Width and height of the image as COCO's `images` declares them.
+        scheme: The category's lines.
     """
     points = _field(item, "points") if isinstance(item, dict) else None
     try:

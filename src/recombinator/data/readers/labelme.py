@@ -51,7 +51,7 @@ def read(source: Source) -> list[Entry]:
         One entry per object.
 
     Raises:
-        InputError: the only file cannot be read.
+        InputError: The only file cannot be read.
     """
     if not source.path.is_dir():
         entries, skipped = _read_file(source)

@@ -61,7 +61,7 @@ def read(source: Source) -> list[Entry]:
         One entry per object.
 
     Raises:
-        InputError: the file is not such an export.
+        InputError: The file is not such an export.
     """
     if not isinstance(source.json, list):
         raise InputError(f"{source}: expected a list of tasks")

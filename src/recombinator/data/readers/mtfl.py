@@ -27,9 +27,9 @@ class Line:
 
     Attributes:
         where: "FILE:LINE", for messages.
-        file: name of the image, with forward slashes.
+        file: Name of the image, with forward slashes.
         points: (5, 2) x, y in pixels; a pixel's center lies at its integer + 0.5.
-        attributes: classes from 0 by the attribute's name.
+        attributes: Classes from 0 by the attribute's name.
     """
 
     where: str
@@ -50,11 +50,11 @@ def parse_line(text: str, where: str) -> Line:
     """Parse one line of training.txt or testing.txt.
 
     Args:
-        text: the line.
+        text: The line.
         where: "FILE:LINE", for messages.
 
     Raises:
-        InputError: naming `where`, for a wrong number of fields, or text or NaN among the numbers.
+        InputError: Naming `where`, for a wrong number of fields, or text or NaN among the numbers.
     """
     fields = text.split()
     if len(fields) > 15 and not _is_number(fields[1]):  # blanks in the path
@@ -101,21 +101,21 @@ def prepare_mtfl(
     """Write OUT/{train,valid,test}.parquet from MTFL.
 
     Args:
-        source: the folder that holds training.txt, testing.txt, or both, and the images that they name.
-        out: folder for the tables.
-        size: side of the stored crops in pixels.
-        gray: store gray crops.
+        source: The folder that holds training.txt, testing.txt, or both, and the images that they name.
+        out: Folder for the tables.
+        size: Side of the stored crops in pixels.
+        gray: Store gray crops.
         quality: JPEG quality; 0 stores PNG, without loss.
-        strict: raise the first error instead of leaving a face out with a logged warning.
-        whole: store whole photographs, for a finder, in place of crops.
-        backgrounds: folder of images without faces, which become rows without points; with `whole`.
-        progress: called with the numbers of faces done and in all.
+        strict: Raise the first error instead of leaving a face out with a logged warning.
+        whole: Store whole photographs, for a finder, in place of crops.
+        backgrounds: Folder of images without faces, which become rows without points; with `whole`.
+        progress: Called with the numbers of faces done and in all.
 
     Returns:
         Rows written per split, and "dropped".
 
     Raises:
-        InputError: the folder is not MTFL's, or nothing in it can be used.
+        InputError: The folder is not MTFL's, or nothing in it can be used.
     """
     if not source.is_dir():
         raise InputError(f"{source}: no such folder; give the one that holds training.txt and testing.txt")

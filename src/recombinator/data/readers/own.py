@@ -55,12 +55,12 @@ def infer_keypoints(entries: list[Entry], source: Path, normalizer: str | None =
     (YOLO's flip_idx, SLEAP's symmetries and edges, COCO's skeleton); without them, names give the mirror pairs.
 
     Args:
-        entries: the file's entries (`recombinator.data.points.read_entries`).
-        source: the file, for messages.
-        normalizer: two names, "a,b", whose distance errors are divided by; without it the points' bounding box is.
+        entries: The file's entries (`recombinator.data.points.read_entries`).
+        source: The file, for messages.
+        normalizer: Two names, "a,b", whose distance errors are divided by; without it the points' bounding box is.
 
     Raises:
-        InputError: no entry has points, or `normalizer` does not name two of them.
+        InputError: No entry has points, or `normalizer` does not name two of them.
     """
     names = infer_names(entries)
     if not names:
@@ -124,35 +124,35 @@ def prepare_points(
     the points' bounding box enlarged, by 300-W's rule. A missing point is masked: nothing is learned from it.
 
     Args:
-        source: the points: a file or folder in one of `recombinator.data.formats.FORMATS`.
-        out: folder for the tables.
-        images: folder of the images; without it, the folder of `source`.
-        normalizer: two keypoints, "a,b", whose distance errors are divided by; without it the points' bounding box is.
-        size: side of the stored crops in pixels.
-        gray: store gray crops.
+        source: The points: a file or folder in one of `recombinator.data.formats.FORMATS`.
+        out: Folder for the tables.
+        images: Folder of the images; without it, the folder of `source`.
+        normalizer: Two keypoints, "a,b", whose distance errors are divided by; without it the points' bounding box is.
+        size: Side of the stored crops in pixels.
+        gray: Store gray crops.
         quality: JPEG quality; 0 stores PNG, without loss.
-        strict: raise the first error instead of leaving an object out.
-        missing: coordinates that stand for a missing point: "auto" (0,0 and -1,-1 where two or more points have them),
+        strict: Raise the first error instead of leaving an object out.
+        missing: Coordinates that stand for a missing point: "auto" (0,0 and -1,-1 where two or more points have them),
             a pair such as "0,0", or "none".
-        points_format: a key of `recombinator.data.formats.FORMATS`; None: it is found out from the content.
+        points_format: A key of `recombinator.data.formats.FORMATS`; None: it is found out from the content.
         y_up: y counts from the image's bottom edge upward; None: the format decides.
-        test: points of further images, the test table. Images that are in both files are used for testing only.
-        split_column: column that says for each image whether it is for train, valid (val) or test. A split that it does
+        test: Points of further images, the test table. Images that are in both files are used for testing only.
+        split_column: Column that says for each image whether it is for train, valid (val) or test. A split that it does
             not name is drawn from the training images.
-        group: column whose value says what belongs together, such as a person or a video: all its images go to one
+        group: Column whose value says what belongs together, such as a person or a video: all its images go to one
             split. "folder" is the folder of the image.
-        mm_per_pixel: size of a pixel of the images in millimeters, or the column that has it; None: the scale of a .tps
+        mm_per_pixel: Size of a pixel of the images in millimeters, or the column that has it; None: the scale of a .tps
             file. It goes into the tables.
-        allow_outside: images outside the folder of the points file and `images` are allowed.
-        whole: store whole images, for a finder, in place of crops: one row per object.
-        backgrounds: folder of images without objects, which become rows without points; with `whole`.
-        progress: called with the numbers of objects done and in all.
+        allow_outside: Images outside the folder of the points file and `images` are allowed.
+        whole: Store whole images, for a finder, in place of crops: one row per object.
+        backgrounds: Folder of images without objects, which become rows without points; with `whole`.
+        progress: Called with the numbers of objects done and in all.
 
     Returns:
         Rows written per split, and "dropped".
 
     Raises:
-        InputError: the file cannot be read, too little of it can be used, or it names an image outside.
+        InputError: The file cannot be read, too little of it can be used, or it names an image outside.
     """
     if isinstance(mm_per_pixel, int | float) and not 0 < mm_per_pixel < float("inf"):
         raise InputError(f"--mm-per-pixel must be above 0, got {mm_per_pixel:g}")

@@ -42,13 +42,13 @@ def read_pts(path: Path) -> np.ndarray:
     """Read the 68 points of a 300-W .pts file, with or without its header lines.
 
     Args:
-        path: one point per line, x and y.
+        path: One point per line, x and y.
 
     Returns:
         (68, 2) x, y in pixels; a pixel's center lies at its integer + 0.5.
 
     Raises:
-        InputError: naming file and line, for another number of points, or eyes less than a pixel apart.
+        InputError: Naming file and line, for another number of points, or eyes less than a pixel apart.
     """
     points = _read_numbers(path) - pts_origin(len(FACE_68))
     if len(points) != len(FACE_68):
@@ -71,13 +71,13 @@ def read_pts_entries(source: Source) -> list[Entry]:
     """Read .pts files with any number of points.
 
     Args:
-        source: a file, or a folder with images. NAME.pts and NAME_1.pts are objects of the image NAME.
+        source: A file, or a folder with images. NAME.pts and NAME_1.pts are objects of the image NAME.
 
     Returns:
         One entry per file.
 
     Raises:
-        InputError: the only file cannot be read.
+        InputError: The only file cannot be read.
     """
     if not source.path.is_dir():
         return [_entry(source.path, source.path.name)]

@@ -67,7 +67,7 @@ def draw_face(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Draw one face.
 
     Args:
-        rng: the source of everything that varies.
+        rng: The source of everything that varies.
 
     Returns:
         (240, 240, 3) RGB uint8 image, and (68, 2) x, y in its pixels; a pixel's center lies at its integer + 0.5.
@@ -144,20 +144,20 @@ def prepare_synthetic(
     """Write OUT/{train,valid,test}.parquet of drawn faces: eight, one and one tenth of them.
 
     Args:
-        out: folder for the tables.
-        faces: number of faces, 10 or more.
+        out: Folder for the tables.
+        faces: Number of faces, 10 or more.
         keypoints: 5 (face-5) or 68 (face-68).
-        seed: seed of all random numbers.
-        size: side of the stored crops in pixels.
-        gray: store gray crops.
+        seed: Seed of all random numbers.
+        size: Side of the stored crops in pixels.
+        gray: Store gray crops.
         quality: JPEG quality; 0 stores PNG, without loss.
-        progress: called with the numbers of faces done and in all.
+        progress: Called with the numbers of faces done and in all.
 
     Returns:
         Rows written per split.
 
     Raises:
-        InputError: another number of keypoints, or too few faces.
+        InputError: Another number of keypoints, or too few faces.
     """
     if keypoints not in _SETS:
         raise InputError(f"expected 5 or 68 keypoints, got {keypoints}")

@@ -26,13 +26,13 @@ def read(source: Source) -> list[Entry]:
     UNITS says otherwise.
 
     Args:
-        source: the file.
+        source: The file.
 
     Returns:
         One entry per specimen, with its scale; its other fields (ID, COMMENT, VARIABLES) are columns.
 
     Raises:
-        InputError: the file has no specimen.
+        InputError: The file has no specimen.
     """
     specimens: list[tuple[int, dict[str, str], list[tuple[int, str]]]] = []
     landmarks = False

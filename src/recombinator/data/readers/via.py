@@ -75,7 +75,7 @@ def read(source: Source) -> list[Entry]:
         One entry per object.
 
     Raises:
-        InputError: the file is not VIA's.
+        InputError: The file is not VIA's.
     """
     entries: list[Entry] = []
     skipped = 0

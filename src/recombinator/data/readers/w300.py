@@ -29,7 +29,7 @@ def split_files(source: Path, files: list[Path]) -> dict[str, list[Path]]:
 
     Args:
         source: 300-W's folder.
-        files: the .pts files in it.
+        files: The .pts files in it.
     """
     test = [f for f in files if _subset(source, f)]
     photographs: dict[str, list[Path]] = {}
@@ -57,19 +57,19 @@ def prepare_300w(
     """Write OUT/{train,valid,test}.parquet from every .pts file in a folder and its subfolders.
 
     Args:
-        source: the folder that holds AFW, HELEN, LFPW and iBUG, or some of them.
-        out: folder for the tables.
-        size: side of the stored crops in pixels.
-        gray: store gray crops.
+        source: The folder that holds AFW, HELEN, LFPW and iBUG, or some of them.
+        out: Folder for the tables.
+        size: Side of the stored crops in pixels.
+        gray: Store gray crops.
         quality: JPEG quality; 0 stores PNG, without loss.
-        strict: raise the first error instead of leaving a face out.
-        progress: called with the numbers of faces done and in all.
+        strict: Raise the first error instead of leaving a face out.
+        progress: Called with the numbers of faces done and in all.
 
     Returns:
         Rows written per split, and "dropped".
 
     Raises:
-        InputError: the folder is not 300-W's, or nothing in it can be used.
+        InputError: The folder is not 300-W's, or nothing in it can be used.
     """
     if not source.is_dir():
         raise InputError(f"{source}: no such folder; give the one that holds 300-W's folders")

@@ -49,13 +49,13 @@ def read(source: Source) -> list[Entry]:
     mirror pairs, and kpt_names the names where it has them.
 
     Args:
-        source: the data.yaml, or its folder.
+        source: The data.yaml, or its folder.
 
     Returns:
         One entry per line. The column `split` is the part of the data set that the file is in (train, val, test).
 
     Raises:
-        InputError: there is no usable data.yaml, or no labels.
+        InputError: There is no usable data.yaml, or no labels.
     """
     path = _settings(source)
     if path is None:
