@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from recombinator.predict.predictor import Predictor
 
 # Linear regressions, by crop rule. Rows: the five points (x and y in turn), then a constant 1. Columns: center x,
-# center y and side of the bounding square of all points. Inputs and outputs are in the frame of the five typical points:
-# the origin is the mean of the five, the unit is the side of their network's crop.
+# center y and side of the bounding square of all points. Inputs and outputs are in the frame of the five typical
+# points: the origin is the mean of the five, the unit is the side of their network's crop.
 # `recombinator study framing --data out/300w` prints the numbers.
 SQUARES = {
     "300w": (
