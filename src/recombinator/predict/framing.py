@@ -95,13 +95,13 @@ class FaceFramer:
         points = np.array([face.points for face in faces])
         local, linear = in_own_frame(points, np.array(self.five_points.about.template))
         flat = np.concatenate([local.reshape(len(faces), -1), np.ones((len(faces), 1))], axis=1)
-        found = []
+        detections = []
         for face, one, frame in zip(faces, flat @ self.squares, linear, strict=True):
             x, y = face.points.mean(axis=0) + frame @ one[:2]
             side = float(one[2] * np.hypot(*frame[:, 0]))
             angle = float(np.degrees(np.arctan2(frame[1, 0], frame[0, 0])))
-            found.append(Detection((x - side / 2, y - side / 2, side, side), angle, face.score))
-        return found
+            detections.append(Detection((x - side / 2, y - side / 2, side, side), angle, face.score))
+        return detections
 
     def _unframed(self, image: np.ndarray) -> list[Detection]:
         """Return the finder's squares. The larger network decides on faces whose five points were not accepted."""
@@ -109,11 +109,11 @@ class FaceFramer:
         assert isinstance(finder, FinderDetector)
         ((rule, (scale, lower)),) = self.relation.items()
         scale_found, lower_found = finder.relation[rule]
-        found = []
+        detections = []
         for one in finder.detect(image):
             x, y, side, _ = one.box
             new = side * scale_found / scale
             below = rotation(one.angle) @ [0, lower_found * side - lower * new]
             x, y = np.array([x, y]) + side / 2 + below - new / 2
-            found.append(Detection((x, y, new, new), one.angle, both(one.score, UNFRAMED)))
-        return found
+            detections.append(Detection((x, y, new, new), one.angle, both(one.score, UNFRAMED)))
+        return detections
