@@ -88,7 +88,8 @@ class KeypointSet:
         Returns:
             (...) distances, in the unit of the points.
         """
-        a, b = self.normalizer if normalizer is None else {n: (a, b) for n, a, b in self.normalizers}[normalizer]
+        named = {name: (a, b) for name, a, b in self.normalizers}
+        a, b = self.normalizer if normalizer is None else named[normalizer]
         if not a or not b:
             extent = points.max(axis=-2) - points.min(axis=-2)
             return np.sqrt(extent[..., 0] * extent[..., 1])

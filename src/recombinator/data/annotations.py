@@ -47,8 +47,9 @@ LABELED = 2  # COCO's visibility of a point that can be seen; 1: labeled but occ
 class Point(NamedTuple):
     """One point in the file's own coordinates.
 
-    x, y: pixels; NaN where the file has no coordinate.
-    visibility: COCO's value. 0 means that the point is not labeled, whatever its coordinates are.
+    Attributes:
+        x, y: Pixels; NaN where the file has no coordinate.
+        visibility: COCO's value. 0 means that the point is not labeled, whatever its coordinates are.
     """
 
     x: float
@@ -60,8 +61,9 @@ class Point(NamedTuple):
 class Scheme:
     """What a file says about its keypoints as a whole.
 
-    mirror: pairs of names that change places in a mirrored image, the left one first; None: the names decide.
-    lines: pairs of names to connect in drawings.
+    Attributes:
+        mirror: Pairs of names that change places in a mirrored image, the left one first; None: the names decide.
+        lines: Pairs of names to connect in drawings.
     """
 
     mirror: tuple[tuple[str, str], ...] | None = None
@@ -72,24 +74,25 @@ class Scheme:
 class Entry:
     """One annotated object.
 
-    where: "FILE:LINE" or "FILE: entry N", the start of every message about it.
-    file: name of its image, with forward slashes; empty if the file names none.
-    object_id: which of the image's objects it is.
-    points: the points by name. A numbered point has its number, from 1, as its name.
-    positional: the points had no names: a number is the place in a list, and no point of the list can be left out.
-    origin: a coordinate in the file minus the package's, in pixels (the package's convention:
-        `recombinator.transforms.affine`). COCO has a pixel's center at its integer: -0.5.
-    problem: why the entry cannot be used, as one sentence; empty if it can.
-    size: width and height in pixels of the image, as the file declares them.
-    relative: coordinates are fractions of the image's width and height, not pixels.
-    y_up: y counts from the image's bottom edge upward.
-    folder: the folder that `file` is relative to; None: that of the points file.
-    path: where the image is; None until it has been looked for.
-    video: the video that `image` reads from; None where it is part of the points file.
-    image: returns the pixels, (H, W[, 3]) uint8 RGB, where they are not an image file of their own (video frames).
-    mm_per_pixel: physical size of a pixel in millimeters; NaN if unknown.
-    columns: the file's other columns or fields, as texts.
-    scheme: what the file says about its keypoints as a whole.
+    Attributes:
+        where: "FILE:LINE" or "FILE: entry N", the start of every message about it.
+        file: Name of its image, with forward slashes; empty if the file names none.
+        object_id: Which of the image's objects it is.
+        points: The points by name. A numbered point has its number, from 1, as its name.
+        positional: The points had no names: a number is the place in a list, and no point of the list can be left out.
+        origin: A coordinate in the file minus the package's, in pixels (the package's convention:
+            `recombinator.transforms.affine`). COCO has a pixel's center at its integer: -0.5.
+        problem: Why the entry cannot be used, as one sentence; empty if it can.
+        size: Width and height in pixels of the image, as the file declares them.
+        relative: Coordinates are fractions of the image's width and height, not pixels.
+        y_up: The y coordinate counts from the image's bottom edge upward.
+        folder: The folder that `file` is relative to; None: that of the points file.
+        path: Where the image is; None until it has been looked for.
+        video: The video that `image` reads from; None where it is part of the points file.
+        image: Returns the pixels, (H, W[, 3]) uint8 RGB, where they are not an image file of their own (video frames).
+        mm_per_pixel: Physical size of a pixel in millimeters; NaN if unknown.
+        columns: The file's other columns or fields, as texts.
+        scheme: What the file says about its keypoints as a whole.
     """
 
     where: str

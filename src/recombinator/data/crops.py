@@ -2,8 +2,8 @@
 
 Stage 1 cuts a square from the photograph and scales it to `GRID` pixels. Stage 2 is a smaller square inside it, which
 the network sees. Points and boxes follow the package's convention: a pixel's center is at its integer + 0.5, boxes are
-(x, y, side). The authors' rules apply, and truncate, the numbers in the dataset's files: points are moved by the
-rule's `origin` first.
+(x, y, side). The authors' rules use, and truncate, the numbers as they are in the dataset's files. So points are
+moved by the rule's `origin` first.
 """
 
 from __future__ import annotations

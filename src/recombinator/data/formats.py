@@ -1,6 +1,6 @@
 """The formats of points files: which reader a file or folder needs.
 
-`FORMATS` has one entry per format, the most special first. The first whose `matches` returns True reads the file.
+`FORMATS` has one entry per format, the most specific first. The first whose `matches` returns True reads the file.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ from recombinator.utils.errors import InputError, check_choice
 class Format(NamedTuple):
     """A format of points files.
 
-    files: what its files are, for messages.
-    matches: whether a file or folder is of this format.
-    read: returns its entries.
+    Attributes:
+        files: What its files are, for messages.
+        matches: Whether a file or folder is of this format.
+        read: Returns its entries.
     """
 
     files: str

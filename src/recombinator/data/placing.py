@@ -1,8 +1,8 @@
 """Find the image of every annotated object, and bring its points into the package's coordinates.
 
-Formats differ in where they count from, and some need the image's size for that. What differs is data in `Entry`; the
-conversion is here, once. Afterwards x is to the right, y down, and a pixel's center is at its integer + 0.5, in the
-image as it is displayed: with its EXIF orientation applied.
+Formats differ in the origin of their coordinates, and some need the image's size to convert them. `Entry` holds
+what differs; the conversion itself is here. Afterwards x is to the right, y down, and a pixel's center is at its
+integer + 0.5, in the image as it is displayed: with its EXIF orientation applied.
 """
 
 from __future__ import annotations

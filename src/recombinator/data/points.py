@@ -24,18 +24,19 @@ from recombinator.utils.errors import InputError
 logger = logging.getLogger(__name__)
 
 PLACEHOLDERS = ((0.0, 0.0), (-1.0, -1.0))  # coordinates that tools write for a point that is not there
-MANY = 10  # objects: from here on, a name that one of them has alone is a slip
+MANY = 10  # number of objects from which a name that only one of them has is taken for a typing error
 
 
 @dataclass(frozen=True)
 class PointSet:
     """The points of one object.
 
-    where: "FILE:LINE" or "FILE: entry N", for messages.
-    file: name of the image, empty if the points file names none.
-    face: which of the image's objects it is.
-    points: (K, 2) x, y in pixels of the image, in the keypoint set's order; NaN where a point is missing.
-    entry: what the points file says about the object.
+    Attributes:
+        where: "FILE:LINE" or "FILE: entry N", for messages.
+        file: Name of the image, empty if the points file names none.
+        face: Which of the image's objects it is.
+        points: (K, 2) x, y in pixels of the image, in the keypoint set's order; NaN where a point is missing.
+        entry: What the points file says about the object.
     """
 
     where: str
@@ -120,8 +121,8 @@ def _without(entry: Entry, placeholders: set[tuple[float, float]]) -> Entry:
 def infer_names(entries: list[Entry]) -> tuple[str, ...]:
     """Return the keypoint names that the entries have, in the order of the entry with the most.
 
-    Names are used wherever an entry has them. Of ten or more objects, a name that one has alone is taken for a slip and
-    left out. Points without names are numbered from 1; their number is the most frequent one.
+    Names are used wherever an entry has them. With ten or more objects, a name that only one of them has is taken for a
+    typing error and left out. Points without names are numbered from 1, up to the most frequent number of points.
     """
     usable = [e for e in entries if not e.problem and e.points] or [e for e in entries if e.points]
     named = [e for e in usable if not e.positional]

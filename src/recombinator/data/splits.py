@@ -1,4 +1,4 @@
-"""Split images into train, valid and test: by a column, by groups, else at random with the authors' seed."""
+"""Split images into train, valid and test: by a column, by groups, or at random with the authors' seed."""
 
 from __future__ import annotations
 

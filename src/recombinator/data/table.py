@@ -300,7 +300,7 @@ def read_info(path: str | os.PathLike[str]) -> TableInfo:
         path: As in `load_table`.
 
     Raises:
-        InputError: A file is missing, not a table of this format, or does not go with the others.
+        InputError: A file is missing, not a table of this format, or not a part of the same table.
     """
     first, *others = files = table_files(path)
     info = _read_info(first)
@@ -340,7 +340,7 @@ def load_table(
         channels: 1 (gray) or 3 (RGB).
         limit: Read that many rows only, the first ones.
         spread: Draw the `limit` rows over the whole table instead. The draw is the same at every call, and a smaller
-            number is a part of a larger.
+            one is contained in a larger one.
         memory: Gigabytes of decoded crops up to which the table is decoded; `images` of a larger one are
             StreamedImages.
 

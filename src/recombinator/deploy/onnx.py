@@ -1,4 +1,4 @@
-"""Export a network as one ONNX graph: crops in, keypoints and probabilities out, everything between inside."""
+"""Export a network as one ONNX graph from crops to keypoints and probabilities, normalization and decoding included."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def export(
             unless they are a finder's.
 
     Raises:
-        InputError: Onnx is not installed, the network has no such graph, or the table has other keypoints.
+        InputError: onnx is not installed, the network has no such graph, or the table has other keypoints.
     """
     import_optional("onnx", "export")
     import_optional("onnxscript", "export")

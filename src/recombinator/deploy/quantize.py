@@ -1,7 +1,7 @@
 """Convert the convolutions of an exported graph to 8 bits with ONNX Runtime's static quantization.
 
-Maps of one layer differ in range by a factor of a hundred, and share one 8-bit scale. `equalize` makes the ranges alike
-before export (cross-layer equalization: Nagel et al., ICCV 2019).
+Maps of one layer differ in range by a factor of a hundred, and share one 8-bit scale. `equalize` makes the ranges
+similar before export (cross-layer equalization: Nagel et al., ICCV 2019).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ LEAST = 0.015  # limit on how far rarely used maps are enlarged; chosen on valid
 
 @torch.no_grad()
 def equalize(net: KeypointNet, images: Tensor) -> None:
-    """Scale the maps of each layer so that their ranges are alike; the network's scores stay what they were.
+    """Scale the maps of each layer so that their ranges are similar. The network's scores do not change.
 
     A positive factor of one map passes ReLU, max pooling, upsampling and concatenation. Each map is divided by its own
     factor, and the weights that read it are multiplied by that factor. All maps of a layer then reach the square root

@@ -128,7 +128,7 @@ def _in_one_file(session: Session) -> bytes:
 
 
 def describe(about: Description, name: str, finder: find.FinderEngine | None) -> dict[str, Any]:
-    """Return the content of model.json, all that the page's modules know of a model.
+    """Return the content of model.json, which describes a model to the page's modules.
 
     Args:
         about: Description of the localizer.

@@ -1,4 +1,4 @@
-"""Errors that the user can repair: unusable input, and optional packages that are not installed."""
+"""Errors that the user can correct: unusable input, and optional packages that are not installed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _LONGEST = 1500  # characters of a message
 
 
 def one_line(text: str) -> str:
-    """Return a text as one line for a terminal or a log, whatever a file put into it.
+    """Return a text from a file as one line that is safe for a terminal or a log.
 
     Control characters, such as line breaks and a terminal's commands, become escapes. The middle of a long text is left
     out.

@@ -1,4 +1,4 @@
-"""Write files so that no reader ever meets half of one, and keep two processes out of one folder."""
+"""Write files atomically, and lock folders against a second process."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def from_file_keys(values: dict[str, Any]) -> dict[str, Any]:
 
 _UMASK = os.umask(0)
 os.umask(_UMASK)
-_HOST = hashlib.sha256(platform.node().encode()).hexdigest()[:8]  # process numbers of another machine say nothing here
+_HOST = hashlib.sha256(platform.node().encode()).hexdigest()[:8]  # process numbers are only valid on their own machine
 _TEMPORARY = re.compile(r"\..*\.(\d+)(?:-([0-9a-f]{8}))?\.(?:tmp|part)(\.\w+)?")
 _LOCKED: set[Path] = set()  # by this process
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)  # of a file system without locks
@@ -54,7 +54,8 @@ def lock_folder(folder: Path) -> Iterator[None]:
     """Keep other processes out of a folder while the context lasts.
 
     The folder is created if it does not exist, and removed again if nothing was written to it. The lock ends with the
-    process, however that dies. It can be taken again within this process. A file system without locks is used as it is.
+    process, even if that is killed. It can be taken again within this process. On a file system without locks, nothing
+    is locked.
 
     Args:
         folder: The folder to lock, by a file `.lock` in it.

@@ -50,7 +50,7 @@ def _processor() -> str:
 
 
 def provenance() -> dict[str, Any]:
-    """Return what a report says of its making: command, date, commit, versions, machine."""
+    """Return how and where a report is made: command, date, commit, versions, machine."""
     import numpy
     import torch
 

@@ -1,4 +1,4 @@
-"""Decode what files say into typed structures, or say in one sentence what is wrong with it.
+"""Decode the contents of files into typed structures. Errors say in one sentence what is wrong.
 
 A structure is an annotated type: a dataclass, a `msgspec.Struct`, or a type such as `Share`. It states types, ranges
 and lengths once; `decode` checks them.
