@@ -100,8 +100,8 @@ def test_the_regression_recovers_what_determines_the_squares():
     angle, scale = 2.0, 70.0
     turn = scale * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     five = np.array([stretched[:, list(group)].mean(axis=1) for group in FIVE_OF_68]).transpose(1, 0, 2) @ turn.T + 9
-    local, linear = in_own_frame(five, typical)
-    x, y, side = (np.concatenate([local.reshape(500, -1), np.ones((500, 1))], axis=1) @ fitted).T
+    inputs, linear = in_own_frame(five, typical)
+    x, y, side = (inputs @ fitted).T
     extent = np.ptp(stretched, axis=1)
     unit = np.hypot(*linear[:, :, 0].T) / scale  # of the frame, in units of the shape
     assert np.abs(side * unit - extent.max(axis=1)).max() < 0.06

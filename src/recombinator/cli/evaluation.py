@@ -17,6 +17,7 @@ from recombinator.cli.options import (
     Threads,
     WeightsArgument,
     check_outputs,
+    passes_option,
     print_all,
     set_threads,
     write_report,
@@ -48,13 +49,7 @@ def evaluate(
         str, typer.Option(metavar=f"[auto|faces|haar|{DETECTOR_FILES}]", help="With --photos: see predict.")
     ] = "auto",
     passes: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            metavar="N",
-            show_default="2, or the detector's",
-            help="With --photos: passes; each crops around the last one's points.",
-        ),
+        int | None, passes_option("With --photos: passes; each crops around the last one's points.")
     ] = None,
     engine: Annotated[
         str, typer.Option(metavar="[torch|onnx]", help="Engine of the network; .onnx files always use onnx.")

@@ -152,3 +152,8 @@ def print_all(lines: list[str]) -> None:
     """Print each line."""
     for line in lines:
         print(line)
+
+
+def passes_option(text: str) -> Any:
+    """Return the option for the number of passes of a prediction, with this help."""
+    return typer.Option(min=1, metavar="N", show_default="2, for 68 points 1", help=text)

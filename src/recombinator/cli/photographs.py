@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from recombinator.cli.options import DEFAULT_WEIGHTS, DETECTOR_FILES, Overwrite, check_outputs
+from recombinator.cli.options import DEFAULT_WEIGHTS, DETECTOR_FILES, Overwrite, check_outputs, passes_option
 from recombinator.cli.ray import predict_with_ray
 from recombinator.utils.console import progress, warn
 from recombinator.utils.errors import InputError
@@ -102,15 +102,7 @@ def predict(
     boxes: Annotated[
         Path | None, typer.Option(metavar="FILE", help="CSV file of faces: file, x, y, width, height.")
     ] = None,
-    passes: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            metavar="N",
-            show_default="2, or the detector's",
-            help="Passes; each one crops around the points of the last.",
-        ),
-    ] = None,
+    passes: Annotated[int | None, passes_option("Passes; each one crops around the points of the last.")] = None,
     min_confidence: Annotated[
         float | None,
         typer.Option(

@@ -53,12 +53,13 @@ def in_own_frame(points: np.ndarray, typical: np.ndarray) -> tuple[np.ndarray, n
         typical: (5, 2) x, y of an upright face.
 
     Returns:
-        (N, 5, 2) upright points relative to their mean, in units of `typical`; and (N, 2, 2) linear parts of the
-        transforms back to the image.
+        (N, 11) inputs of the regressions: x and y in turn of the upright points relative to their mean, in units of
+        `typical`, and 1; and (N, 2, 2) linear parts of the transforms back to the image.
     """
     linear, _ = similarity(typical, points, np.ones(points.shape[:2]))
     centered = points - points.mean(axis=1, keepdims=True)
-    return centered @ np.linalg.inv(linear).transpose(0, 2, 1), linear
+    upright = centered @ np.linalg.inv(linear).transpose(0, 2, 1)
+    return np.concatenate([upright.reshape(len(points), -1), np.ones((len(points), 1))], axis=1), linear
 
 
 class FaceFramer:
@@ -93,10 +94,9 @@ class FaceFramer:
         if not faces:
             return []
         points = np.array([face.points for face in faces])
-        local, linear = in_own_frame(points, np.array(self.five_points.about.template))
-        flat = np.concatenate([local.reshape(len(faces), -1), np.ones((len(faces), 1))], axis=1)
+        inputs, linear = in_own_frame(points, np.array(self.five_points.about.template))
         detections = []
-        for face, one, frame in zip(faces, flat @ self.squares, linear, strict=True):
+        for face, one, frame in zip(faces, inputs @ self.squares, linear, strict=True):
             x, y = face.points.mean(axis=0) + frame @ one[:2]
             side = float(one[2] * np.hypot(*frame[:, 0]))
             angle = float(np.degrees(np.arctan2(frame[1, 0], frame[0, 0])))

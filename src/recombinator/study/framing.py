@@ -30,10 +30,10 @@ def square_regression(points: np.ndarray, typical: Sequence[Sequence[float]] | n
     inputs, squares = [], []
     for noise in NOISE:
         noisy = five + noise * eyes * rng.normal(size=five.shape)
-        local, linear = in_own_frame(noisy, typical)
+        row, linear = in_own_frame(noisy, typical)
         everything = (points - noisy.mean(axis=1, keepdims=True)) @ np.linalg.inv(linear).transpose(0, 2, 1)
         low, high = everything.min(axis=1), everything.max(axis=1)
-        inputs.append(np.concatenate([local.reshape(len(five), -1), np.ones((len(five), 1))], axis=1))
+        inputs.append(row)
         squares.append(np.concatenate([(low + high) / 2, (high - low).max(axis=1, keepdims=True)], axis=1))
     x, y = np.concatenate(inputs), np.concatenate(squares)
     fitted: np.ndarray = np.linalg.solve(x.T @ x + PENALTY * len(x) * np.eye(x.shape[1]), x.T @ y)

@@ -143,10 +143,8 @@ def headline(results: Results) -> str:
     rows = [row for row in tools["rows"] if (row["set"], row["split"]) == ("MTFL", "test")]
     others = [row for row in rows if "detector" not in tools["tools"][row["tool"]]]
     if rows and others:
-        ours, named = (
-            rows[0],
-            ", ".join(f"{row['tool'].replace(', 68 points', '')} {row['nme_corrected']:.2f} %" for row in others),
-        )
+        ours, names = rows[0], (row["tool"].replace(", 68 points", "") for row in others)
+        named = ", ".join(f"{name} {row['nme_corrected']:.2f} %" for name, row in zip(names, others, strict=True))
         lines.append(f"- **{ours['nme_corrected']:.2f} %** continuous error on whole photographs of AFLW "
                      f"({link('tools', ours['tool'])}); {named} on the same {ours['shared']:,} faces. All tools' "
                      "constant offsets are removed.\n")  # fmt: skip
