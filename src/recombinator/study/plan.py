@@ -9,6 +9,10 @@ MASKS = ("1000", "0100", "1100", "0010", "0001", "0011", "0111", "1001", "1111")
 OCCLUDED: dict[str, Any] = {"occlude": (20, 50)}
 PLAIN: dict[str, Any] = {"occlude": (0, 0)}
 UPRIGHT: dict[str, Any] = {**PLAIN, "degrees": 10, "turned": 0.0, "shift": 0.03, "zoom": 0.03}
+HALF_HOUR: dict[str, Any] = {  # the settings of rcn-6-mtfl, with smaller rectangles for the shorter time
+    "occlude": (10, 30), "degrees": 20, "turned": 0.04, "balance": "pose", "revive": True, "ema": 0.999,
+    "learning_rate": 2e-3, "decay": 0.7, "warmup_steps": 300, "epochs": 96,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -135,10 +139,13 @@ STUDIES["convergence"] = Study(
     watched=True,
 )
 STUDIES["speedrun"] = Study(
-    "Shortest training from scratch that reaches 7 % on AFLW",
-    tuple(
-        Run(f"rcn-{branches}-{epochs}-epochs", f"rcn-{branches}", {}, {**PLAIN, "epochs": epochs})
-        for branches, epochs in ((5, 2), (5, 4), (6, 2), (6, 4))
+    "Training from scratch against the clock: 7 % on AFLW, and the paper's error within half an hour",
+    (
+        *(
+            Run(f"rcn-{branches}-{epochs}-epochs", f"rcn-{branches}", {}, {**PLAIN, "epochs": epochs})
+            for branches, epochs in ((5, 2), (5, 4), (6, 2), (6, 4))
+        ),
+        Run("rcn-6-half-hour", "rcn-6", {}, HALF_HOUR),
     ),
     epochs=4,
     shared={"flip": False, "turned": 0.0, "learning_rate": 4e-3, "decay": 1.0, "warmup_steps": 100},
