@@ -1,4 +1,4 @@
-"""The denoising keypoint models (section 4): predict each keypoint from the other keypoints, without an image.
+"""The denoisers (section 4), which predict each keypoint from the other keypoints, without an image.
 
 `MapDenoiser` is the paper's network of 45x45 convolutions. `PointDenoiser` is a much smaller transformer over the
 keypoints (not in the paper).
@@ -61,7 +61,7 @@ class Denoiser(KeypointNet):
         return self.averaged(cells)
 
     def averaged(self, cells: Tensor) -> Tensor:
-        """Compute what `forward` does, without its checks."""
+        """Compute the score maps as `forward` does, without its checks."""
         scores = self.scores(cells)
         if not self.mirror or self.training:
             return scores
@@ -81,7 +81,7 @@ class Denoiser(KeypointNet):
             points: (B, K, 2) true points in pixels.
 
         Returns:
-            (B, K) log densities per cell; None for a network that has score maps only.
+            (B, K) log probability densities per cell; None for a network that only has score maps.
         """
         return None
 
@@ -89,13 +89,13 @@ class Denoiser(KeypointNet):
 class MapDenoiser(Denoiser):
     """The paper's denoiser (section 4, Fig. 2): three large convolutions with ReLU, then a 1x1 convolution.
 
-    Its maps are K -> width -> width -> width -> K; with 68 keypoints it has 25,406,212 parameters.
+    Its channels are K -> width -> width -> width -> K; with 68 keypoints it has 25,406,212 parameters.
 
     Args:
         keypoints: K.
         size: Side of the score maps in cells.
         kernel: Kernel side of the large convolutions in cells, odd.
-        width: Maps of the hidden layers.
+        width: Channels of the hidden layers.
         mirror: See `Denoiser`.
 
     Raises:
@@ -130,8 +130,8 @@ class MapDenoiser(Denoiser):
     def adapt(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """Interpolate the kernels of a denoiser of another size, such as 23x23 kernels on 40x40 cells.
 
-        Each kernel covers the same share of the map as before. Sums over the cells of a map grow with the number of
-        cells, so kernels are divided by that growth, except in the first layer, whose input has one cell per map.
+        Each kernel covers the same share of the map as before. It has more cells to sum over, so it is divided by the
+        growth in cells, except in the first layer: its input maps have at most one nonzero cell.
         """
         own, resized = self.state_dict(), dict(tensors)
         for name, kernels in tensors.items():
@@ -155,9 +155,9 @@ def solve_positive(matrix: Tensor, right: Tensor) -> Tensor:
 
 
 def newton_inverse(matrix: Tensor, steps: int = 20) -> Tensor:
-    """Invert symmetric positive matrices by matrix products alone (Newton-Schulz iteration).
+    """Invert symmetric positive-definite matrices by matrix products only (Newton-Schulz iteration).
 
-    The matrices are scaled to a unit diagonal first. Each step squares the error.
+    The matrices are scaled to a unit diagonal first. Convergence is quadratic: each step squares the error.
 
     Args:
         matrix: (B, M, M) matrices.
@@ -178,12 +178,14 @@ def newton_inverse(matrix: Tensor, steps: int = 20) -> Tensor:
 class PointDenoiser(Denoiser):
     """A transformer with one token per keypoint (denoiser-lite; not in the paper).
 
-    The output for each keypoint is a mixture of Gaussians and a constant. Its logarithm on the grid is the score map.
+    The output for each keypoint is a mixture of Gaussians and a uniform distribution. Its logarithm on the grid is the
+    score map.
 
-    Before each layer a linear shape model is fitted to the input points: a similarity transform and the weights of the
-    shape's modes, with each point weighted by how much the network trusts it so far. A token receives the position of
-    its point relative to that fit, in the frame of the shape, and its output is in that frame too. So rotating, moving
-    or scaling a face rotates, moves or scales the prediction.
+    Before each layer a linear shape model is fitted to the input points by weighted least squares: a similarity
+    transform and the coefficients of the modes. The network predicts the weight of each point. (The first fit has the
+    similarity transform only, and equal weights.) Each token receives its point's residual from the fit, in the
+    coordinate frame of the shape model, and its output is in that frame too. So the prediction rotates, moves and
+    scales with the face.
 
     Args:
         keypoints: K.
@@ -263,7 +265,7 @@ class PointDenoiser(Denoiser):
         return ((at - shift) @ linear) * (2 / squares)
 
     def _fit(self, shape: Tensor, at: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Run one round of the shape fit: similarity of the last shape, weights of the modes, similarity again.
+        """Run one round of the shape fit: similarity of the last shape, coefficients of the modes, similarity again.
 
         Returns:
             (B, K, 2) shape, then the linear part and shift of its similarity transform.
@@ -282,16 +284,16 @@ class PointDenoiser(Denoiser):
             cells: (B, K, 2) cells.
 
         Returns:
-            (B, K, parts + 1) log shares with the constant's last, then of the Gaussians: (B, K, parts, 2) means,
+            (B, K, parts + 1) log mixture weights, the uniform one last. Then of the Gaussians: (B, K, parts, 2) means,
             (B, K, parts, 2) inverse standard deviations and (B, K, parts) shears of y by x.
         """
         known = (cells[..., :1] >= 0).to(self.name.dtype)
         at = self._unit(cells + 0.5)
         x = self.name + (1 - known) * self.blank
         multiples = 2.0 ** torch.arange(self.FEATURES - 1, device=at.device)
-        weight = known + 1e-6  # not zero, so that a set without any known point has a prediction too
+        weight = known + 1e-6  # not zero, so that the fit exists without any known point
         shape = self.shape.expand(cells.shape[0], -1, -1)
-        linear, shift = self._similarity(shape, at, weight)  # every point counts equally at first
+        linear, shift = self._similarity(shape, at, weight)  # all known points have equal weight at first
         for place, trust, layer in zip(self.place, self.trust, [*self.layers, nn.Identity()], strict=True):
             residual = (self._to_shape_frame(at, linear, shift) - shape).clamp(-4, 4)
             features = torch.cat([residual[..., None], torch.tanh(residual[..., None] * multiples)], dim=-1)

@@ -16,9 +16,8 @@ from recombinator.utils.errors import InputError
 class Joint(KeypointNet):
     """Sum of image scores A and denoiser scores B: A + weight * B.
 
-    The denoiser's input is the cell of the highest score in each map of A. Each further iteration uses the highest
-    cells of the last sum instead. Pre-softmax scores are summed, as in section 4 (the caption of Fig. 2 says softmax
-    values).
+    The denoiser's input is the highest cell of each map of A. Each further iteration takes the highest cells of the
+    last sum instead. The sum is over pre-softmax scores, as in section 4 (the caption of Fig. 2 says softmax values).
 
     Args:
         image: Network for images.

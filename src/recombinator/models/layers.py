@@ -12,20 +12,20 @@ from recombinator.utils.errors import InputError
 
 
 def initial_bound(conv: nn.Conv2d) -> float:
-    """Return b of the uniform distribution U(-b, b) that a convolution's weights start from (see `Conv`)."""
+    """Return the bound b of the distribution U(-b, b) that initializes a convolution's weights (see `Conv`)."""
     outputs, inputs, height, width = conv.weight.shape
     return math.sqrt(6 / (inputs * height * width + outputs * height * width // 4))
 
 
 class Conv(nn.Conv2d):
-    """Stride-1 convolution with zero padding that keeps the map size, and one bias per map.
+    """Stride-1 convolution with zero padding that keeps the map size, with one bias per output channel.
 
-    Weights start uniform in +-sqrt(6 / (fan_in + fan_out)) with fan_out = floor(outputs * kernel^2 / 4); biases start
-    at zero. This is the authors' rule: it divides by the pool size even where no pooling follows.
+    Weights are initialized uniformly in +-sqrt(6 / (fan_in + fan_out)) with fan_out = floor(outputs * kernel^2 / 4),
+    biases with zero. This is the authors' rule: it divides by the pool size even where no pooling follows.
 
     Args:
-        inputs: Input maps.
-        outputs: Output maps.
+        inputs: Input channels.
+        outputs: Output channels.
         kernel: Kernel side in cells, odd.
     """
 
@@ -47,7 +47,7 @@ def pool(x: Tensor) -> Tensor:
 
 
 def upsample(x: Tensor, size: int, mode: str = "tile") -> Tensor:
-    """Enlarge a (B, C, s, s) map to (B, C, size, size).
+    """Upsample a (B, C, s, s) map to (B, C, size, size).
 
     Args:
         x: The map.
@@ -63,7 +63,7 @@ def upsample(x: Tensor, size: int, mode: str = "tile") -> Tensor:
 
 
 def shift_map(x: Tensor, right: int, down: int) -> Tensor:
-    """Shift a (B, C, H, W) map by whole cells, repeating the cells of the edge."""
+    """Shift a (B, C, H, W) map by whole cells, replicating the cells of the edge."""
     h, w = x.shape[-2:]
     margin = max(abs(right), abs(down))
     padded = F.pad(x, (margin, margin, margin, margin), mode="replicate")
@@ -71,7 +71,7 @@ def shift_map(x: Tensor, right: int, down: int) -> Tensor:
 
 
 class LearnedUpsampling(nn.Module):
-    """Double a (B, C, S, S) map by a stride-2 transposed convolution: one 3x3 kernel for all channels, no bias."""
+    """Upsample a (B, C, S, S) map by 2 with a transposed convolution: one 3x3 kernel for all channels, no bias."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -86,17 +86,17 @@ class LearnedUpsampling(nn.Module):
 
 
 def only_maxima(x: Tensor) -> Tensor:
-    """Set every cell of a (B, C, S, S) map to zero that is not the maximum of its 2x2 window; equal maxima all stay."""
+    """Keep the maximum of each 2x2 window of a (B, C, S, S) map, with ties, and set all other cells to zero."""
     if x.shape[-1] % 2:
         raise InputError(f"keep_maxima: expected maps of even size, got {x.shape[-1]}x{x.shape[-1]}")
     return torch.where(x == upsample(pool(x), x.shape[-1]), x, 0.0)
 
 
 def tiled_kernel(weight: Tensor) -> Tensor:
-    """Return the kernel of the transposed convolution that equals `weight` applied to a map tiled by two.
+    """Return the kernel of the transposed convolution that equals tiling a map by two and convolving it with `weight`.
 
-    Tiling by two is a stride-2 transposed convolution with 2x2 ones. Followed by a convolution it is one transposed
-    convolution, whose kernel is the flipped `weight` convolved with those ones.
+    Tiling by two is a stride-2 transposed convolution with a 2x2 kernel of ones. The two operations merge into one
+    transposed convolution, whose kernel is the flipped `weight` convolved with those ones.
 
     Args:
         weight: (out, in, k, k) weights of a convolution.
@@ -116,7 +116,7 @@ def conv_over_concat(conv: nn.Conv2d, fine: Tensor, coarse: Tensor, mode: str = 
     products per cell instead of 9 (9 instead of 25 for 5x5).
 
     Args:
-        conv: Convolution over Cf + Cc maps.
+        conv: Convolution with Cf + Cc input channels.
         fine: (B, Cf, S, S) trunk map.
         coarse: (B, Cc, s, s) output of the coarser branch.
         mode: Upsampling, as in `upsample`.

@@ -1,7 +1,7 @@
 """SumNet (Eq. 1) and Recombinator Networks (Eq. 3), built from one definition of trunk and branches.
 
-A network is data: a tuple of `Level`s, finest first. Every network maps (B, channels, S, S) images with values 0 to 255
-to (B, K, S, S) pre-softmax scores, the paper's score maps.
+A network is described by a tuple of `Level`s, finest first. Every network maps (B, channels, S, S) images with values 0
+to 255 to (B, K, S, S) pre-softmax scores, the paper's score maps.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ class Level:
     """One resolution of a network.
 
     Attributes:
-        trunk: Maps of the trunk convolution.
-        branch: (maps, kernel) of each branch convolution. The last convolution of the finest branch has K maps instead
-            and no ReLU.
+        trunk: Output channels of the trunk convolution.
+        branch: (output channels, kernel side) of each branch convolution. A convolution that gives the score maps has K
+            channels instead and no ReLU: the last one of every branch in SumNet, of the finest branch in RCN.
         trunk_kernel: Kernel side of the trunk convolution.
     """
 
@@ -45,7 +45,7 @@ class Level:
     trunk_kernel: int = 3
 
     def scaled(self, factor: float) -> Level:
-        """Return the level with all map counts multiplied by `factor`, at least 1."""
+        """Return the level with all channel counts multiplied by `factor`, at least 1."""
 
         def scale(maps: int) -> int:
             return max(1, round(maps * factor))
@@ -209,7 +209,7 @@ class ScoreMapNet(KeypointNet):
             yield i, cast(list[Conv], list(cast(nn.ModuleList, self.branch[str(i)])))
 
     def adapt(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Repeat the first and the last layer of a network with `fold=1`, so that this one starts close to it."""
+        """Expand the first and last layer of weights with `fold=1` to this network's fold, as a close start."""
         own, repeated, f = self.state_dict(), dict(tensors), self.fold**2
         for name, value in tensors.items():
             shape = own[name].shape if name in own else value.shape
@@ -235,7 +235,7 @@ class ScoreMapNet(KeypointNet):
         trunk = cast(list[Conv], list(self.trunk))
         for conv, reader in pairwise(trunk):
             readers[conv].append((reader, 0))
-        passed: list[Conv] = []  # whose maps the next finer branch receives, in the order of its channels
+        passed: list[Conv] = []  # their maps enter the next finer branch, in the order of its input channels
         for level, convs in reversed(list(self.branches())):
             start = 0
             for source in (trunk[level], *passed):
@@ -332,17 +332,17 @@ class SumNet(ScoreMapNet):
 class RCN(ScoreMapNet):
     """M^(r) = branch(concat(T^(r), up(M^(r-1)))), P(Y_k | x) = softmax(M_k^(R)), Eq. 3.
 
-    Where a branch is masked out, the coarser output is enlarged by the combined factor. Where the finest branch is
-    masked out, the finest included one ends in K maps.
+    Where a branch is masked out, the coarser output is upsampled by the combined factor. Where the finest branch is
+    masked out, the finest included one gives the K score maps.
 
-    `upsampling="learned"` and `keep_maxima` make the variant of the authors' released 300-W weights, which the paper
-    does not describe.
+    `upsampling="learned"` and `keep_maxima` reproduce the network of the authors' released 300-W weights, which the
+    paper does not describe.
 
     Args:
         levels: Resolutions, finest first.
         keypoints: K.
-        skip: Skip connections (section 3.2): a branch passes on the concatenation of its own output and of everything
-            that it received, newest first, so that the finest branch sees every coarser one.
+        skip: Skip connections (section 3.2): a branch passes on its own output, concatenated with everything that
+            it received (newest first). So the finest branch sees the output of every coarser one.
         keep_maxima: In the concatenation, trunk maps keep only the maximum of each 2x2 window and are zero elsewhere.
         **shared: Options of `ScoreMapNet`.
     """
@@ -352,7 +352,7 @@ class RCN(ScoreMapNet):
     ) -> None:
         super().__init__(levels, keypoints, **shared)
         self.skip, self.keep_maxima = skip, keep_maxima
-        self.up = nn.ModuleDict()  # learned upsampling by the level that is enlarged
+        self.up = nn.ModuleDict()  # learned upsampling, by the level that is upsampled
         if self.upsampling == "learned":
             for fine, coarse in pairwise(self.included):
                 if self.sizes[fine] != 2 * self.sizes[coarse] or self.included[0] != 0 or skip:
@@ -361,7 +361,7 @@ class RCN(ScoreMapNet):
                         f"one, up to {self.sizes[0]}x{self.sizes[0]}; use five branches or upsampling='tile'"
                     )
                 self.up[str(coarse)] = LearnedUpsampling()
-        received = 0  # maps from coarser branches
+        received = 0  # channels from coarser branches
         for i in reversed(self.included):
             spec = list(levels[i].branch)
             if self.ends_in_scores(i):

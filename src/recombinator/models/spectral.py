@@ -1,4 +1,4 @@
-"""Convolution with large kernels, computed exactly as products of spectra."""
+"""Convolution with large kernels, computed exactly in the frequency domain."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from recombinator.transforms.samples import BLANK
 
 
 def _waves(positions: Tensor, n: int, frequencies: int, dtype: torch.dtype) -> Tensor:
-    """Return the first rows of a discrete Fourier transform of length n at (P,) integer positions.
+    """Return the first rows of the matrix of a discrete Fourier transform of length n, at (P,) integer positions.
 
     Returns:
         (frequencies, P) complex values exp(-2 pi i f p / n).
@@ -25,7 +25,7 @@ def _waves(positions: Tensor, n: int, frequencies: int, dtype: torch.dtype) -> T
 def spectrum(maps: Tensor, positions: Tensor, n: int) -> Tensor:
     """Compute the two-dimensional spectra of M real maps.
 
-    These are two matrix products, which on a CPU are faster than an FFT of a few dozen cells.
+    They are computed by two matrix products. For maps of a few dozen cells this is faster on a CPU than an FFT.
 
     Args:
         maps: (X, Y, M) maps with X = Y.
@@ -56,7 +56,7 @@ def from_spectrum(values: Tensor, n: int, size: int) -> Tensor:
     positions, dtype = torch.arange(size, device=values.device), values.real.dtype
     across, down = (_waves(positions, n, f, dtype).T / n for f in (half, n))
     columns = torch.view_as_real(down.conj().resolve_conj() @ values)  # (half, Y, M, 2)
-    twice = torch.full((half,), 2.0, dtype=dtype, device=values.device)  # frequencies that stand for their negatives
+    twice = torch.full((half,), 2.0, dtype=dtype, device=values.device)  # each also counts for its negative
     twice[0] = 1
     if n % 2 == 0:
         twice[-1] = 1
@@ -66,14 +66,14 @@ def from_spectrum(values: Tensor, n: int, size: int) -> Tensor:
 
 
 class SpectralConv(nn.Module):
-    """Convolution with a large kernel as products of spectra; equals `conv2d` with padding k // 2.
+    """Convolution with a large kernel in the frequency domain; equals `conv2d` with padding k // 2.
 
-    Maps are (X, Y, channels, B), the layout in which neither transform nor product copies memory. In evaluation mode
+    Maps are (X, Y, channels, B): in this layout neither the transforms nor the product copy memory. In evaluation mode
     the spectra of the kernels are cached.
 
     Args:
-        inputs: Input maps.
-        outputs: Output maps.
+        inputs: Input channels.
+        outputs: Output channels.
         kernel: Kernel side in cells, odd.
         size: Map side in cells, S.
     """
@@ -82,7 +82,7 @@ class SpectralConv(nn.Module):
         super().__init__()
         conv = Conv(inputs, outputs, kernel)  # initial values
         self.weight, self.bias, self.size = conv.weight, conv.bias, size
-        self.n = size + kernel // 2  # the shortest period at which no kernel wraps around the border
+        self.n = size + kernel // 2  # the shortest period without wrap-around at the border
         self._cache: tuple[tuple[int, int], Tensor] | None = None  # version of the weights, their spectra
 
     def train(self, mode: bool = True) -> SpectralConv:
@@ -116,9 +116,9 @@ class SpectralConv(nn.Module):
         return out if self.bias is None else out + self.bias[:, None]
 
     def from_cells(self, cells: Tensor) -> Tensor:
-        """Convolve one-hot maps, given by the cells of their ones.
+        """Convolve one-hot maps, each given by the cell of its one.
 
-        In evaluation mode on a CPU the kernels are copied to their cells, which needs no transform.
+        In evaluation mode on a CPU, each kernel is added to the output at its cell, without a transform.
 
         Args:
             cells: (B, C, 2) cells x, y; BLANK for a map of zeros.
