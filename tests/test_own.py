@@ -106,7 +106,7 @@ def test_bad_faces_are_named_and_left_out(arrows, tmp_path, caplog):
     (arrows / "points.csv").write_text("\n".join(cut))
     kind = {"images": arrows / "pictures", "normalizer": "left_tip,right_tip"}
     prepare_points(arrows / "points.csv", tmp_path / "n", **kind)
-    assert any("left_tip is missing, which its errors are normalized by" in t for t in caplog.messages)
+    assert any("left_tip is missing, but errors are normalized by it" in t for t in caplog.messages)
     with pytest.raises(InputError):
         prepare_points(arrows / "points.csv", tmp_path / "s", images=arrows / "pictures", strict=True)
     lines = [f"{i}.png,10,40,20,20" for i in range(9)]  # two points at one height: a box without area

@@ -174,13 +174,13 @@ def _encode(records: list[dict[str, Any]], kind: str) -> bytes:
 
 
 class PartPredictor:
-    """An actor: one engine, which predicts part after part.
+    """A Ray actor: one engine, which predicts one part after another.
 
     Args:
         settings: Fields of `Settings`.
         out: Folder or URL for the results.
         kind: "jsonl" or "parquet".
-        base: Folder from which relative paths start.
+        base: Folder that relative paths refer to.
     """
 
     def __init__(self, settings: dict[str, Any], out: str, kind: str, base: str) -> None:
@@ -197,7 +197,7 @@ class PartPredictor:
         )  # fmt: skip
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Predict a part, write its file of failures if there are any, then its results. Return their numbers."""
+        """Predict a part, write its failures (if any), then its results, and return the counts."""
         part, began = json.loads(row["part"]), time.process_time()
         records, failures = [], []
         for name, data in _photographs(part):
@@ -236,10 +236,10 @@ def predict_with_ray(
     resume: bool = False, overwrite: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Predict photographs with Ray, and write results by parts.
+    """Predict photographs with Ray, and write the results in parts.
 
-    OUT gets part-NNNNN.jsonl or .parquet, one record per photograph as in points.jsonl, failed-NNNNN.jsonl for
-    photographs that could not be used, and parts.json with what was asked for.
+    `out` gets three kinds of files. part-NNNNN.jsonl or .parquet has one record per photograph, as in points.jsonl.
+    failed-NNNNN.jsonl lists photographs that could not be used. parts.json has the settings of the run.
 
     Args:
         inputs: Files, folders, patterns and URLs of photographs, or of Parquet files with a column "image" of encoded
@@ -248,16 +248,16 @@ def predict_with_ray(
         settings: How to predict.
         address: As in `start_ray`.
         kind: "jsonl" or "parquet".
-        resume: Leave out the parts that an earlier run finished.
+        resume: Skip the parts that an earlier run finished.
         overwrite: Replace the results of an earlier run.
-        progress: Called with the numbers of photographs done and in all.
+        progress: Called with the number of photographs done and the total.
 
     Returns:
-        Numbers of photographs, faces and failures of this run, and of photographs done before (`skipped`); CPU time of
-        the actors in seconds.
+        `photographs`, `faces` and `failed`: counts of this run. `skipped`: photographs of parts finished before.
+        `cpu_seconds`: CPU time of the actors.
 
     Raises:
-        InputError: The inputs cannot be used, or OUT holds results that must not be replaced.
+        InputError: The inputs cannot be used, or `out` holds results that may be neither continued nor replaced.
     """
     check_choice("format", kind, WRITERS)
     out = out.rstrip("/")
@@ -277,7 +277,7 @@ def predict_with_ray(
     own = not ray.is_initialized()
     if own:
         start_ray(address)
-    logging.getLogger("ray.data").setLevel(logging.ERROR)  # it reports each run by several lines
+    logging.getLogger("ray.data").setLevel(logging.ERROR)  # it logs several lines per run
     try:
         data.DataContext.get_current().enable_progress_bars = False
         write_file(f"{out}/{MANIFEST}", (json.dumps(asked, indent=2) + "\n").encode())
@@ -304,29 +304,29 @@ def start_ray(address: str) -> None:
     """Start Ray, or connect to it.
 
     Args:
-        address: "local" starts Ray on this machine; "auto" (the cluster of this machine) and HOST:PORT connect to a
-            running one.
+        address: "local" starts Ray on this machine. "auto" connects to the cluster running on this machine, HOST:PORT
+            to another running one.
 
     Raises:
         InputError: There is no cluster at the address.
     """
     ray = import_optional("ray", "predict --ray")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # Ray warns of what Ray Data does on purpose
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # Ray warns about things that Ray Data does on purpose
     try:
-        if ":" in address:  # Ray itself tries for minutes
+        if ":" in address:  # Ray itself would retry for minutes
             host, _, port = address.rpartition(":")
             socket.create_connection((host, int(port)), 10).close()
         ray.init(address=address, log_to_driver=False, logging_level="error")
     except (OSError, RuntimeError, ValueError, OverflowError) as error:
-        # Ray uses the token of a cluster that "auto" found, but not that of one at a given address
+        # Ray uses the token of a cluster found by "auto", but not of one at a given address
         token = ":" in address and "Failed to connect" in str(error) and "RAY_AUTH_MODE" not in os.environ
         remedy = "; if the cluster is protected by a token, set RAY_AUTH_MODE=token" if token else ""
         raise InputError(f"--ray {address}: {error}{remedy}") from None
 
 
 def _check_results(out: str, asked: dict[str, Any], resume: bool, overwrite: bool) -> set[str]:
-    """Return the finished parts in `out` that may be kept, after removing those that may not."""
+    """Return the names of the files in `out` that may be kept, after removing those to replace."""
     if resume and overwrite:
         raise InputError("--resume keeps earlier results and --overwrite replaces them; give one of them")
     present = set(list_files(out))
@@ -346,6 +346,6 @@ def _check_results(out: str, asked: dict[str, Any], resume: bool, overwrite: boo
     changed = [key for key, value in asked.items() if before.get(key) != value and key != "threads"]
     if changed:
         raise InputError(
-            f"{out}: cannot be resumed, it was written with other {', '.join(changed)}; give another --out"
+            f"{out}: cannot be resumed, because it was written with other {', '.join(changed)}; give another --out"
         )
     return present

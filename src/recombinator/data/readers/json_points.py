@@ -1,4 +1,4 @@
-"""Points in JSON and JSON lines: lists of objects, the reports of `predict`, COCO keypoints."""
+"""Points in JSON and JSON lines: lists of objects, the output of `predict`, COCO keypoints."""
 
 from __future__ import annotations
 
@@ -27,17 +27,16 @@ from recombinator.utils.text import plural
 
 logger = logging.getLogger(__name__)
 
-_COCO_ORIGIN = -0.5  # COCO has a pixel's center at its integer
+_COCO_ORIGIN = -0.5  # COCO has pixel centers at integers
 
 
 def read_json(source: Source) -> list[Entry]:
     """Read a JSON file of points.
 
     Args:
-        source: A file with a list of objects, each with a file name and `points` (`[[x, y], ...]`,
-            `[[x, y, visibility], ...]`, `[{"name": ..., "x": ..., "y": ...}, ...]` or
-            `{"NAME": [x, y], ...}`); the report of `predict`; or
-            COCO keypoints, with the names of `categories`.
+        source: A file in one of three forms: a list of objects, each with a file name and `points` (`[[x, y], ...]`,
+            `[[x, y, visibility], ...]`, `[{"name": ..., "x": ..., "y": ...}, ...]` or `{"NAME": [x, y], ...}`); the
+            output of `predict`; or COCO keypoints, named by `categories`.
 
     Returns:
         One entry per object, in the file's order.
@@ -56,9 +55,9 @@ def read_json(source: Source) -> list[Entry]:
 
 
 def read_json_lines(source: Source) -> list[Entry]:
-    """Read a file with one JSON object per line, each as `read_json` has them in a list.
+    """Read a file with one JSON object per line, each like an element of the list that `read_json` reads.
 
-    A line that is not JSON becomes an entry with that problem; blank lines are left out.
+    A line that is not JSON becomes an entry with a `problem`. Blank lines are skipped.
     """
     number = Numbering()
     entries: list[Entry] = []
@@ -74,7 +73,7 @@ def read_json_lines(source: Source) -> list[Entry]:
 
 
 def _field(item: dict[str, Any], kind: str) -> Any:
-    """Return the item's field of that kind, a key of FIELDS; None if it has none."""
+    """Return the item's field of the given kind (a key of FIELDS); None if it has none."""
     by_name = {plain_name(str(k)): v for k, v in item.items()}
     return next((by_name[name] for name in FIELDS[kind] if by_name.get(name) is not None), None)
 
@@ -85,7 +84,7 @@ def _file_of(item: Any) -> str:
 
 
 def _objects(where: str, item: Any, number: Numbering) -> list[Entry]:
-    """Return the entries of one image of a report, one object, or one bare list of points."""
+    """Return the entries of a JSON value: an image in the output of `predict`, one object, or a list of points."""
     objects = item.get("faces", [item]) if isinstance(item, dict) else [{"points": item}]
     if not isinstance(objects, list):
         return [Entry(where, problem="`faces` must be a list")]
@@ -106,13 +105,13 @@ def _entry(
     """Return one object's entry.
 
     Args:
-        where: The start of messages about it.
+        where: Place in the file, the prefix of messages.
         file: Name of the image.
-        object_id: Which of the image's objects it is.
+        object_id: Identifier of the object in the image.
         item: The JSON value.
-        names: Those of a COCO category, for points without names.
-        size: Width and height of the image as COCO's `images` declares them.
-        scheme: The category's lines.
+        names: Keypoint names of the COCO category, for points without names.
+        size: Width and height of the image, as declared in COCO's `images`.
+        scheme: Lines of the COCO category.
     """
     points = _field(item, "points") if isinstance(item, dict) else None
     try:
@@ -136,12 +135,12 @@ def _entry(
 
 
 def _scalars(item: dict[str, Any]) -> dict[str, str]:
-    """Return the texts and numbers among an object's fields."""
+    """Return the fields of an object that are strings or numbers."""
     return {str(k): str(v) for k, v in item.items() if isinstance(v, str | int | float)}
 
 
 def _points(points: list[Any] | dict[str, Any]) -> tuple[dict[str, Point], bool]:
-    """Return the points by name, or by number and True if they have no names."""
+    """Return the points by name or number, and True if they are numbered."""
     if isinstance(points, dict):
         return {str(name): _point(p) for name, p in points.items()}, False
     names = [p.get("name") if isinstance(p, dict) else None for p in points]
@@ -168,7 +167,7 @@ def _point(value: Any) -> Point:
 
 
 def _coco(path: Path, whole: dict[str, Any]) -> list[Entry]:
-    """Return the entries of COCO's `annotations`, leaving out those that have no keypoints at all."""
+    """Return the entries of COCO's `annotations`, without those that have no keypoints."""
     annotations, images = whole["annotations"], _image_names(path, whole.get("images"))
     listed = whole.get("images")
     further = {str(i.get("id")): _scalars(i) for i in (listed if isinstance(listed, list) else [])}
@@ -205,7 +204,7 @@ def _coco(path: Path, whole: dict[str, Any]) -> list[Entry]:
 
 
 def _image_names(path: Path, images: Any) -> dict[str, str]:
-    """Return file names by image id, from COCO's list, or from an object with names or objects by id."""
+    """Return file names by image id, from COCO's list of images or from a dict by id."""
     if isinstance(images, dict):
         images = [{"id": i, **(v if isinstance(v, dict) else {"file_name": v})} for i, v in images.items()]
     if images is None:
@@ -216,7 +215,7 @@ def _image_names(path: Path, images: Any) -> dict[str, str]:
 
 
 def _scheme(categories: Any, category_id: Any, names: list[str] | None) -> Scheme:
-    """Return the lines of a COCO category's `skeleton`, which counts keypoints from 1."""
+    """Return the lines of a COCO category's `skeleton`, whose keypoint numbers start at 1."""
     for category in categories if isinstance(categories, list) and names else []:
         skeleton = category.get("skeleton") if isinstance(category, dict) else None
         if isinstance(skeleton, list) and str(category.get("id")) == str(category_id):

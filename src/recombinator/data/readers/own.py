@@ -1,4 +1,4 @@
-"""Your own keypoints: a file of points and the images it names, of faces or of anything else."""
+"""Your own keypoints: a file of points and the images it names, of faces or other objects."""
 
 from __future__ import annotations
 
@@ -31,10 +31,11 @@ _OTHER |= {right: left for left, right in _OTHER.items()}
 
 
 def mirror_pairs(names: tuple[str, ...]) -> tuple[tuple[int, int], ...]:
-    """Find the keypoints that change places when an image is mirrored, by their names.
+    """Find left-right pairs by name: the keypoints that swap places when an image is mirrored.
 
     Args:
-        names: left_eye and right_eye, L_hand and R_hand, "eye l" and "eye r", earL and earR are pairs.
+        names: Keypoint names. Pairs are, for example, left_eye and right_eye, L_hand and R_hand, "eye l" and "eye r",
+            earL and earR.
 
     Returns:
         Index pairs, the left one first.
@@ -49,15 +50,16 @@ def mirror_pairs(names: tuple[str, ...]) -> tuple[tuple[int, int], ...]:
 
 
 def infer_keypoints(entries: list[Entry], source: Path, normalizer: str | None = None) -> KeypointSet:
-    """Infer the keypoint set of a points file: names where the file has them, else numbers from 1.
+    """Infer the keypoint set of a points file. Keypoints without names are numbered from 1.
 
-    The names of a built-in set, in any order, give that set. Mirror pairs and lines are those that the file gives
-    (YOLO's flip_idx, SLEAP's symmetries and edges, COCO's skeleton); without them, names give the mirror pairs.
+    Names that match a built-in set, in any order, give that set. Otherwise mirror pairs and lines come from the file
+    (YOLO's flip_idx, SLEAP's symmetries and edges, COCO's skeleton). Without mirror pairs in the file, names give them.
 
     Args:
         entries: The file's entries (`recombinator.data.points.read_entries`).
         source: The file, for messages.
-        normalizer: Two names, "a,b", whose distance errors are divided by; without it the points' bounding box is.
+        normalizer: Two keypoint names, "a,b": errors are divided by the distance between them. None: by the square root
+            of the area of the points' bounding box.
 
     Raises:
         InputError: No entry has points, or `normalizer` does not name two of them.
@@ -67,7 +69,7 @@ def infer_keypoints(entries: list[Entry], source: Path, normalizer: str | None =
         why = next((f"{e.where}: {e.problem}" for e in entries if e.problem), "")
         if why:
             raise InputError(why)
-        raise InputError(f"{source}: no object with points (`recombinator prepare points --help` lists the forms)")
+        raise InputError(f"{source}: no object with points (`recombinator prepare points --help` lists the formats)")
     known = next((s for s in KEYPOINT_SETS.values() if sorted(s.names) == sorted(names)), None)
     if known:
         return known
@@ -95,7 +97,7 @@ def _number(text: str, what: str) -> float:
 
 
 def _column(face: PointSet, name: str) -> str:
-    """Return an object's text in a column; "folder" is that of its image, where no column has this name."""
+    """Return an object's value in a column. "folder" is the folder of its image, unless a column has that name."""
     columns = face.entry.columns
     if name not in columns and name == "folder":
         return PurePosixPath(face.file).parent.as_posix()
@@ -120,39 +122,39 @@ def prepare_points(
 ) -> dict[str, int]:  # fmt: skip
     """Write OUT/{train,valid,test}.parquet from a file of points and the images it names.
 
-    Eight, one and one tenth of the images go to each split, unless a column or a second file says which. The crop is
-    the points' bounding box enlarged, by 300-W's rule. A missing point is masked: nothing is learned from it.
+    Train, valid and test get 80 %, 10 % and 10 % of the images, unless a column or a second file decides. The crop is
+    the enlarged bounding box of the points, by 300-W's rule. Missing points are masked, so they do not enter the loss.
 
     Args:
         source: The points: a file or folder in one of `recombinator.data.formats.FORMATS`.
         out: Folder for the tables.
         images: Folder of the images; without it, the folder of `source`.
-        normalizer: Two keypoints, "a,b", whose distance errors are divided by; without it the points' bounding box is.
+        normalizer: As in `infer_keypoints`.
         size: Side of the stored crops in pixels.
         gray: Store gray crops.
         quality: JPEG quality; 0 stores PNG, without loss.
-        strict: Raise the first error instead of leaving an object out.
-        missing: Coordinates that stand for a missing point: "auto" (0,0 and -1,-1 where two or more points have them),
-            a pair such as "0,0", or "none".
-        points_format: A key of `recombinator.data.formats.FORMATS`; None: it is found out from the content.
-        y_up: y counts from the image's bottom edge upward; None: the format decides.
-        test: Points of further images, the test table. Images that are in both files are used for testing only.
-        split_column: Column that says for each image whether it is for train, valid (val) or test. A split that it does
-            not name is drawn from the training images.
-        group: Column whose value says what belongs together, such as a person or a video: all its images go to one
-            split. "folder" is the folder of the image.
-        mm_per_pixel: Size of a pixel of the images in millimeters, or the column that has it; None: the scale of a .tps
-            file. It goes into the tables.
-        allow_outside: Images outside the folder of the points file and `images` are allowed.
-        whole: Store whole images, for a finder, in place of crops: one row per object.
-        backgrounds: Folder of images without objects, which become rows without points; with `whole`.
-        progress: Called with the numbers of objects done and in all.
+        strict: Raise the first error instead of dropping the object.
+        missing: Coordinates that mean a missing point: "auto" (0,0 and -1,-1 where two or more points have them), a
+            pair such as "0,0", or "none".
+        points_format: A key of `recombinator.data.formats.FORMATS`; None: detected from the content.
+        y_up: Whether y is measured upward from the image's bottom edge; None: the format decides.
+        test: Another file of points, for the test table. Images in both files are used for testing only.
+        split_column: Column with each image's split: train, valid (or val) or test. A split that it does not name is
+            drawn from the training images.
+        group: Column that groups images, for example by person or video. The images of a group go to one split.
+            "folder" groups by the folder of the image.
+        mm_per_pixel: Size of an image pixel in millimeters, or the column that has it; None: the scale of a .tps file.
+            It is stored in the tables.
+        allow_outside: Allow images outside the folder of the points file and `images`.
+        whole: Store whole images instead of crops, for a finder: one row per object.
+        backgrounds: Folder of images without objects, stored as rows without points; needs `whole`.
+        progress: Called with the number of objects done and the total.
 
     Returns:
         Rows written per split, and "dropped".
 
     Raises:
-        InputError: The file cannot be read, too little of it can be used, or it names an image outside.
+        InputError: The file cannot be read, has too few usable objects, or names an image outside the allowed folders.
     """
     if isinstance(mm_per_pixel, int | float) and not 0 < mm_per_pixel < float("inf"):
         raise InputError(f"--mm-per-pixel must be above 0, got {mm_per_pixel:g}")
@@ -182,7 +184,7 @@ def prepare_points(
     def add(face: PointSet, split: str, key: str) -> None:
         scale = _mm_per_pixel(face, mm_per_pixel)
         if named.setdefault(key, split) != split:
-            raise InputError(f"its image is in the split {named[key]} already")
+            raise InputError(f"its image is already in the split {named[key]}")
         if group is not None:
             groups.setdefault(key, set()).add(_column(face, group))
         photographs.setdefault(key, []).append(face)
@@ -198,7 +200,7 @@ def prepare_points(
 
     found = point_sets(entries, keypoints, refuse)
     if {face.file for face in found} == {""}:
-        raise InputError(f"{source}: nothing in it names the images; expected a column or field `file`")
+        raise InputError(f"{source}: no image names; expected a column or field `file`")
     if test is not None:
         more = read_entries(test, missing, **options)
         tested = point_sets(more, keypoints, refuse)
@@ -206,7 +208,7 @@ def prepare_points(
         both = {face.file for face in found if face.entry.path in paths}
         if both:
             shared = plural(len(both), "image")
-            logger.warning("%s: %s used for testing only, also in %s", source, shared, test)
+            logger.warning("%s: %s also in %s, used for testing only", source, shared, test)
         found = [face for face in found if face.file not in both]
         add_all(tested, "test")
     add_all(found, None)
@@ -232,8 +234,8 @@ def prepare_points(
             if known.sum() < 2:
                 raise InputError(f"expected 2 or more known points, got {known.sum()}")
             lacking = [keypoints.names[i] for group in keypoints.normalizer for i in group if not known[i]]
-            if lacking and not whole:  # a finder has no errors to normalize, and must know every object of an image
-                raise InputError(f"{lacking[0]} is missing, which its errors are normalized by")
+            if lacking and not whole:  # a finder's errors are not normalized, and it must see every object of an image
+                raise InputError(f"{lacking[0]} is missing, but errors are normalized by it")
             points = np.where(known[:, None], face.points, face.points[known].mean(axis=0))
             if keypoints.scale(points) < 1 and not whole:
                 raise InputError("its normalizer is below one pixel; choose two points with --normalizer a,b")

@@ -1,4 +1,4 @@
-"""Files of one object's points, .pts, as 300-W and IBUG's tools write them."""
+""".pts files: the points of one object per file, as in 300-W and as written by iBUG's tools."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from recombinator.utils.files import read_file
 
 
 def pts_origin(keypoints: int) -> float:
-    """Return a .pts file's coordinate minus the package's, in pixels.
+    """Return the offset of .pts coordinates: a file's coordinate minus this package's, in pixels.
 
-    The files count the first pixel as 1 (Menpo's `PTSImporter` subtracts 1 and then has a pixel's center at its
-    integer). 300-W's 68 points are half a pixel further (`recombinator.data.crops.CropRule`, docs/log.md).
+    The center of the first pixel is 1 in the files (Menpo's `PTSImporter` subtracts 1, with pixel centers at integers).
+    300-W's 68 points are offset by another half pixel (`recombinator.data.crops.CropRule`, docs/log.md).
     """
     return RULES["300w"].origin if keypoints == len(FACE_68) else FILE_ORIGIN
 
@@ -45,10 +45,10 @@ def read_pts(path: Path) -> np.ndarray:
         path: One point per line, x and y.
 
     Returns:
-        (68, 2) x, y in pixels; a pixel's center lies at its integer + 0.5.
+        (68, 2) x, y in pixels; the center of a pixel is at its integer + 0.5.
 
     Raises:
-        InputError: Naming file and line, for another number of points, or eyes less than a pixel apart.
+        InputError: A line is malformed, the number of points is not 68, or the eyes are less than a pixel apart.
     """
     points = _read_numbers(path) - pts_origin(len(FACE_68))
     if len(points) != len(FACE_68):
@@ -61,7 +61,7 @@ def read_pts(path: Path) -> np.ndarray:
 
 
 def matches_pts(source: Source) -> bool:
-    """Return whether the source is a .pts file, or a folder that has some."""
+    """Return whether the source is a .pts file, or a folder that contains any."""
     if source.path.is_dir():
         return next(source.path.rglob("*.pts"), None) is not None
     return source.suffix == ".pts"
@@ -77,7 +77,7 @@ def read_pts_entries(source: Source) -> list[Entry]:
         One entry per file.
 
     Raises:
-        InputError: The only file cannot be read.
+        InputError: `source` is a single file and cannot be read.
     """
     if not source.path.is_dir():
         return [_entry(source.path, source.path.name)]
@@ -101,6 +101,6 @@ def _entry(path: Path, file: str) -> Entry:
 
 
 def _image_of(path: Path) -> Path:
-    """Return the image of a .pts file: of the same name, or of that without _NUMBER at its end."""
+    """Return the image of a .pts file: the one with its name, or with its name without a final _NUMBER."""
     own, shared = (image_of_stem(path.with_name(stem)) for stem in (path.stem, re.sub(r"_\d+$", "", path.stem)))
     return own if own.is_file() or not shared.is_file() else shared

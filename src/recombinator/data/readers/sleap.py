@@ -1,4 +1,4 @@
-"""SLEAP: .slp files and its analysis files (.h5), through the package sleap-io."""
+"""SLEAP: .slp files and analysis files (.h5), read with the package sleap-io."""
 
 from __future__ import annotations
 
@@ -22,18 +22,17 @@ ORIGIN = -0.5
 
 
 def matches(source: Source) -> bool:
-    """Return whether the source is SLEAP's."""
+    """Return whether the source is a SLEAP file."""
     return source.suffix == ".slp" or source.path.name.lower().endswith(".analysis.h5")
 
 
 def read(source: Source) -> list[Entry]:
     """Read the instances of a SLEAP file.
 
-    Where a frame has instances placed by hand, those predicted by SLEAP are left out. The frames of a video are read
-    from it when they are needed.
+    In frames with labeled instances, those predicted by SLEAP are left out. Video frames are decoded when needed.
 
     Returns:
-        One entry per instance. The columns `video` and `track` can be groups for the split.
+        One entry per instance. The columns `video` and `track` can group the images for the split.
 
     Raises:
         InputError: sleap-io is not installed, or cannot read the file.
@@ -51,7 +50,7 @@ def read(source: Source) -> list[Entry]:
         for number, instance in enumerate(instances, 1):
             entries.append(_entry(source, frame, instance, number, lock))
     if entries and not any(type(i).__name__ == "Instance" for f in labels.labeled_frames for i in f.instances):
-        logger.warning("%s: has no instances placed by hand; predicted ones are read", source)
+        logger.warning("%s: no labeled instances; predicted ones are used", source)
     if predicted:
         logger.warning("%s: %s left out, in frames with labeled ones", source, plural(predicted, "predicted instance"))
     return entries
@@ -60,7 +59,7 @@ def read(source: Source) -> list[Entry]:
 def _entry(source: Source, frame: Any, instance: Any, number: int, lock: Lock) -> Entry:
     video, index = frame.video, int(frame.frame_idx)
     names = video.filename if isinstance(video.filename, list) else [video.filename]
-    track = as_text(getattr(instance.track, "name", None))  # whatever JSON can hold; so are the names of nodes
+    track = as_text(getattr(instance.track, "name", None))  # may be any JSON value, as may the names of nodes
     skeleton = instance.skeleton
     symmetry: Any = tuple(tuple(sorted((str(n.name) for n in s.nodes), key=_left_first)) for s in skeleton.symmetries)
     lines = tuple((str(edge.source.name), str(edge.destination.name)) for edge in skeleton.edges)

@@ -1,7 +1,7 @@
 """Drawn faces with 5 or 68 known keypoints, so that tests and a first training need no download.
 
-A mesh of 68 points with depth is deformed, rotated in space, projected and painted with OpenCV. Light, noise, blur,
-glasses and occluding rectangles vary. Everything follows from the seed.
+A 3D mesh of 68 points is deformed, rotated, projected and drawn with OpenCV. Light, noise, blur, glasses and occluding
+rectangles vary. The result depends only on the seed.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def _mesh(rng: np.random.Generator) -> np.ndarray:
 
 
 def _project(mesh: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Rotate in space (yaw +-35, pitch +-15, roll +-30 degrees), scale and place on the canvas: (N, 3) -> (N, 2)."""
+    """Rotate in 3D (yaw +-35, pitch +-15, roll +-30 degrees), scale and place on the canvas: (N, 3) -> (N, 2)."""
     yaw, pitch, roll = np.deg2rad(rng.uniform(-1, 1, 3) * [35, 15, 30])
     cos, sin = np.cos, np.sin
     turn_y = np.array([[cos(yaw), 0, sin(yaw)], [0, 1, 0], [-sin(yaw), 0, cos(yaw)]])
@@ -67,10 +67,10 @@ def draw_face(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Draw one face.
 
     Args:
-        rng: The source of everything that varies.
+        rng: Random generator of everything that varies.
 
     Returns:
-        (240, 240, 3) RGB uint8 image, and (68, 2) x, y in its pixels; a pixel's center lies at its integer + 0.5.
+        (240, 240, 3) RGB uint8 image, and (68, 2) x, y in its pixels; the center of a pixel is at its integer + 0.5.
     """
     import cv2
 
@@ -84,7 +84,7 @@ def draw_face(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     image[:] = cv2.resize(rng.uniform(20, 235, (5, 5, 3)).astype(np.float32), (CANVAS, CANVAS), interpolation=3)
     skin = rng.uniform(90, 225) * np.array([1.0, 0.82, 0.7])
 
-    def shape(p: np.ndarray) -> np.ndarray:  # OpenCV counts a pixel's center at its integer, in 1/16 pixel
+    def shape(p: np.ndarray) -> np.ndarray:  # OpenCV has pixel centers at integers; the unit is 1/16 pixel
         return np.round((p - 0.5) * 16).astype(np.int32)
 
     def fill(p: np.ndarray, color: np.ndarray) -> None:
@@ -130,7 +130,7 @@ def five_of(points: np.ndarray) -> np.ndarray:
 
 
 def synthetic_row(index: int, seed: int, keypoints: int, size: int, gray: bool, quality: int) -> Row:
-    """Draw face number `index` of the set that `seed` gives: the same image for 5 and for 68 keypoints."""
+    """Draw face number `index` for a seed. The image is the same for 5 and for 68 keypoints."""
     image, points = draw_face(np.random.default_rng([seed, index]))
     points = five_of(points) if keypoints == 5 else points
     rule = RULES[_SETS[keypoints][1]]
@@ -141,7 +141,7 @@ def prepare_synthetic(
     out: Path, *, faces: int = 1000, keypoints: int = 5, seed: int = 0, size: int = GRID, gray: bool = True,
     quality: int = 95, progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, int]:  # fmt: skip
-    """Write OUT/{train,valid,test}.parquet of drawn faces: eight, one and one tenth of them.
+    """Write OUT/{train,valid,test}.parquet with 80 %, 10 % and 10 % of the drawn faces.
 
     Args:
         out: Folder for the tables.
@@ -151,13 +151,13 @@ def prepare_synthetic(
         size: Side of the stored crops in pixels.
         gray: Store gray crops.
         quality: JPEG quality; 0 stores PNG, without loss.
-        progress: Called with the numbers of faces done and in all.
+        progress: Called with the number of faces done and the total.
 
     Returns:
         Rows written per split.
 
     Raises:
-        InputError: Another number of keypoints, or too few faces.
+        InputError: `keypoints` is not 5 or 68, or `faces` is below 10.
     """
     if keypoints not in _SETS:
         raise InputError(f"expected 5 or 68 keypoints, got {keypoints}")

@@ -1,4 +1,4 @@
-"""tpsDig: .tps files of landmarks. y counts from the image's bottom; SCALE is the size of a pixel."""
+"""tpsDig: .tps files of landmarks. y is measured from the image's bottom; SCALE is the size of a pixel."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from recombinator.utils.errors import InputError
 
 logger = logging.getLogger(__name__)
 
-# tpsDig counts from the image's lower left corner. Readers of its files subtract y from the height: ml-morph's
-# `utils.add_part_element` and StereoMorph have height - y, which makes both coordinates distances from an edge.
+# The origin of tpsDig is the image's lower left corner. Readers of its files (ml-morph's `utils.add_part_element`,
+# StereoMorph) compute height - y, so both coordinates are distances from an edge, not from a pixel's center.
 ORIGIN = 0.0
 _MM = {"mm": 1.0, "cm": 10.0, "um": 0.001, "µm": 0.001, "m": 1000.0, "in": 25.4}
 _KEYS = r"\s*([A-Za-z][A-Za-z0-9_]*)\s*=(.*)"
@@ -21,9 +21,8 @@ _KEYS = r"\s*([A-Za-z][A-Za-z0-9_]*)\s*=(.*)"
 def read(source: Source) -> list[Entry]:
     """Read a .tps file.
 
-    Landmarks have numbers from 1. Outlines (CURVES, OUTLINES) are left out. A negative coordinate of both axes is
-    tpsDig's mark of a missing landmark. SCALE is taken as millimeters per pixel, with a warning, unless SCALEUNIT or
-    UNITS says otherwise.
+    Landmarks are numbered from 1. Outlines (CURVES, OUTLINES) are left out. A landmark with x and y below zero is
+    missing, by tpsDig's convention. SCALE without SCALEUNIT or UNITS is read as millimeters per pixel, with a warning.
 
     Args:
         source: The file.

@@ -29,8 +29,8 @@ from recombinator.utils.text import plural
 
 logger = logging.getLogger(__name__)
 
-# VIA rounds the position on a canvas to whole pixels (via.js, `Math.round(x * canvas_scale)`) and draws a circle around
-# it on that canvas, where 0 is the image's edge.
+# VIA rounds positions to whole pixels of its canvas (via.js, `Math.round(x * canvas_scale)`) and draws circles around
+# them there. 0 is the edge of the image.
 ORIGIN = 0.0
 _NAMES = (*FIELDS["keypoint"], "name", "label", "type", "part")  # region attributes that name a keypoint
 _CSV = {"filename", "region_shape_attributes", "region_attributes"}
@@ -48,7 +48,7 @@ class _Image(msgspec.Struct):
 
 
 def _images(value: Any) -> dict[str, Any] | None:
-    """Return the images of a project or an export, None if the value is neither."""
+    """Return the images of a project or an export; None if the value is neither."""
     value = value.get("_via_img_metadata", value) if isinstance(value, dict) else None
     if isinstance(value, dict) and value and all(isinstance(v, dict) and "regions" in v for v in value.values()):
         return value
@@ -56,7 +56,7 @@ def _images(value: Any) -> dict[str, Any] | None:
 
 
 def matches(source: Source) -> bool:
-    """Return whether the source is VIA's."""
+    """Return whether the source is a VIA file."""
     if source.suffix == ".json":
         return _images(source.json) is not None
     try:
@@ -68,14 +68,14 @@ def matches(source: Source) -> bool:
 def read(source: Source) -> list[Entry]:
     """Read VIA's point regions.
 
-    A keypoint's name is the region attribute called name, label or keypoint, or the only one. An attribute called
-    object or id tells an image's objects apart. Points without a name are numbered in their order.
+    A keypoint's name is the region attribute called name, label or keypoint, or else the only attribute. An attribute
+    called object or id separates the objects of an image. Points without names are numbered in the file's order.
 
     Returns:
         One entry per object.
 
     Raises:
-        InputError: The file is not VIA's.
+        InputError: The file is not from VIA.
     """
     entries: list[Entry] = []
     skipped = 0
@@ -86,7 +86,7 @@ def read(source: Source) -> list[Entry]:
         for number, (name, members) in enumerate(group_by(points, lambda r: _attribute(r[1], "object")).items(), 1):
             entries.append(_entry(replace(base, object_id=name or str(number)), members))
     if skipped:
-        logger.warning("%s: %s left out, not a point", source, plural(skipped, "region"))
+        logger.warning("%s: %s left out, because only points are read", source, plural(skipped, "region"))
     return entries
 
 
@@ -98,7 +98,7 @@ def _regions(source: Source) -> Iterator[tuple[str, str, dict[str, str], list[Re
     if source.suffix == ".json":
         images = _images(source.json)
         if images is None:
-            raise InputError(f"{source}: not a project or export of VIA")
+            raise InputError(f"{source}: not a VIA project or export")
         for image in decode(dict[str, _Image], images, str(source)).values():
             listed = list(image.regions.values()) if isinstance(image.regions, dict) else image.regions or []
             other = {k: as_text(v) for k, v in (image.file_attributes or {}).items()}
@@ -115,7 +115,7 @@ def _regions(source: Source) -> Iterator[tuple[str, str, dict[str, str], list[Re
                 for c in ("region_shape_attributes", "region_attributes", "file_attributes")
             )
         except InputError as error:
-            logger.warning("%s: a region is left out, its attributes cannot be read (%s)", where, error)
+            logger.warning("%s: a region is left out, because its attributes cannot be read (%s)", where, error)
             continue
         kept = rows.setdefault(file, (where, {k: as_text(v) for k, v in other.items()}, []))
         if shape:
@@ -125,7 +125,7 @@ def _regions(source: Source) -> Iterator[tuple[str, str, dict[str, str], list[Re
 
 
 def _attribute(attributes: dict[str, Any], kind: str) -> str:
-    """Return the attribute that names a keypoint or an object; empty if there is none."""
+    """Return the value of the attribute that names a keypoint or an object; empty if there is none."""
     by_name = {plain_name(str(k)): v for k, v in attributes.items() if v not in ("", None, {})}
     value = next((by_name[n] for n in (_NAMES if kind == "keypoint" else FIELDS["object"]) if n in by_name), None)
     if value is None and kind == "keypoint" and len(by_name) == 1:

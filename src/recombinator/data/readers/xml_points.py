@@ -1,4 +1,4 @@
-"""XML files of points: CVAT's "for images" and "for video", and dlib's imglab."""
+"""XML files of points: CVAT ("for images" and "for video") and dlib's imglab."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from recombinator.utils.text import plural
 
 logger = logging.getLogger(__name__)
 
-# CVAT's shapes are in units of the image with 0,0 at its upper left corner; its canvas draws them as SVG over it.
+# CVAT's coordinates are in image pixels with 0,0 at the upper left corner; its canvas draws them as SVG on the image.
 CVAT_ORIGIN = 0.0
-# imglab stores the pixel that was clicked as an integer, and dlib samples images at integers: a pixel's center is there
+# imglab stores the clicked pixel as an integer. dlib has pixel centers at integers
 # (dlib/image_transforms/interpolation.h).
 DLIB_ORIGIN = -0.5
 
@@ -39,19 +39,19 @@ def _is_root(source: Source, tag: str, child: str) -> bool:
 
 
 def matches_cvat(source: Source) -> bool:
-    """Return whether the source is CVAT's XML."""
+    """Return whether the source is an XML file of CVAT."""
     return _is_root(source, "annotations", "image") or _is_root(source, "annotations", "track")
 
 
 def matches_dlib(source: Source) -> bool:
-    """Return whether the source is imglab's XML."""
+    """Return whether the source is an XML file of imglab."""
     return _is_root(source, "dataset", "images")
 
 
 def read_dlib(source: Source) -> list[Entry]:
     """Read imglab's boxes with parts.
 
-    Parts with numbers count from 0 there; here they count from 1. Boxes without parts, and ignored ones, are left out.
+    Numbered parts start at 0 in the file and at 1 here. Ignored boxes and boxes without parts are left out.
 
     Returns:
         One entry per box.
@@ -85,9 +85,9 @@ def read_dlib(source: Source) -> list[Entry]:
 def read_cvat(source: Source) -> list[Entry]:
     """Read CVAT's skeletons and points.
 
-    A skeleton is an object. Points that have one coordinate each are one object, by group; points with several
-    coordinates are an object each, its keypoints numbered. `outside` means not labeled, `occluded` is kept.
-    Frames of videos are called frame_000000.PNG and so on, as CVAT exports them.
+    A skeleton is one object. A points shape with several coordinates is one object with numbered keypoints. Points
+    shapes with a single coordinate form one object per group. `outside` means not labeled; `occluded` is kept. Video
+    frames are called frame_000000.PNG and so on, as CVAT exports them.
 
     Returns:
         One entry per object.
@@ -96,12 +96,12 @@ def read_cvat(source: Source) -> list[Entry]:
     entries = [e for group in _cvat_images(source) for e in _cvat_objects(*group, number)]
     shapes = sum(1 for tag in ("box", "polygon", "polyline", "mask", "ellipse") for _ in source.xml.iter(tag))
     if shapes:
-        logger.warning("%s: %s left out, not a point", source, plural(shapes, "shape"))
+        logger.warning("%s: %s left out, because only points are read", source, plural(shapes, "shape"))
     return entries
 
 
 def _cvat_images(source: Source) -> Iterator[tuple[Entry, list[Element]]]:
-    """Yield an entry without points, and the skeletons and points, of each image or frame."""
+    """Yield an entry without points, with its skeleton and points shapes, for each image or frame."""
     for image in source.xml.findall("image"):
         name = image.get("name", "")
         size = declared_size(image.get("width"), image.get("height"))
@@ -134,7 +134,7 @@ def _cvat_objects(base: Entry, shapes: list[Element], number: Numbering) -> Iter
 
 
 def _split(shape: Element) -> list[Element]:
-    """Return one shape per coordinate of a shape with several, labeled with numbers from 1."""
+    """Split a shape with several coordinates into shapes of one coordinate each, labeled from 1."""
     pairs = enumerate(shape.get("points", "").split(";"), 1)
     return [Element("points", {**shape.attrib, "label": str(i), "points": pair}) for i, pair in pairs]
 
