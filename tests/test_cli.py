@@ -65,8 +65,8 @@ def test_all_commands_are_listed_in_sections():
     assert listed == [
         ["demo", "predict", "track", "fit", "suggest", "check-labels", "train", "evaluate", "export", "web", "models",
          "prepare"],
-        ["compare", "calibrate", "reliability", "join", "average", "mirror", "shift", "convert", "denoise", "bench",
-         "study"],
+        ["compare", "calibrate", "reliability", "join", "average", "mirror", "shift", "smooth", "convert", "denoise",
+         "bench", "study"],
     ]  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 import itertools
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,7 +12,7 @@ from recombinator.models import MODELS, create_model, model_names
 from recombinator.models.layers import Conv, conv_over_concat, upsample
 from recombinator.transforms.samples import BLANK
 from recombinator.utils.errors import InputError
-from recombinator.weights.derive import average, mirrored, shifted
+from recombinator.weights.derive import average, mirrored, shifted, smoothed
 from recombinator.weights.files import Weights, load_weights, save_weights
 
 PARAMETERS = {
@@ -213,6 +214,29 @@ def test_mirror_averages_with_the_mirror_image(tmp_path):
         mirrored(path)
     with pytest.raises(InputError, match="mirror"):
         create_model("rcn-5", mirror=[0, 0, 1, 2, 3])
+
+
+def test_smoothing_is_a_gaussian_over_the_probabilities(tmp_path):
+    net = create_model("rcn-4", size=16).eval()
+    path = tmp_path / "w.safetensors"
+    save_weights(path, Weights(net, FACE_5, "mtfl", [[0.5, 0.5]] * 5, {}))
+    smooth = smoothed(path, 1.5)
+    x = images(2, size=16)
+    probability = net(x).detach().flatten(2).softmax(dim=2).view(2, 5, 16, 16).numpy()
+    at = np.arange(16)
+    distance = np.hypot(at[:, None] - at[None], 0)
+    kernel = np.where(distance <= 5, np.exp(-0.5 * (distance / 1.5) ** 2), 0)  # cut at three sigma, rounded up
+    kernel /= np.exp(-0.5 * (np.arange(-5, 6) / 1.5) ** 2).sum()
+    expected = np.einsum("ij,bkjl,lm->bkim", kernel, probability, kernel)
+    np.testing.assert_allclose(smooth.net(x).detach().exp().numpy(), expected, atol=1e-6)
+    torch.testing.assert_close(smooth.net.train()(x), net(x))  # training sees the scores themselves
+    assert smooth.net.multiply_adds() == net.multiply_adds() and smooth.net.tile == 1
+    save_weights(path, smooth)
+    assert load_weights(path).net.smooth == 1.5
+    with pytest.raises(InputError, match="already"):
+        smoothed(path, 1.0)
+    with pytest.raises(InputError, match="smooth=2.5 must be from 0 to 2 cells"):
+        create_model("rcn-4", size=16, smooth=2.5)
 
 
 def test_shift_averages_over_five_positions(tmp_path):

@@ -34,7 +34,7 @@ _DAILY: tuple[Any, ...] = (
 )  # fmt: skip
 _RESEARCH: tuple[Any, ...] = (
     evaluation.compare, weights.calibrate, weights.reliability, weights.join, weights.average, weights.mirror,
-    weights.shift, weights.convert, weights.denoise, evaluation.bench,
+    weights.shift, weights.smooth, weights.convert, weights.denoise, evaluation.bench,
 )  # fmt: skip
 for _section, _commands in ((DAILY, _DAILY), (RESEARCH, _RESEARCH)):
     for _command in _commands:

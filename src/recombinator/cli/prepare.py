@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from recombinator.cli.options import AllowOutside, Command, Group, Overwrite, Seed, check_outputs
+from recombinator.cli.options import AllowOutside, Command, Data, Group, Overwrite, Seed, check_outputs
 from recombinator.utils.console import progress
 from recombinator.utils.errors import InputError
 from recombinator.utils.files import check_output_folder
@@ -215,6 +215,46 @@ def _millimeters(text: str | None) -> float | str | None:
         return float(text or "")
     except ValueError:
         return text
+
+
+@prepare.command("pseudo-labels", cls=Command)
+def prepare_pseudo_labels(
+    photos: Annotated[
+        list[str], typer.Argument(metavar="PHOTO", help="Files, folders or patterns of photographs without points.")
+    ],
+    data: Data,
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder for the tables.")],
+    weights: Annotated[
+        str, typer.Option(metavar="WEIGHTS", help="Network that predicts the points; fastest as an .onnx file.")
+    ],
+    min_confidence: Annotated[
+        float, typer.Option(min=0, max=1, metavar="P", help="Points with a lower confidence count as unknown.")
+    ] = 0.5,
+    min_size: Annotated[
+        float, typer.Option(min=0, metavar="PIXELS", help="Leave out objects with a smaller crop.")
+    ] = 0,
+    threads: Annotated[int, typer.Option(min=0, metavar="N", help="CPU threads; 0: all cores.")] = 0,
+    overwrite: Overwrite = False,
+) -> None:
+    """Add photographs that a trained network labels to a training table.
+
+    The tables of --data are copied to --out. The objects that the network finds in the photographs become further
+    training rows, with its points in place of annotated ones.
+    """
+    from recombinator.cli.photographs import workers_for
+    from recombinator.fit.pseudo_labels import FILE, add_pseudo_labels
+    from recombinator.predict.batch import find_photographs
+    from recombinator.predict.predictor import load
+
+    check_outputs(out / FILE, out / "train.parquet", overwrite=overwrite)
+    names = find_photographs(photos)
+    workers = workers_for(len(names), weights, None, threads, "cpu")
+    with progress("photographs") as advance:
+        added = add_pseudo_labels(
+            data, names, load(weights, threads=1 if workers > 1 else threads), out, least=min_confidence,
+            smallest=min_size, workers=workers, progress=advance,
+        )  # fmt: skip
+    print(f"{out / FILE}: {plural(added, 'object')}, and the tables of {data}")
 
 
 @prepare.command("synthetic", cls=Command)

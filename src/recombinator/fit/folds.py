@@ -29,9 +29,9 @@ class Fold:
     """The objects of one fold, and what a model of the other folds predicts for them.
 
     Attributes:
-        samples: the objects; those that were found, with a finder.
-        measured: predictions and errors, in the order of `samples`.
-        row: the fold's row of the report: its number from 1, images, errors, chosen networks, seconds and plan.
+        samples: The objects; those that were found, with a finder.
+        measured: Predictions and errors, in the order of `samples`.
+        row: The fold's row of the report: its number from 1, images, errors, chosen networks, seconds and plan.
     """
 
     samples: list[Sample]
@@ -47,15 +47,15 @@ def run_folds(
     """Fit one model per fold to the images of the other folds, and predict the fold's objects.
 
     Args:
-        samples: all objects.
-        keypoints: their keypoint set.
-        out: folder for the runs. `fit_folds` describes it and the other arguments.
+        samples: All objects.
+        keypoints: Their keypoint set.
+        out: Folder for the runs. `fit_folds` describes it and the other arguments.
 
     Yields:
         The folds, in order.
 
     Raises:
-        InputError: there are fewer images than folds, or too few to train on.
+        InputError: There are fewer images than folds, or too few to train on.
     """
     files = sorted({s.file for s in samples})
     if not 2 <= folds <= len(files):
@@ -91,19 +91,19 @@ def fit_folds(
     Within each fold's training images, some are held out as in `fit`. Nothing is chosen on the fold itself.
 
     Args:
-        points: see `fit`.
-        out: folder for the runs; a fold that is finished there is not run again.
-        folds: number of folds.
-        images: see `fit`.
-        minutes: time for each fold.
-        allow_outside: see `fit`.
+        points: See `fit`.
+        out: Folder for the runs; a fold that is finished there is not run again.
+        folds: Number of folds.
+        images: See `fit`.
+        minutes: Time for each fold.
+        allow_outside: See `fit`.
         **options: `seed`, `boxes`, `settings`, `on_plan` and `progress` of `fit`; and `only`, the folds to run, from 0.
 
     Returns:
         A report: errors over the images of all folds, per keypoint and per fold.
 
     Raises:
-        InputError: the points or images cannot be used, or there are too few.
+        InputError: The points or images cannot be used, or there are too few.
     """
     samples, keypoints = read_samples(Path(points), Path(images) if images else None, allow_outside)
     parts = list(run_folds(samples, keypoints, Path(out), folds, minutes=minutes, **options))

@@ -92,14 +92,14 @@ def check_labels(
     seen.
 
     Args:
-        model: a shipped name, a weights file, a run folder, or loaded weights; None: models are fitted.
-        points: a points file or folder of any format; with a model also a table (.parquet) that `prepare` wrote.
-        images: folder of the images of a points file; None: that of `points`.
-        folds: without a model: number of folds.
-        minutes: without a model: time for all fits together.
-        seed: without a model: seed of the initial weights, the order of the images and the augmentation.
-        settings: without a model: decisions to replace, as in `fit`.
-        progress: without a model: called after each step with (percent done, 100), for each fold.
+        model: A shipped name, a weights file, a run folder, or loaded weights; None: models are fitted.
+        points: A points file or folder of any format; with a model also a table (.parquet) that `prepare` wrote.
+        images: Folder of the images of a points file; None: that of `points`.
+        folds: Without a model: number of folds.
+        minutes: Without a model: time for all fits together.
+        seed: Without a model: seed of the initial weights, the order of the images and the augmentation.
+        settings: Without a model: decisions to replace, as in `fit`.
+        progress: Without a model: called after each step with (percent done, 100), for each fold.
 
     Returns:
         A report: `model` (None without one, and then `folds` and `minutes`), `points`, `objects` and `labels`, one row
@@ -107,7 +107,7 @@ def check_labels(
         error (pixels of the image), ratio to the keypoint's median error, confidence, score and reason.
 
     Raises:
-        InputError: the points or the model cannot be read, or have different keypoints; without a model, there are too
+        InputError: The points or the model cannot be read, or have different keypoints; without a model, there are too
             few images.
     """
     if model is None:

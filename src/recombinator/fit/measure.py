@@ -24,11 +24,11 @@ class Finding:
     """What a finder and its localizer found in whole images.
 
     Attributes:
-        images: number of images.
-        objects: annotated objects in them.
-        found: objects that were found.
-        false: detections that are no annotated object.
-        missed: the places of the other objects in the points file.
+        images: Number of images.
+        objects: Annotated objects in them.
+        found: Objects that were found.
+        false: Detections that are no annotated object.
+        missed: The places of the other objects in the points file.
     """
 
     images: int
@@ -73,9 +73,9 @@ class Measured:
         correct: (N, K) whether the annotated point is in the 7x7 network pixels around the prediction. The confidence
             is the probability of this.
         pixel: (N,) image pixels per pixel of the network's input.
-        files: names of the images.
+        files: Names of the images.
         mm: (N,) millimeters per image pixel, NaN where not known.
-        finding: for a model with a finder: counts of all objects. The N objects are those that were found.
+        finding: For a model with a finder: counts of all objects. The N objects are those that were found.
     """
 
     true: np.ndarray
@@ -176,8 +176,8 @@ class Measured:
         """Rank probable label errors: points far from a prediction that the model is sure of.
 
         Args:
-            names: the keypoints.
-            count: largest number of rows.
+            names: The keypoints.
+            count: Largest number of rows.
 
         Returns:
             One row per point, the most suspicious first: object (its index), file, keypoint, error in pixels, ratio to
@@ -199,8 +199,8 @@ def measure(net: KeypointNet, table: FaceTable, mm: np.ndarray | None = None) ->
     """Predict the objects of a table.
 
     Args:
-        net: a network.
-        table: the objects.
+        net: A network.
+        table: The objects.
         mm: (N,) millimeters per image pixel; None: not known.
     """
     result = evaluate_table(net, table)

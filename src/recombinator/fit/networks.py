@@ -129,18 +129,18 @@ def train_plan(
     """Train, choose and calibrate a model.
 
     Args:
-        plan: the decisions; where it has no numbers of epochs, they are chosen to fit the time.
-        train: the objects to train on.
-        held_out: the objects that choose between one and two networks, and that calibrate.
-        keypoints: their keypoint set.
-        out: folder of the run.
-        minutes: time for everything.
-        seed: seed of the initial weights, the order of the images and the augmentation.
-        resume: continue the trainings in `out`.
-        stop_at_plan: return before the training.
-        unlabeled: folder of images and videos without points, which the coarse network also learns from.
-        on_plan: called with the complete plan before the training.
-        progress: called after each step with (percent done, 100), over all networks.
+        plan: The decisions; where it has no numbers of epochs, they are chosen to fit the time.
+        train: The objects to train on.
+        held_out: The objects that choose between one and two networks, and that calibrate.
+        keypoints: Their keypoint set.
+        out: Folder of the run.
+        minutes: Time for everything.
+        seed: Seed of the initial weights, the order of the images and the augmentation.
+        resume: Continue the trainings in `out`.
+        stop_at_plan: Return before the training.
+        unlabeled: Folder of images and videos without points, which the coarse network also learns from.
+        on_plan: Called with the complete plan before the training.
+        progress: Called after each step with (percent done, 100), over all networks.
 
     Returns:
         The complete plan, and the calibrated model; None with `stop_at_plan`.

@@ -36,20 +36,20 @@ class Examination:
     """What the annotations and some images show.
 
     Attributes:
-        images: number of images.
-        objects: number of objects.
-        most_objects: objects in the image with the most.
-        side: median longer side of the images in pixels.
-        extent: median longer side of the points' bounding boxes in pixels.
-        share: median of extent and side's ratio.
+        images: Number of images.
+        objects: Number of objects.
+        most_objects: Objects in the image with the most.
+        side: Median longer side of the images in pixels.
+        extent: Median longer side of the points' bounding boxes in pixels.
+        share: Median of extent and side's ratio.
         rotation: 95th percentile of the objects' rotation against their mean shape, in degrees to either side of the
             middle orientation.
         scaling: 95th percentile of the ratio between an object's size and the median, or its inverse.
-        missing: share of the points that are missing.
-        rarest: the keypoint that is known in the fewest objects.
-        rarest_known: how many objects that is.
-        symmetric: the names have mirror pairs, and a mirrored object looks like another object.
-        chroma: local contrast of color around the points, as a share of that of brightness.
+        missing: Share of the points that are missing.
+        rarest: The keypoint that is known in the fewest objects.
+        rarest_known: How many objects that is.
+        symmetric: The names have mirror pairs, and a mirrored object looks like another object.
+        chroma: Local contrast of color around the points, as a share of that of brightness.
     """
 
     images: int
@@ -72,23 +72,23 @@ class Plan:
     """How a localizer is fitted.
 
     Attributes:
-        where: where the object is looked for: "image" (one object anywhere in the whole image), "finder" (in squares
+        where: Where the object is looked for: "image" (one object anywhere in the whole image), "finder" (in squares
             that a finder network gives, any number of them) or "box" (in boxes that are given at prediction).
-        size: side of the coarse network's input in pixels.
-        factor: how many times finer the fine network sees; 1: there is no fine network.
-        patch: side of the fine network's input in pixels.
-        model: architecture of both networks.
-        start: shipped weights that training starts from; "" for random ones.
+        size: Side of the coarse network's input in pixels.
+        factor: How many times finer the fine network sees; 1: there is no fine network.
+        patch: Side of the fine network's input in pixels.
+        model: Architecture of both networks.
+        start: Shipped weights that training starts from; "" for random ones.
         channels: 1 for gray, 3 for color.
-        degrees: random rotation to each side; 180 is any angle.
-        zoom: random change of scale, as a share.
-        shift: random shift of the coarse input, as a share of its side.
-        flip: mirror half of the training images.
-        batch: images per step.
-        finder_size: side in pixels of the whole images that a finder learns from; 0: there is no finder.
+        degrees: Random rotation to each side; 180 is any angle.
+        zoom: Random change of scale, as a share.
+        shift: Random shift of the coarse input, as a share of its side.
+        flip: Mirror half of the training images.
+        batch: Images per step.
+        finder_size: Side in pixels of the whole images that a finder learns from; 0: there is no finder.
         minutes: Time that the numbers of epochs were chosen for; 0: they were given.
-        coarse_epochs, fine_epochs, finder_epochs: epochs of each network; 0 until a training step has been timed.
-        reasons: one line per decision.
+        coarse_epochs, fine_epochs, finder_epochs: Epochs of each network; 0 until a training step has been timed.
+        reasons: One line per decision.
     """
 
     where: str
@@ -130,7 +130,7 @@ class Plan:
         """Read a plan from a JSON file with the value of `to_dict`.
 
         Raises:
-            InputError: the file is damaged.
+            InputError: The file is damaged.
         """
         try:
             return cls.from_dict(parse_json(read_file(path), str(path)), str(path))
@@ -145,8 +145,8 @@ def examine(samples: Sequence[Sample], keypoints: KeypointSet) -> Examination:
     """Examine annotated objects.
 
     Args:
-        samples: the objects.
-        keypoints: their keypoint set.
+        samples: The objects.
+        keypoints: Their keypoint set.
     """
     per_file: dict[str, int] = {}
     for sample in samples:
@@ -211,12 +211,12 @@ def choose_where(seen: Examination, boxes: bool, given: str) -> tuple[str, str]:
     """Return `Plan.where`, and its reason.
 
     Args:
-        seen: what the data show.
-        boxes: boxes will be given at prediction.
-        given: the user's choice; "": none.
+        seen: What the data show.
+        boxes: Boxes will be given at prediction.
+        given: The user's choice; "": none.
 
     Raises:
-        InputError: the choice is unknown, or does not fit the data.
+        InputError: The choice is unknown, or does not fit the data.
     """
     if given and given not in RULE:
         raise InputError(f"where={given!r}: expected one of {', '.join(RULE)}")
@@ -245,13 +245,13 @@ def decide(seen: Examination, keypoints: KeypointSet, *, boxes: bool = False, wh
     """Decide how to fit a localizer.
 
     Args:
-        seen: what the data show.
-        keypoints: the keypoint set.
-        boxes: boxes will be given at prediction.
+        seen: What the data show.
+        keypoints: The keypoint set.
+        boxes: Boxes will be given at prediction.
         where: `Plan.where`, if the user has chosen it.
 
     Raises:
-        InputError: the choice does not fit the data, or a finder would have to find single keypoints.
+        InputError: The choice does not fit the data, or a finder would have to find single keypoints.
     """
     reasons = [
         f"data: {seen.images} images of {seen.side:.0f} pixels, {seen.objects} objects of {len(keypoints)} keypoints"
@@ -321,7 +321,7 @@ def changed(plan: Plan, **values: Any) -> Plan:
     """Return the plan with some decisions replaced by the user's.
 
     Raises:
-        InputError: a plan has no such field, or its value has another type.
+        InputError: A plan has no such field, or its value has another type.
     """
     known = {f.name: getattr(plan, f.name) for f in fields(plan) if f.name not in ("reasons", "minutes")}
     merged = plan.to_dict()

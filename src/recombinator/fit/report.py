@@ -42,13 +42,13 @@ def write_reports(
     """Write OUT/report.json and OUT/report.html.
 
     Args:
-        out: folder of the run.
-        source: the points file.
-        keypoints: the keypoint set.
-        plan: the decisions.
-        parts: objects and their results by part: "test", "held_out", "training".
-        seconds: duration of the fit.
-        chosen: mean held-out error of each alternative, in pixels.
+        out: Folder of the run.
+        source: The points file.
+        keypoints: The keypoint set.
+        plan: The decisions.
+        parts: Objects and their results by part: "test", "held_out", "training".
+        seconds: Duration of the fit.
+        chosen: Mean held-out error of each alternative, in pixels.
 
     Returns:
         What report.json holds.

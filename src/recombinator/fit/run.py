@@ -36,7 +36,7 @@ def hold_out(samples: Sequence[Sample], seed: int = SPLIT_SEED) -> tuple[list[Sa
     """Split objects into those to train on and those to measure on, by image.
 
     Raises:
-        InputError: there are too few images.
+        InputError: There are too few images.
     """
     files = sorted({s.file for s in samples})
     if len(files) < FEWEST:
@@ -67,28 +67,28 @@ def fit(
     Writes OUT/model.safetensors, which `load` takes, OUT/report.html and OUT/report.json.
 
     Args:
-        points: the points, in any format that `prepare points` reads.
-        out: folder of the run, which is created.
-        images: folder of the images; without it, the folder of `points`.
-        test: points of further images, to measure on.
-        minutes: time for everything; trainings have as many epochs as fit it.
-        seed: seed of the initial weights, the order of the images and the augmentation.
-        boxes: boxes are given at prediction; without it, the model finds one object in the whole image, or any number
+        points: The points, in any format that `prepare points` reads.
+        out: Folder of the run, which is created.
+        images: Folder of the images; without it, the folder of `points`.
+        test: Points of further images, to measure on.
+        minutes: Time for everything; trainings have as many epochs as fit it.
+        seed: Seed of the initial weights, the order of the images and the augmentation.
+        boxes: Boxes are given at prediction; without it, the model finds one object in the whole image, or any number
             with a finder.
-        resume: continue the run in `out`, with its plan.
-        plan_only: decide, and train nothing.
-        settings: decisions to replace: fields of `recombinator.fit.plan.Plan`.
-        unlabeled: folder of images and videos without points, for models of whole images. Its annotated images are left
+        resume: Continue the run in `out`, with its plan.
+        plan_only: Decide, and train nothing.
+        settings: Decisions to replace: fields of `recombinator.fit.plan.Plan`.
+        unlabeled: Folder of images and videos without points, for models of whole images. Its annotated images are left
             out. A resumed run needs the same folder.
-        allow_outside: images outside the folder of the points file and `images` are allowed.
-        on_plan: called with the complete plan before the training.
-        progress: called after each step with (percent done, 100).
+        allow_outside: Images outside the folder of the points file and `images` are allowed.
+        on_plan: Called with the complete plan before the training.
+        progress: Called after each step with (percent done, 100).
 
     Returns:
         The report that is also in OUT/report.json; with `plan_only` the plan.
 
     Raises:
-        InputError: the points or images cannot be used, or OUT holds a run already.
+        InputError: The points or images cannot be used, or OUT holds a run already.
     """
     points, out = Path(points), Path(out)
     samples, keypoints = read_samples(points, Path(images) if images else None, allow_outside)
@@ -145,10 +145,10 @@ def measure_samples(
     """Measure a fitted model on objects.
 
     Args:
-        weights: the model. One with a finder predicts whole images.
-        samples: the objects.
-        keypoints: their keypoint set.
-        cut: cut crops at the annotated points, whether the model has a finder or not.
+        weights: The model. One with a finder predicts whole images.
+        samples: The objects.
+        keypoints: Their keypoint set.
+        cut: Cut crops at the annotated points, whether the model has a finder or not.
 
     Returns:
         The objects that were found, all of them without a finder, and their results.

@@ -35,11 +35,11 @@ class Sample:
 
     Attributes:
         points: (K, 2) x, y in pixels of the image; NaN where a point is missing.
-        file: name of the image in the points file.
-        path: the image.
-        where: the place in the points file, for messages.
-        face: which of the image's objects it is.
-        mm_per_pixel: physical size of a pixel; NaN if unknown.
+        file: Name of the image in the points file.
+        path: The image.
+        where: The place in the points file, for messages.
+        face: Which of the image's objects it is.
+        mm_per_pixel: Physical size of a pixel; NaN if unknown.
     """
 
     points: np.ndarray
@@ -70,7 +70,7 @@ class Crop:
         image: (H, H) or (H, H, 3) uint8 stage-1 crop.
         to_file: (2, 3) affine from crop to image.
         box: (3,) the network's square in crop pixels.
-        file_size: width and height of the image.
+        file_size: Width and height of the image.
     """
 
     image: np.ndarray
@@ -94,9 +94,9 @@ def crops(samples: Sequence[Sample], rule: str, size: int, channels: int) -> Ite
     """Cut the stage-1 crop of every sample, in order.
 
     Args:
-        samples: the samples.
-        rule: the crop rule.
-        size: side of the network's input in pixels.
+        samples: The samples.
+        rule: The crop rule.
+        size: Side of the network's input in pixels.
         channels: 1 for gray, 3 for RGB.
     """
 
@@ -165,15 +165,15 @@ def training_tables(
     """Return the training tables of the networks of a cascade.
 
     Args:
-        samples: the training samples.
-        keypoints: their keypoint set.
-        rule: the crop rule.
-        size: side of the coarse network's input in pixels.
-        factor: pixels of the cascade's input per pixel of the coarse one.
-        patch: side of the fine network's input in pixels.
+        samples: The training samples.
+        keypoints: Their keypoint set.
+        rule: The crop rule.
+        size: Side of the coarse network's input in pixels.
+        factor: Pixels of the cascade's input per pixel of the coarse one.
+        patch: Side of the fine network's input in pixels.
         channels: 1 for gray, 3 for RGB.
-        seed: seed of the choice of patches, if there are more than MOST_PATCHES.
-        fine: also make the table of patches.
+        seed: Seed of the choice of patches, if there are more than MOST_PATCHES.
+        fine: Also make the table of patches.
 
     Returns:
         The table of coarse inputs at twice their resolution, which jitter needs; and with `fine` the table of patches
@@ -217,16 +217,16 @@ def read_samples(
     """Read a points file with the paths of its images.
 
     Args:
-        source: the points, in any format that `recombinator.data.points.read_entries` reads.
-        images: folder of the images; None: that of `source`.
-        allow_outside: images outside the folder of the points file and `images` are allowed.
+        source: The points, in any format that `recombinator.data.points.read_entries` reads.
+        images: Folder of the images; None: that of `source`.
+        allow_outside: Images outside the folder of the points file and `images` are allowed.
 
     Returns:
         The objects with two or more known points (one, for a single keypoint), and their keypoint set. What cannot be
         used is logged.
 
     Raises:
-        InputError: the file cannot be read, it names no images, or it names one outside.
+        InputError: The file cannot be read, it names no images, or it names one outside.
     """
     entries = read_entries(source, "auto", images=images, allow_outside=allow_outside)
     keypoints = infer_keypoints(entries, source)

@@ -134,9 +134,10 @@ _OPTION_TYPES: dict[str, Any] = {
     "width": Annotated[float, Meta(gt=0, le=4096)], "alpha": str, "fold": _Maps, "form": str,
     "kernel": _Maps, "layers": Annotated[int, Meta(ge=0, le=64)], "heads": _Maps,
     "parts": Annotated[int, Meta(ge=1, le=64)], "modes": _Maps,
-    "mirror": tuple[int, ...], "shift": Annotated[int, Meta(ge=0, le=4096)], "keep_maxima": bool, "rule": str,
+    "mirror": tuple[int, ...], "shift": Annotated[int, Meta(ge=0, le=4096)],
+    "smooth": Annotated[float, Meta(ge=0, le=128)], "keep_maxima": bool, "rule": str,
 }  # fmt: skip
-_NOT_IN_TRAINING = ("modes", "mirror", "shift", "keep_maxima")  # set by other commands
+_NOT_IN_TRAINING = ("modes", "mirror", "shift", "smooth", "keep_maxima")  # set by other commands
 # types of the options that `train --set` accepts
 OPTIONS: dict[str, str] = {
     name: str(kind) if get_origin(kind) is tuple else (get_args(kind) or (kind,))[0].__name__
@@ -186,6 +187,7 @@ def create_model(name: str, keypoints: int | None = None, **options: Any) -> Key
         width: SumNet and RCN: factor on all map counts. Denoisers: maps, or features per token.
         mirror: SumNet, RCN and denoisers: average with the mirror image (see `ScoreMapNet`).
         shift: SumNet and RCN: average over positions shifted by this many pixels (see `ScoreMapNet`).
+        smooth: SumNet and RCN: smooth the probabilities by this many cells (see `ScoreMapNet`).
         alpha: SumNet: one weight per score "map" or per "pixel".
         fold: RCN: squares of fold x fold pixels enter the finest level as channels.
         form: RCN: "code" or "twice" (two convolutions in the 10x10 branch) for 5 keypoints; "code" (5x5, then 1x1) or

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -37,6 +38,33 @@ class Conv(nn.Conv2d):
         nn.init.zeros_(self.bias)
 
 
+@dataclass(frozen=True)
+class CountedConv:
+    """Shape and cost of one convolution, in its dense form.
+
+    Attributes:
+        name: "trunkN", or "SIZE.N" for the N-th convolution of the branch at that map size.
+        inputs: Input maps.
+        outputs: Output maps.
+        kernel: Kernel side in cells.
+        size: Map side in cells.
+    """
+
+    name: str
+    inputs: int
+    outputs: int
+    kernel: int
+    size: int
+
+    @property
+    def parameters(self) -> int:
+        return self.outputs * (self.inputs * self.kernel**2 + 1)
+
+    @property
+    def multiply_adds(self) -> int:
+        return self.outputs * self.inputs * self.kernel**2 * self.size**2
+
+
 def pool(x: Tensor) -> Tensor:
     """Halve a (B, C, S, S) map to (B, C, S // 2, S // 2) by max pooling.
 
@@ -68,6 +96,28 @@ def shift_map(x: Tensor, right: int, down: int) -> Tensor:
     margin = max(abs(right), abs(down))
     padded = F.pad(x, (margin, margin, margin, margin), mode="replicate")
     return padded[..., margin - down : margin - down + h, margin - right : margin - right + w]
+
+
+def smooth_scores(scores: Tensor, sigma: float) -> Tensor:
+    """Return the scores whose softmax is that of `scores`, smoothed.
+
+    Without it, the highest cell of a broad distribution is decided by small differences between neighboring cells.
+
+    Args:
+        scores: (B, K, H, W) pre-softmax scores.
+        sigma: Standard deviation of the Gaussian in cells, cut at three times its value.
+
+    Returns:
+        (B, K, H, W) log-probabilities; probability that is smoothed out of the map is lost.
+    """
+    k, h, w = scores.shape[1:]
+    radius = math.ceil(3 * sigma)
+    kernel = torch.exp(-0.5 * (torch.arange(-radius, radius + 1, device=scores.device) / sigma) ** 2)
+    rows = (kernel / kernel.sum()).expand(k, 1, 1, -1)  # a column is the same kernel, transposed
+    probability = scores.float().flatten(2).softmax(dim=2).unflatten(2, (h, w))
+    along = F.conv2d(probability, rows, padding=(0, radius), groups=k)
+    smoothed = F.conv2d(along, rows.transpose(2, 3), padding=(radius, 0), groups=k)
+    return torch.log(smoothed + 1e-12)
 
 
 class LearnedUpsampling(nn.Module):

@@ -18,11 +18,13 @@ from torch import Tensor, nn
 from recombinator.models.base import KeypointNet, check_input, check_mirror, merge_groups, split_weights
 from recombinator.models.layers import (
     Conv,
+    CountedConv,
     LearnedUpsampling,
     conv_over_concat,
     only_maxima,
     pool,
     shift_map,
+    smooth_scores,
     upsample,
 )  # fmt: skip
 from recombinator.models.lcn import NORMALIZATIONS
@@ -53,33 +55,6 @@ class Level:
         return replace(self, trunk=scale(self.trunk), branch=tuple((scale(maps), k) for maps, k in self.branch))
 
 
-@dataclass(frozen=True)
-class CountedConv:
-    """Shape and cost of one convolution, in its dense form.
-
-    Attributes:
-        name: "trunkN", or "SIZE.N" for the N-th convolution of the branch at that map size.
-        inputs: Input maps.
-        outputs: Output maps.
-        kernel: Kernel side in cells.
-        size: Map side in cells.
-    """
-
-    name: str
-    inputs: int
-    outputs: int
-    kernel: int
-    size: int
-
-    @property
-    def parameters(self) -> int:
-        return self.outputs * (self.inputs * self.kernel**2 + 1)
-
-    @property
-    def multiply_adds(self) -> int:
-        return self.outputs * self.inputs * self.kernel**2 * self.size**2
-
-
 class ScoreMapNet(KeypointNet):
     """The trunk T and everything else that SumNet and RCN share.
 
@@ -99,6 +74,8 @@ class ScoreMapNet(KeypointNet):
             the cost (not in the paper; not applied in training mode).
         shift: Predictions average the scores of the image and of the image shifted by `shift` pixels towards each
             corner, at five times the cost (not in the paper; not applied in training mode).
+        smooth: Predictions smooth the probabilities by a Gaussian with this standard deviation in cells; 0 for none
+            (not in the paper; not applied in training mode).
 
     Raises:
         InputError: An option has an invalid value, or the input is too small for the poolings.
@@ -109,7 +86,7 @@ class ScoreMapNet(KeypointNet):
     def __init__(
         self, levels: tuple[Level, ...], keypoints: int, *, size: int = 80, channels: int = 1,
         mask: tuple[int, ...] | None = None, upsampling: str = "tile", norm: str = "image", fold: int = 1,
-        mirror: Sequence[int] = (), shift: int = 0,
+        mirror: Sequence[int] = (), shift: int = 0, smooth: float = 0.0,
     ) -> None:  # fmt: skip
         super().__init__()
         check_choice("upsampling", upsampling, ("tile", "bilinear", "learned"))
@@ -124,6 +101,8 @@ class ScoreMapNet(KeypointNet):
         check_mirror(mirror, keypoints)
         if not 0 <= shift <= size // 4:
             raise InputError(f"shift={shift} must be from 0 to {size // 4} pixels, a quarter of the input")
+        if not 0 <= smooth <= size / 8:
+            raise InputError(f"smooth={smooth} must be from 0 to {size / 8:g} cells, an eighth of the input")
         if fold < 1 or size % fold:
             raise InputError(f"fold={fold} must be 1 or more and divide the input size {size}")
         self.included = [i for i, on in enumerate(finest_first) if on]
@@ -135,7 +114,7 @@ class ScoreMapNet(KeypointNet):
                 f"at least {smallest} pixels; use a larger size or fewer branches"
             )
         self.size, self.channels, self.keypoints, self.upsampling = size, channels, keypoints, upsampling
-        self.fold, self.mirror, self.shift = fold, list(mirror), shift
+        self.fold, self.mirror, self.shift, self.smooth = fold, list(mirror), shift, smooth
         self.layout = torch.channels_last  # memory format of the maps: the fast one on CPUs and GPUs
         self.fused = True
         self.branch = nn.ModuleDict()  # by level; filled by the subclasses
@@ -152,7 +131,7 @@ class ScoreMapNet(KeypointNet):
         It is more than 1 where the finest branches are masked out and the coarser output is tiled.
         """
         factor, rest = divmod(self.size, self.fold * self.sizes[self.included[0]])
-        return factor if self.upsampling == "tile" and not rest and not self.shift else 1
+        return factor if self.upsampling == "tile" and not rest and not self.shift and not self.smooth else 1
 
     def features(self, x: Tensor) -> list[Tensor]:
         """Compute the trunk.
@@ -177,7 +156,7 @@ class ScoreMapNet(KeypointNet):
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
-        """Compute the score maps of a batch, averaged over shifts and mirror image where the network has them.
+        """Compute the score maps of a batch, with the network's shifts, mirror image and smoothing.
 
         Args:
             x: (B, channels, S, S) images with values 0 to 255, of any real dtype.
@@ -187,8 +166,13 @@ class ScoreMapNet(KeypointNet):
         """
         with torch.autocast(x.device.type, enabled=False):
             x = self.norm(x.float())
-        if not self.shift or self.training:
+        if self.training:
             return self._one_position(x)
+        scores = self._shifted(x) if self.shift else self._one_position(x)
+        return smooth_scores(scores, self.smooth) if self.smooth else scores
+
+    def _shifted(self, x: Tensor) -> Tensor:
+        """Scores of normalized images, averaged over the image as it is and shifted towards each corner."""
         corners = [(right, down) for right in (-self.shift, self.shift) for down in (-self.shift, self.shift)]
         scores = self._one_position(x)
         for right, down in corners:

@@ -94,22 +94,22 @@ def run_study(
     each run is logged at level INFO.
 
     Args:
-        name: one of `STUDIES`.
-        data: folder with train.parquet, valid.parquet and test.parquet.
-        root: folder whose results/ gets the results.
-        runs: folder of the trainings; an interrupted one continues from its last epoch.
-        epochs: epochs of every run; None: the study's number.
-        seed: seed of every run.
-        only: only run those whose name contains this text.
-        exact: only run the one whose whole name is `only`.
-        device: as in `train`.
-        progress: called after each optimizer step with steps done and steps in all of the current run.
+        name: One of `STUDIES`.
+        data: Folder with train.parquet, valid.parquet and test.parquet.
+        root: Folder whose results/ gets the results.
+        runs: Folder of the trainings; an interrupted one continues from its last epoch.
+        epochs: Epochs of every run; None: the study's number.
+        seed: Seed of every run.
+        only: Only run those whose name contains this text.
+        exact: Only run the one whose whole name is `only`.
+        device: As in `train`.
+        progress: Called after each optimizer step with steps done and steps in all of the current run.
 
     Returns:
         The number of runs that were trained now.
 
     Raises:
-        InputError: the study is unknown, it has no such run, or a table is missing or was not written by `prepare`.
+        InputError: The study is unknown, it has no such run, or a table is missing or was not written by `prepare`.
     """
     study, done = get_study(name), 0
     for split in ("train", "valid", "test"):  # before anything is trained

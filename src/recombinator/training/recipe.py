@@ -121,11 +121,11 @@ class Recipe:
         """Create a recipe from `to_dict`; fields that were added since have their defaults.
 
         Args:
-            value: the recipe, as a file has it.
-            where: the start of messages, such as the file.
+            value: The recipe, as a file has it.
+            where: The start of messages, such as the file.
 
         Raises:
-            InputError: a field is missing, unknown, or has another type or range.
+            InputError: A field is missing, unknown, or has another type or range.
         """
         value = from_file_keys(decode(dict[str, Any], value, where))
         augment = value.get("augment")

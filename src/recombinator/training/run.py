@@ -63,34 +63,34 @@ def train(
     with the same arguments and takes a part of each batch; process 0 validates, writes and logs.
 
     Args:
-        model: one of `model_names()`.
-        data: folder with train.parquet and valid.parquet; the second one chooses the epoch. Files of the folders train
+        model: One of `model_names()`.
+        data: Folder with train.parquet and valid.parquet; the second one chooses the epoch. Files of the folders train
             and valid in it are parts of these tables.
-        out: folder of the run, which is created.
+        out: Folder of the run, which is created.
         recipe: "fast" (the default), "paper", or a Recipe.
-        seed: seed of the initial weights, the order of the images and the augmentation; 0 by default.
-        resume: continue the run in OUT with its recipe, seed and options. What is passed here must agree with them, but
+        seed: Seed of the initial weights, the order of the images and the augmentation; 0 by default.
+        resume: Continue the run in OUT with its recipe, seed and options. What is passed here must agree with them, but
             the number of epochs may grow.
         device: "auto", "cpu", "cuda" or "cuda:N".
-        start: weights to start from; tensors whose name and shape agree are copied.
-        limit: use only this many training images, drawn from the whole table; a smaller number gives a subset of a
+        start: Weights to start from; tensors whose name and shape agree are copied.
+        limit: Use only this many training images, drawn from the whole table; a smaller number gives a subset of a
             larger one.
-        options: network options, as of `create_model`.
-        tensorboard: also write the metrics to OUT/tensorboard.
-        errors_of: for a denoiser with corruption "mixed": weights of the RCN or SumNet whose errors it
+        options: Network options, as of `create_model`.
+        tensorboard: Also write the metrics to OUT/tensorboard.
+        errors_of: For a denoiser with corruption "mixed": weights of the RCN or SumNet whose errors it
             learns to repair.
-        teacher: weights of an RCN or SumNet whose score maps are learned together with the true points; the recipe's
+        teacher: Weights of an RCN or SumNet whose score maps are learned together with the true points; the recipe's
             `distil` is their share of the loss.
-        progress: called after each optimizer step with steps done and steps in all.
-        on_epoch: called after each epoch with its metrics; the state of that epoch is on disk by then.
-        **changes: replace fields of the recipe or of its Augment, such as epochs=20 or degrees=15.
+        progress: Called after each optimizer step with steps done and steps in all.
+        on_epoch: Called after each epoch with its metrics; the state of that epoch is on disk by then.
+        **changes: Replace fields of the recipe or of its Augment, such as epochs=20 or degrees=15.
 
     Returns:
         The summary that is also in OUT/summary.json: epochs, best_epoch, best_valid (validation error in percent of the
         normalizer, the paper's protocol) and seconds.
 
     Raises:
-        InputError: the data or a setting cannot be used, OUT holds a run already, or the loss is not finite.
+        InputError: The data or a setting cannot be used, OUT holds a run already, or the loss is not finite.
     """
     folder, target, device = Path(data), Path(out), _pick_device(device)
     if folder.is_file():
