@@ -341,8 +341,9 @@ class RCN(ScoreMapNet):
             for fine, coarse in pairwise(self.included):
                 if self.sizes[fine] != 2 * self.sizes[coarse] or self.included[0] != 0 or skip:
                     raise InputError(
-                        "upsampling='learned' needs no skips and every included branch twice as fine as the coarser "
-                        f"one, up to {self.sizes[0]}x{self.sizes[0]}; use five branches or upsampling='tile'"
+                        "upsampling='learned' needs skip=False and every included branch at twice the resolution of "
+                        f"the next coarser one, up to {self.sizes[0]}x{self.sizes[0]}; use five branches or "
+                        "upsampling='tile'"
                     )
                 self.up[str(coarse)] = LearnedUpsampling()
         received = 0  # channels from coarser branches
