@@ -114,7 +114,7 @@ def test_only_maxima():
     ("name", "options", "words"),
     [
         ("rcn-6", RELEASED, "five branches"),
-        ("rcn-5-skip", RELEASED, "no skips"),
+        ("rcn-5-skip", RELEASED, "needs skip=False"),
         ("sumnet-4", {"upsampling": "learned"}, "need an RCN"),
     ],
 )
