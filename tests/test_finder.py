@@ -22,7 +22,7 @@ from recombinator.models import create_model
 from recombinator.models.finder import OUTPUTS, REFERENCE, STRIDE
 from recombinator.predict.detect import detector_by_name
 from recombinator.predict.engine import load_engine
-from recombinator.predict.find import (
+from recombinator.predict.finder import (
     FinderDescription,
     FinderDetector,
     Found,

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from recombinator.cli import app
 from recombinator.data.images import SAMPLE_PHOTOGRAPH, read_image
 from recombinator.evaluation.photographs import match
-from recombinator.predict.find import face_finder
+from recombinator.predict.finder import face_finder
 from recombinator.predict.predictor import load
 from recombinator.study import tools, whole_images
 from recombinator.study.negatives import patches, write_negatives

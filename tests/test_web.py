@@ -20,7 +20,7 @@ from PIL import Image
 import recombinator
 from recombinator.data.images import SAMPLE_PHOTOGRAPH
 from recombinator.deploy import web
-from recombinator.predict.find import face_finder
+from recombinator.predict.finder import face_finder
 from recombinator.study.browser import Browser, chromium, served
 from recombinator.study.web import as_text, measure
 from recombinator.utils.errors import InputError

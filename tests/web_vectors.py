@@ -12,7 +12,7 @@ from recombinator.data.images import to_gray
 from recombinator.data.photograph import Photograph
 from recombinator.deploy.web import describe
 from recombinator.keypoints import FACE_5
-from recombinator.predict import find
+from recombinator.predict import finder
 from recombinator.predict.crop import crop_face
 from recombinator.predict.detect import Detection
 from recombinator.predict.engine import Description
@@ -81,19 +81,19 @@ def vectors():
     for width, height, side, channels in SEEN:
         image = pattern(width, height)
         image = to_gray(image) if channels == 1 else image
-        pixels = find.as_input(find.resized(image, image.shape, side / max(width, height)), channels)
+        pixels = finder.as_input(finder.resized(image, image.shape, side / max(width, height)), channels)
         seen.append({
             "width": width, "height": height, "side": side, "channels": channels, "shape": list(pixels.shape),
             "every": EVERY, "pixels": text(pixels.reshape(-1)[::EVERY].astype(np.uint8)),
         })  # fmt: skip
     output = maps(12, 15)
-    found = find.decode_maps(output, 0.6)
-    kept = find.suppressed(found)
+    found = finder.decode_maps(output, 0.6)
+    kept = finder.suppressed(found)
     boxes = [Detection((20.0, 30.0, 80.0, 80.0), 25.0), Detection((5.5, 8.0, 30.0, 40.0))]
 
     predictor = object.__new__(Predictor)
     predictor.about = about("mtfl")
-    described = {name: describe(about(name), name, find.face_finder().engine) for name in RULES}
+    described = {name: describe(about(name), name, finder.face_finder().engine) for name in RULES}
     return {
         "rules": {name: one["crop"] for name, one in described.items()},
         "finder": {**described["mtfl"]["finder"], "threshold": 0.6},

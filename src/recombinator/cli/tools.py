@@ -84,7 +84,7 @@ def negatives(
 
 
 def framing(data: Data) -> None:
-    """Print how five points of a face place the square of all 68, for recombinator.predict.framing.
+    """Print how five points of a face place the square of all 68, for recombinator.predict.five_points.
 
     It is a linear regression on the annotated points of the training table.
     """

@@ -22,7 +22,7 @@ from recombinator.models import Finder
 from recombinator.models.base import KeypointNet, check_takes_images
 from recombinator.models.finder import COARSEST
 from recombinator.predict.engine import GRAPH_FORMAT, OUTPUTS
-from recombinator.predict.find import FORMAT
+from recombinator.predict.finder import FORMAT
 from recombinator.predict.graphfile import graph_checksum
 from recombinator.transforms.augment import Augment
 from recombinator.transforms.samples import fixed_samples

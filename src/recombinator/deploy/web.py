@@ -16,10 +16,10 @@ from typing import Any
 from recombinator.data.crops import GRID, RULES
 from recombinator.data.images import ENDINGS, SAMPLE_PHOTOGRAPH
 from recombinator.keypoints import RADII, SURE
-from recombinator.predict import find
+from recombinator.predict import finder as find
 from recombinator.predict.crop import REDUCING_GAP
 from recombinator.predict.engine import Description, OnnxEngine, load_engine
-from recombinator.predict.framing import FaceFramer
+from recombinator.predict.five_points import FaceFramer
 from recombinator.predict.predictor import FACE_RULES, PASSES, SAME_FACE, TURNED, Predictor, eased
 from recombinator.predict.session import Session
 from recombinator.utils.errors import InputError, import_optional

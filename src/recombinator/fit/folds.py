@@ -16,7 +16,7 @@ from recombinator.fit.measure import Measured
 from recombinator.fit.plan import Plan
 from recombinator.fit.run import PathLike, hold_out, make_plan, measure_samples, train_and_save
 from recombinator.fit.samples import Sample, read_samples
-from recombinator.fit.timing import Progress
+from recombinator.fit.schedule import Progress
 from recombinator.keypoints import KeypointSet
 from recombinator.utils.errors import InputError
 from recombinator.utils.files import lock_folder

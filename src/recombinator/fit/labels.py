@@ -18,7 +18,7 @@ from recombinator.fit.folds import run_folds
 from recombinator.fit.measure import Measured, measure
 from recombinator.fit.run import FEWEST
 from recombinator.fit.samples import read_samples, whole_table
-from recombinator.fit.timing import Progress
+from recombinator.fit.schedule import Progress
 from recombinator.keypoints import KeypointSet, check_same_keypoints
 from recombinator.models.base import check_takes_images
 from recombinator.utils.errors import InputError

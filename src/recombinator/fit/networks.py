@@ -19,7 +19,7 @@ from recombinator.fit.finder import finder_table, finder_trainer, with_finder
 from recombinator.fit.measure import measure
 from recombinator.fit.plan import Plan
 from recombinator.fit.samples import Sample, repeated, training_tables, whole_table
-from recombinator.fit.timing import TRAINING_SHARE, Progress, Schedule, fitting_epochs, seconds_per_epoch, shares
+from recombinator.fit.schedule import TRAINING_SHARE, Progress, Schedule, fitting_epochs, seconds_per_epoch, shares
 from recombinator.fit.unlabeled import unlabeled_table
 from recombinator.keypoints import KeypointSet
 from recombinator.models import Cascade, KeypointNet

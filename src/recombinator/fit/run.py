@@ -18,7 +18,7 @@ from recombinator.fit.networks import train_plan
 from recombinator.fit.plan import Plan, changed, decide, examine
 from recombinator.fit.report import write_reports
 from recombinator.fit.samples import Sample, read_samples, whole_table
-from recombinator.fit.timing import Progress
+from recombinator.fit.schedule import Progress
 from recombinator.keypoints import KeypointSet
 from recombinator.utils.errors import InputError
 from recombinator.utils.files import lock_folder

@@ -1,4 +1,4 @@
-"""Detectors: any object with `detect(image)`. `predict.find` has the default one, a finder network."""
+"""Detectors: any object with `detect(image)`. `predict.finder` has the default one, a finder network."""
 
 from __future__ import annotations
 
@@ -300,7 +300,7 @@ def detector_by_name(name: str) -> Detector | None:
     Raises:
         InputError: For any other name.
     """
-    from recombinator.predict.find import FinderDetector, OnnxFinder, face_finder
+    from recombinator.predict.finder import FinderDetector, OnnxFinder, face_finder
 
     if name == "auto":
         return None

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from recombinator.keypoints import RADII, KeypointSet, decode_described
-from recombinator.predict.find import OnnxFinder, TorchFinder
+from recombinator.predict.finder import OnnxFinder, TorchFinder
 from recombinator.predict.session import ForkCheck, Session, check_finite
 from recombinator.utils.errors import InputError, check_choice, remedy, unknown
 from recombinator.weights.schema import Channels, Position, Size, check_network

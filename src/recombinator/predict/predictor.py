@@ -16,8 +16,8 @@ from recombinator.keypoints import RADII, SURE
 from recombinator.predict.crop import Crop, crop_face, rotated_covariance, rotation
 from recombinator.predict.detect import Detection, Detector, WholeImage, as_detections, both, check_boxes
 from recombinator.predict.engine import Engine, Predictions, load_engine
-from recombinator.predict.find import FinderDetector, face_finder
-from recombinator.predict.framing import SQUARES, FaceFramer
+from recombinator.predict.finder import FinderDetector, face_finder
+from recombinator.predict.five_points import SQUARES, FaceFramer
 from recombinator.predict.result import Face, Faces
 from recombinator.transforms.shapes import similarity
 from recombinator.utils.errors import InputError

@@ -20,7 +20,7 @@ from recombinator.data.table import load_table
 from recombinator.evaluation.photographs import MATCH, evaluate_photographs, match
 from recombinator.predict.crop import rotation
 from recombinator.predict.detect import Detector, as_detections
-from recombinator.predict.find import OnnxFinder
+from recombinator.predict.finder import OnnxFinder
 from recombinator.predict.predictor import Predictor, load
 from recombinator.predict.result import Face
 from recombinator.study.scenes import (

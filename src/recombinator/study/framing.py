@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from recombinator.evaluation.relation import FIVE_OF_68
-from recombinator.predict.framing import in_own_frame
+from recombinator.predict.five_points import in_own_frame
 
 NOISE = (0.0, 0.03)  # of the five points, in eye distances: about the error of the network that gives them
 PENALTY = 1e-5  # ridge regression
@@ -22,7 +22,7 @@ def square_regression(points: np.ndarray, typical: Sequence[Sequence[float]] | n
         seed: Seed of the noise.
 
     Returns:
-        (11, 3) matrix; see predict.framing.SQUARES.
+        (11, 3) matrix; see predict.five_points.SQUARES.
     """
     typical, rng = np.asarray(typical, np.float64), np.random.default_rng(seed)
     five = np.stack([points[:, list(group)].mean(axis=1) for group in FIVE_OF_68], axis=1).astype(np.float64)

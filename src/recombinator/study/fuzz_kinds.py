@@ -22,7 +22,7 @@ from recombinator.fit.samples import read_samples
 from recombinator.keypoints import FACE_5
 from recombinator.predict.batch import Lines, read_boxes
 from recombinator.predict.engine import load_engine
-from recombinator.predict.find import FinderDetector, OnnxFinder
+from recombinator.predict.finder import FinderDetector, OnnxFinder
 from recombinator.predict.output import FORMATS, records
 from recombinator.predict.predictor import load
 from recombinator.predict.repair import repair

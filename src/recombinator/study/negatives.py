@@ -11,7 +11,7 @@ import numpy as np
 
 from recombinator.data.images import encode_image, read_image, to_gray
 from recombinator.data.table import load_table
-from recombinator.predict.find import FinderDetector, OnnxFinder, face_finder, resized
+from recombinator.predict.finder import FinderDetector, OnnxFinder, face_finder, resized
 from recombinator.predict.predictor import Predictor, load
 from recombinator.study.scenes import annotated_faces, image_files
 from recombinator.utils.errors import InputError

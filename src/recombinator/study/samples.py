@@ -15,7 +15,7 @@ from recombinator.evaluation.tables import evaluate
 from recombinator.fit.plan import Plan
 from recombinator.keypoints import FACE_5
 from recombinator.models import RCN, create_model
-from recombinator.predict.find import FACE_FINDER
+from recombinator.predict.finder import FACE_FINDER
 from recombinator.predict.result import Face
 from recombinator.study.hdf5_samples import write_anno, write_sleap
 from recombinator.study.point_samples import SIDE, write_points

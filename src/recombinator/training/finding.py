@@ -14,7 +14,7 @@ from recombinator.data.table import FaceTable
 from recombinator.models import Finder
 from recombinator.models.base import KeypointNet
 from recombinator.models.finder import REFERENCE, STRIDE
-from recombinator.predict.find import SMALLEST, Found, decode_maps, suppressed
+from recombinator.predict.finder import SMALLEST, Found, decode_maps, suppressed
 from recombinator.training.recipe import Recipe, bfloat16_is_fast
 from recombinator.training.task import Task
 from recombinator.transforms.scenes import Album, draw_scenes

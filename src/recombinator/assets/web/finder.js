@@ -1,5 +1,5 @@
 // Find objects with a finder network: image pyramid, decoding of its maps, suppression of duplicates.
-// The arithmetic is that of recombinator.predict.find in Python; all numbers come from model.json.
+// The arithmetic is that of recombinator.predict.finder in Python; all numbers come from model.json.
 
 import { cutPlanes, resizeArea, resizeLinear, roundEven } from './resample.js';
 

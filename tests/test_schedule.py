@@ -8,7 +8,7 @@ import torch
 
 from recombinator.data.table import load_table
 from recombinator.fit.plan import Plan
-from recombinator.fit.timing import MOST_STEPS, PERCENT, TRAINING_SHARE, Schedule, shares
+from recombinator.fit.schedule import MOST_STEPS, PERCENT, TRAINING_SHARE, Schedule, shares
 from recombinator.training.loop import Trainer
 from recombinator.training.recipe import get_recipe
 from recombinator.weights.files import read_tensors

@@ -9,8 +9,8 @@ from recombinator.data.crops import RULES
 from recombinator.data.images import SAMPLE_PHOTOGRAPH, as_image
 from recombinator.evaluation.relation import FIVE_OF_68
 from recombinator.predict.crop import rotation
-from recombinator.predict.find import face_finder
-from recombinator.predict.framing import SQUARES, FaceFramer, in_own_frame
+from recombinator.predict.finder import face_finder
+from recombinator.predict.five_points import SQUARES, FaceFramer, in_own_frame
 from recombinator.study.framing import square_regression
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from recombinator.predict.crop import rotation
 from recombinator.predict.detect import Detection, both
-from recombinator.predict.find import FinderDetector
+from recombinator.predict.finder import FinderDetector
 from recombinator.transforms.shapes import similarity
 
 if TYPE_CHECKING:
