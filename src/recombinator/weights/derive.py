@@ -72,10 +72,7 @@ def shifted(weights: WeightsLike, by: int = 1) -> Weights:
     Raises:
         InputError: The network has no score maps, or shifts already.
     """
-    loaded = score_map_weights(weights)
-    if loaded.net.config.get("shift"):
-        raise InputError(f"{weights}: the network averages over shifted images already")
-    return _remade(loaded, shift=by)
+    return _with_option(weights, "shift", by, "averages over shifted images")
 
 
 def smoothed(weights: WeightsLike, sigma: float) -> Weights:
@@ -91,10 +88,15 @@ def smoothed(weights: WeightsLike, sigma: float) -> Weights:
     Raises:
         InputError: The network has no score maps, or smooths already.
     """
+    return _with_option(weights, "smooth", sigma, "smooths its probabilities")
+
+
+def _with_option(weights: WeightsLike, option: str, value: float, does: str) -> Weights:
+    """Return an RCN's or a SumNet's weights with an option of `ScoreMapNet`, unless the network has it already."""
     loaded = score_map_weights(weights)
-    if loaded.net.config.get("smooth"):
-        raise InputError(f"{weights}: the network smooths its probabilities already")
-    return _remade(loaded, smooth=sigma)
+    if loaded.net.config.get(option):
+        raise InputError(f"{weights}: the network {does} already")
+    return _remade(loaded, **{option: value})
 
 
 def _remade(
