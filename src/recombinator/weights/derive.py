@@ -91,7 +91,7 @@ def smoothed(weights: WeightsLike, sigma: float) -> Weights:
     return _with_option(weights, "smooth", sigma, "smooths its probabilities")
 
 
-def _with_option(weights: WeightsLike, option: str, value: float, does: str) -> Weights:
+def _with_option(weights: WeightsLike, option: str, value: Any, does: str) -> Weights:
     """Return an RCN's or a SumNet's weights with an option of `ScoreMapNet`, unless the network has it already."""
     loaded = score_map_weights(weights)
     if loaded.net.config.get(option):
