@@ -34,8 +34,8 @@ from recombinator.predict.finder import (
     suppressed,
 )
 from recombinator.predict.predictor import Predictor
-from recombinator.training import finding
-from recombinator.training.finding import finding_loss, group, matched
+from recombinator.training import finder_task
+from recombinator.training.finder_task import finding_loss, group, matched
 from recombinator.training.loop import Trainer
 from recombinator.training.recipe import get_recipe
 from recombinator.transforms.augment import Augment
@@ -199,7 +199,7 @@ def trained(tmp_path_factory):
     recipe = replace(recipe, warmup_steps=10, learning_rate=4e-3, augment=PLAIN)
     options = {"size": 64, "width": 0.5}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(finding, "VALIDATION_SCENES", 64)  # for speed
+        patch.setattr(finder_task, "VALIDATION_SCENES", 64)  # for speed
         trainer = Trainer("finder", whole_images(96, empty=12), whole_images(16, seed=1), out, recipe, options=options)
     trainer.fit()
     return out

@@ -22,7 +22,7 @@ from recombinator.fit.run import fit
 from recombinator.fit.samples import read_samples
 from recombinator.keypoints import KeypointSet
 from recombinator.models import create_model
-from recombinator.training.finding import group
+from recombinator.training.finder_task import group
 from recombinator.utils.errors import InputError
 from recombinator.weights.files import load_weights
 

@@ -362,7 +362,8 @@ def finder(
     that are cut by the border, and whole photographs with one and two passes.
     """
     from recombinator.predict.detect import detector_by_name
-    from recombinator.study import finding, whole_images
+    from recombinator.study import whole_images
+    from recombinator.study.finder import run as measure_finder
     from recombinator.study.scenes import Photographs
 
     check_outputs(json_out, overwrite=overwrite)
@@ -372,7 +373,7 @@ def finder(
     if data_68 and photos_68:
         sets.append(Photographs("300-W", data_68, photos_68, (weights_68,)))
     with progress("finder") as advance:
-        report = finding.run(
+        report = measure_finder(
             sets, empty, detector_by_name(detector), seed=seed, share=share, only=only or [], final=final,
             progress=advance,
         )  # fmt: skip

@@ -17,7 +17,8 @@ from recombinator.evaluation.tables import evaluate_table
 from recombinator.models import TCDCN, Denoiser, Joint, ScoreMapNet
 from recombinator.models.base import KeypointNet
 from recombinator.models.decode import maximum, subpixel
-from recombinator.training.finding import Finding
+from recombinator.training.base import Task
+from recombinator.training.finder_task import Finding
 from recombinator.training.loss import (
     LOSSES,
     distillation_loss,
@@ -28,7 +29,6 @@ from recombinator.training.loss import (
     target_cells,
 )
 from recombinator.training.recipe import Recipe, bfloat16_is_fast
-from recombinator.training.task import Task
 from recombinator.transforms.affine import compose, invert
 from recombinator.transforms.augment import draw_pixels, draw_points, draw_samples
 from recombinator.transforms.samples import BLANK, corrupted, fixed_samples

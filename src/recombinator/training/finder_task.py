@@ -15,8 +15,8 @@ from recombinator.models import Finder
 from recombinator.models.base import KeypointNet
 from recombinator.models.finder import REFERENCE, STRIDE
 from recombinator.predict.finder import SMALLEST, Found, decode_maps, suppressed
+from recombinator.training.base import Task
 from recombinator.training.recipe import Recipe, bfloat16_is_fast
-from recombinator.training.task import Task
 from recombinator.transforms.scenes import Album, draw_scenes
 from recombinator.transforms.squares import oriented_squares
 from recombinator.utils.errors import InputError
