@@ -196,5 +196,5 @@ def _verdict(row: dict[str, Any]) -> str:
     what = f"unlabeled images {change} the error" if change else "no measurable gain"
     return (
         f"- {100 * row['share']:g} % of the labels: {what}; the {title} error changes by "
-        f"{part['nme_paper']:+.2f} [{low:+.2f}, {high:+.2f}] points."
+        f"{part['nme_paper']:+.2f} [{low:+.2f}, {high:+.2f}] percentage points."
     )
