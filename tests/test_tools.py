@@ -145,7 +145,7 @@ def test_the_table_is_rendered():
     text = render_text("<!-- results: tools -->\n<!-- end -->", results, "docs/results.md")
     assert "[tools](../results/tools.json), 2026-01-01, a processor:" in text
     assert "| MTFL validation | other | 0 of 1 (0.0 %) | - | - | - | - | 2.0 (0.50) |" in text
-    assert "| MTFL test | ours | 1 of 1 (100.0 %) | 1.41 [1.41, 1.41] | - | - | - | - |" in text
+    assert "| AFLW | ours | 1 of 1 (100.0 %) | 1.41 [1.41, 1.41] | - | - | - | - |" in text
     assert "| other | package 1.2 | MIT | photographs |" in text
     assert whole_images.tools_table({}) == ""
 

@@ -6,6 +6,8 @@ from typing import Any
 
 Result = dict[str, Any]
 Results = dict[str, Result]
+TEST_SETS = {"mtfl": "AFLW", "300w": "300-W Common"}  # by the dataset's name in a test table
+DATASETS = {"mtfl": "MTFL", "300w": "300-W"}  # by the name in other tables
 POSES = ("left profile", "left", "frontal", "right", "right profile")  # MTFL's classes of the head's pose
 
 
@@ -18,6 +20,14 @@ def markdown(header: list[str], rows: list[list[str]]) -> str:
 def link(name: str, text: str = "") -> str:
     """Return a link to a result file, from the repository's root."""
     return f"[{text or name}](results/{name}.json)"
+
+
+def table_name(data: dict[str, Any]) -> str:
+    """Return the name of a table in documents, such as "AFLW" or "MTFL validation"."""
+    dataset, split = data["dataset"], data["split"]
+    if split == "test" and dataset in TEST_SETS:
+        return TEST_SETS[dataset]
+    return f"{DATASETS.get(dataset, dataset)} {'validation' if split == 'valid' else split}"
 
 
 def figure(r: Result, key: str) -> str:

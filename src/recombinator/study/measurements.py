@@ -5,9 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from recombinator.study.markdown import POSES, Result, Results, interval, link, markdown
-
-TEST_SETS = {"mtfl": "AFLW", "300w": "300-W Common"}  # by the dataset's name in a test table
+from recombinator.study.markdown import POSES, TEST_SETS, Result, Results, interval, link, markdown, table_name
 
 
 def comparison_table(results: Results, prefix: str) -> str:
@@ -52,12 +50,15 @@ def speed_table(results: Results) -> str:
         for name, row in r["rows"].items():
             ratio = f"{row['ratio_to_plain']:.2f}" if "ratio_to_plain" in row else ""
             other = f"{row['ratio_to_plain_channels_last']:.2f}" if ratio else ""
-            speed = f"{row['median']:.3g} {row['unit']} [{row['low']:.3g}, {row['high']:.3g}]"
+            median, low, high = (
+                f"{v:.3g}" if v < 1000 else f"{v:,.0f}" for v in (row["median"], row["low"], row["high"])
+            )
+            speed = f"{median} {row['unit']} [{low}, {high}]"
             dense = f"{row['times_faster_than_dense']:.1f}" if "times_faster_than_dense" in row else ""
             label = name.replace(" by onnx,", ", ONNX Runtime,").replace(" by torch,", ", torch,")
             label = label.replace(", by FFT", " by FFT").replace("training, ours", "training, this package")
             rows.append([label, speed, ratio, other, dense])
-    header = ["what", "median [lowest, highest]", "× plain", "× plain channels-last", "× dense"]
+    header = ["measurement", "median [lowest, highest]", "× plain", "× plain channels-last", "× dense"]
     return markdown(header, rows)
 
 
@@ -99,7 +100,7 @@ def photographs_table(results: Results) -> str:
             error = interval(r, "nme") if r["found"] else "-"
             true_crop = f"{r['nme_true_crop']:.2f}" if r["found"] else "-"
             faces = f"{r['found']:,} of {r['faces']:,} ({100 * r['found'] / r['faces']:.1f} %)"
-            rows.append([f"[{r['data']['dataset']}, {r['data']['split']}](results/{name}.json)", r["weights"],
+            rows.append([link(name, table_name(r["data"])), r["weights"],
                          str(r["passes"]), faces, str(r["others"]), error, true_crop])  # fmt: skip
     header = ["photographs", "network", "passes", "faces found", "other detections", "error of those found",
               "same faces, ground-truth crop"]  # fmt: skip
@@ -116,7 +117,7 @@ def reliability_table(results: Results) -> str:
                 row = next(row for row in r[part] if row["radius"] == 3)
                 before, after = 100 * row["error_uncalibrated"], 100 * row["error"]
                 errors += [f"{100 * row['right']:.1f} %", f"{before:.1f} to {after:.1f} %"]
-            where = f"[{r['data']['dataset']}, {r['data']['split']}](results/{name}.json)"
+            where = link(name, table_name(r["data"]))
             shares = [r.get("flagged_covered"), r.get("flagged_visible")]
             flags = " / ".join("-" if v is None else f"{100 * v:.0f} %" for v in shares)
             area = "-" if r["covered_auroc"] is None else f"{r['covered_auroc']:.3f}"
@@ -305,7 +306,8 @@ def web_table(results: Results) -> str:
         ["model", "frames per second", *(f"{name}, ms" for name in names), "other, ms"],
         [[*cells, *(f"{parts[n]:.1f}" for n in names), f"{parts['frame'] - sum(parts[n] for n in names):.1f}"]],
     )
-    return f"{table}\n{r['browser']}, {machine['processor']}, median of {r['rounds']} runs, load {r['load'][0]:.1f}.\n"
+    about = f"{r['browser']}, {machine['processor']}, median of {r['rounds']} runs, load average {r['load'][0]:.1f}"
+    return f"{table}\n{about}.\n"
 
 
 def folds_table(results: Results) -> str:

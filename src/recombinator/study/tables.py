@@ -185,7 +185,7 @@ CARDS = {
 def _training_rows(training: dict[str, Any]) -> list[list[str]]:
     """Describe one network's training. An average has no validation error of its own."""
     if str(training["model"]["name"]).startswith("denoiser"):
-        criterion = "denoiser, validation: mean of the repaired and the uniformly corrupted error"
+        criterion = "denoiser, validation: mean of the joint model's error and the error with uniform corruption"
     else:
         criterion = "validation, jittered and occluded, paper's protocol"
     parts = training.get("averaged", [training])

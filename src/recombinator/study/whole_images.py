@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from recombinator.study.markdown import Result, Results, interval, link, markdown
+from recombinator.study.markdown import DATASETS, TEST_SETS, Result, Results, interval, link, markdown, table_name
+
+# by the names of their classes
+_DETECTORS = {"FinderDetector": "face finder", "FaceFramer": "face finder and five points"}
+_TEST_SETS = {DATASETS[dataset]: name for dataset, name in TEST_SETS.items()}
+
+
+def _detector(row: Result) -> str:
+    return _DETECTORS.get(row["detector"], row["detector"])
 
 
 def _share(part: int, whole: int) -> str:
@@ -48,12 +56,12 @@ def finder_figures(r: Result) -> dict[str, str]:
     if "without_faces" in r:
         e = r["without_faces"]
         cells["images without faces: false detections"] = f"{e['false']} in {e['images']}"
-        cells["before the localizer's confidence"] = f"{e['false_before_confidence']}"
+        cells["images without faces: detections of the finder alone"] = f"{e['false_before_confidence']}"
     if "portrait" in r:
         p = r["portrait"]
         cells["portrait at every angle: found"] = _share(p["found"], p["angles"])
-        cells["distance from the upright points: median, largest mean"] = (
-            f"{p['median']:.1f}, {p['largest_mean']:.1f} pixels of {p['eye_distance']:.0f} between the eyes"
+        cells["portrait: distance from the upright portrait's points, median and largest mean"] = (
+            f"{p['median']:.1f}, {p['largest_mean']:.1f} pixels at an eye distance of {p['eye_distance']:.0f}"
         )
     if "smallest" in r:
         s = r["smallest"]
@@ -61,13 +69,13 @@ def finder_figures(r: Result) -> dict[str, str]:
             f"{row['side']}: {100 * row['share']:.0f} %" for row in s["rows"]
         )
     for row in r.get("cut", {}).get("rows", ()):
-        cells[f"face {row['cut']}: found, unsure, rejected, confident and wrong"] = ", ".join(
+        where = row["cut"].replace("above", "cut above").replace("below", "cut below")
+        cells[f"face, {where}: found, unsure, rejected, confident and wrong"] = ", ".join(
             f"{100 * row[k] / row['faces']:.1f} %" for k in ("found", "unsure", "rejected", "wrong")
         )
-    photographs = [(row, "validation") for row in r.get("passes", ())] + [(row, "test") for row in r.get("final", ())]
-    for row, split in photographs:
+    for row in (*r.get("passes", ()), *r.get("final", ())):
         passes = "1 pass" if row["passes"] == 1 else f"{row['passes']} passes"
-        what = f"{row['data']['dataset']} {split} photographs, {row['weights']}, {passes}: found, error"
+        what = f"{table_name(row['data'])}, {row['weights']}, {passes}: found, error"
         error = f"{row['nme']:.2f} [{row['nme_ci95'][0]:.2f}, {row['nme_ci95'][1]:.2f}]" if row["found"] else "-"
         cells[what] = f"{_share(row['found'], row['faces'])}, {error}"
     return cells
@@ -78,10 +86,10 @@ def finder_table(results: Results) -> str:
     columns: dict[str, dict[str, str]] = {}
     for name, r in sorted(results.items()):
         if r.get("kind") == "finder":
-            columns[link(name, f"{r['finder']['detector']}, {r['weights']}")] = finder_figures(r)
+            columns[link(name, f"{_detector(r['finder'])}, {r['weights']}")] = finder_figures(r)
     titles: dict[str, Any] = dict.fromkeys(what for cells in columns.values() for what in cells)
     return markdown(
-        ["what", *columns], [[what, *(cells.get(what, "-") for cells in columns.values())] for what in titles]
+        ["measurement", *columns], [[what, *(cells.get(what, "-") for cells in columns.values())] for what in titles]
     )
 
 
@@ -96,11 +104,11 @@ def tools_errors(r: Result) -> str:
     for row in r["rows"]:
         t = times[row["set"], row["tool"]]
         rows.append([
-            f"{row['set']} {'test' if row['split'] == 'test' else 'validation'}", row["tool"],
+            _TEST_SETS[row["set"]] if row["split"] == "test" else f"{row['set']} validation", row["tool"],
             _share(row["found"], row["faces"]), *(_error(row, k) for k in ("nme", "nme_shared", "nme_corrected")),
             _error(row, "nme_68"), f"{t['median']:.1f} ({t['ratio']:.2f})" if row["split"] == "valid" else "-",
         ])  # fmt: skip
-    header = ["photographs", "tool", "faces found", "error of those found", "faces that all found",
+    header = ["photographs", "tool", "faces found", "error of those found", "error on faces that all tools found",
               "the same, offsets removed", "68 points", "ms per photograph (ratio)"]  # fmt: skip
     return markdown(header, rows)
 
@@ -110,7 +118,7 @@ def tools_about(r: Result) -> str:
     rows = []
     for title, tool in r["tools"].items():
         versions = ", ".join(f"{name} {version}" for name, version in tool["versions"].items())
-        rows.append([title, versions or f"this package, {tool['detector']}", tool["license"], tool["training"]])
+        rows.append([title, versions or f"this package, {_detector(tool)}", tool["license"], tool["training"]])
     return markdown(["tool", "versions", "license", "training data"], rows)
 
 
