@@ -139,7 +139,7 @@ def test_boxes_from_a_file_and_detectors_by_name(album, tmp_path):
     table.write_text("file,x,y,width,height\na.jpg,1,2,30,40\n")
     with pytest.raises(InputError, match="must name them as this command does, such as .*/a.jpg"):
         command(album, tmp_path / "x", "--boxes", table)
-    with pytest.raises(InputError, match="both give faces"):
+    with pytest.raises(InputError, match="both give boxes"):
         command(album, tmp_path / "x", "--boxes", table, "--box", "1,2,3,4")
     for bad in ("3,b", "3,nan", "3,-4"):
         table.write_text(f"file,x,y,width,height\na.jpg,1,2,{bad}\n")

@@ -49,7 +49,7 @@ def evaluate(
         str, typer.Option(metavar=f"[auto|faces|haar|{DETECTOR_FILES}]", help="With --photos: see predict.")
     ] = "auto",
     passes: Annotated[
-        int | None, passes_option("With --photos: passes; each crops around the last one's points.")
+        int | None, passes_option("With --photos: number of passes; each crops around the points of the last one.")
     ] = None,
     engine: Annotated[
         str, typer.Option(metavar="[torch|onnx]", help="Engine of the network; .onnx files always use onnx.")
@@ -181,7 +181,7 @@ def bench(
     ] = None,
     json_out: JsonOut = None,
     rounds: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Interleaved repetitions, of which medians are printed.")
+        int, typer.Option(min=1, metavar="N", help="Number of interleaved rounds; medians are printed.")
     ] = 7,
     threads: Threads = None,
     pipeline: Annotated[
@@ -194,7 +194,7 @@ def bench(
 ) -> None:
     """Measure training and prediction speed on this machine.
 
-    The machine's own multiply rate is measured too, for comparison; with --pipeline, a fixed OpenCV operation.
+    For comparison, a matrix product and a convolution are timed too; with --pipeline, a fixed OpenCV operation.
     """
     from recombinator.study import bench as benchmark
 

@@ -31,19 +31,19 @@ def _show(plan: Plan) -> None:
 
 
 def fit(
-    points: Annotated[Path, typer.Argument(metavar="POINTS", help="Points file, as `prepare points` takes it.")],
+    points: Annotated[Path, typer.Argument(metavar="POINTS", help="Points file, in a format of `prepare points`.")],
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder of the run, which is created.")],
     images: Annotated[
         Path | None, typer.Option(metavar="FOLDER", show_default="that of POINTS", help="Folder of the images.")
     ] = None,
-    test: Annotated[
-        Path | None, typer.Option(metavar="POINTS2", help="Points of further images, to measure on.")
-    ] = None,
+    test: Annotated[Path | None, typer.Option(metavar="POINTS2", help="Points of additional test images.")] = None,
     minutes: Annotated[float, typer.Option(min=0.1, metavar="N", help="Minutes for the whole run.")] = 30.0,
     plan: Annotated[bool, typer.Option("--plan", help="Print the decisions and train nothing.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out, with its plan.")] = False,
     seed: Annotated[int, typer.Option(min=0, max=2**31 - 2, metavar="N", help="Seed of all random numbers.")] = 0,
-    boxes: Annotated[bool, typer.Option("--boxes", help="You give a box per object at prediction.")] = False,
+    boxes: Annotated[
+        bool, typer.Option("--boxes", help="Fit a model that needs a box per object at prediction.")
+    ] = False,
     folds: Annotated[
         int, typer.Option(min=0, metavar="N", help="Cross-validate with N folds instead; --minutes is per fold.")
     ] = 0,
@@ -52,7 +52,7 @@ def fit(
     ] = None,
     unlabeled: Annotated[
         Path | None,
-        typer.Option(metavar="FOLDER", help="Images and videos without points to learn from too; not with --boxes."),
+        typer.Option(metavar="FOLDER", help="Also train on images and videos without points; not with --boxes."),
     ] = None,
     allow_outside: AllowOutside = False,
     json_out: JsonOut = None,
@@ -64,7 +64,7 @@ def fit(
 ) -> None:
     """Fit a localizer to your annotated images: plan, training, calibration and report.
 
-    Writes model.safetensors, which `predict`, `track` and `load` take, report.html and report.json.
+    Writes model.safetensors (for `predict`, `track` and `load`), report.html and report.json.
     """
     from recombinator.fit import folds as cross_validation
     from recombinator.fit import run
@@ -79,7 +79,7 @@ def fit(
             if folds:
                 if plan or resume or test or unlabeled:
                     raise InputError(
-                        "--folds excludes --plan, --resume, --test and --unlabeled; finished folds are not run again"
+                        "--folds excludes --plan, --resume, --test and --unlabeled; it skips finished folds by itself"
                     )
                 only = [f - 1 for f in fold or []]
                 if any(f >= folds for f in only):

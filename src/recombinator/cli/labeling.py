@@ -34,13 +34,13 @@ def unlabeled(
             help="Share of the training images with labels (repeatable).",
         ),
     ] = None,
-    seeds: Annotated[int, typer.Option(min=1, max=5, metavar="N", help="Trainings of each kind.")] = 3,
+    seeds: Annotated[int, typer.Option(min=1, max=5, metavar="N", help="Number of trainings with each share.")] = 3,
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="NAME=VALUE", help="Replace a setting, such as equivariance=0.1 (repeatable)."),
     ] = None,
     final: Annotated[
-        bool, typer.Option("--final", help="Also measure the test images, when nothing is chosen any more.")
+        bool, typer.Option("--final", help="Also measure the test images, after all choices are made.")
     ] = False,
     threads: Threads = None,
     json_out: JsonOut = None,
@@ -48,8 +48,8 @@ def unlabeled(
 ) -> None:  # fmt: skip
     """Measure whether unlabeled images help.
 
-    Trains with few labels, with and without the other images as unlabeled ones, and compares the errors. The same
-    command continues after an interruption.
+    Trains on few labeled images, with and without the other images as unlabeled ones, and compares the errors. The
+    same command continues after an interruption.
     """
     from recombinator.study.unlabeled import SHARES, measure
     from recombinator.training.recipe import parse_settings
@@ -90,7 +90,7 @@ def labels(
     """Measure how well wrong labels are found.
 
     Displaces 2 % of the training points, ranks each half of the images by a network that was trained on the other, and
-    counts the displaced points among the 3 % that rank first.
+    counts the displaced points in the first 3 % of the ranking.
     """
     from recombinator.study.labels import run
     from recombinator.utils.allocator import keep_freed_memory

@@ -19,7 +19,7 @@ from recombinator.utils.text import plural
 
 def check_labels(
     points: Annotated[
-        Path, typer.Argument(metavar="POINTS", help="Points file as `fit` takes it, or a .parquet table.")
+        Path, typer.Argument(metavar="POINTS", help="Points file, as for `fit`, or with --model a .parquet table.")
     ],
     model: Annotated[
         str | None,
@@ -50,8 +50,8 @@ def check_labels(
 ) -> None:
     """Rank probable label errors of an annotation file.
 
-    A point ranks high if it is far from a prediction that the model is sure of. Without --model, one model is fitted
-    per fold of the images, as `fit` does, and predicts the images of that fold, which it has not seen.
+    A point ranks high if it is far from a confident prediction. Without --model, the images are split into folds; a
+    model is fitted to the other folds, as `fit` does, and predicts the images of its fold.
     """
     from recombinator.fit import labels
     from recombinator.utils.allocator import keep_freed_memory
@@ -85,28 +85,31 @@ def check_labels(
 
 def suggest(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Shipped name, weights file or run folder.")],
-    images: Annotated[
-        list[Path], typer.Option(metavar="FOLDER", help="Folder of images and videos, or one of these (repeatable).")
-    ],
+    images: Annotated[list[Path], typer.Option(metavar="FOLDER", help="Image, video, or folder of them (repeatable).")],
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder for the predictions of the chosen images.")],
     number: Annotated[int, typer.Option(min=1, metavar="N", help="Images to choose.")] = 20,
     frames: Annotated[
         int, typer.Option(min=1, metavar="N", help="Evenly spaced frames of each video to choose from.")
     ] = 100,
     labeled: Annotated[
-        Path | None, typer.Option(metavar="POINTS", help="Points file of the images that have labels; left out.")
+        Path | None, typer.Option(metavar="POINTS", help="Points file of the labeled images, which are not chosen.")
     ] = None,
     formats: Annotated[
         list[str] | None,
-        typer.Option("--format", metavar="FORMAT", show_default="json and csv", help="As in predict (repeatable)."),
+        typer.Option(
+            "--format",
+            metavar="FORMAT",
+            show_default="json and csv",
+            help="Format of the predictions, as in predict (repeatable).",
+        ),
     ] = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Choose the images most worth labeling next, and predict them.
+    """Choose the images to label next, and predict them.
 
-    Chosen are images and frames of videos whose points are uncertain and that differ from each other and from the
-    labeled ones. Chosen frames are written to the folder frames in --out. Correct the predictions in your labeling tool
-    (--format), and fit again. The exit status is 1 if an image could not be read.
+    Chooses images and video frames with uncertain points that differ from each other and from the labeled images.
+    Chosen frames are written to the folder frames in --out. Correct the predictions in your labeling tool (--format),
+    then run `fit` again. The exit status is 1 if an image could not be read.
     """
     from recombinator.data.images import ENDINGS
     from recombinator.fit.samples import read_samples

@@ -11,7 +11,7 @@ from recombinator.utils.errors import explain_missing
 
 
 def models(
-    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list in place of the table.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list instead of the table.")] = False,
     keypoints: Annotated[
         int | None, typer.Option(min=1, metavar="K", show_default="5 or 68, by network", help="Number of keypoints.")
     ] = None,
@@ -22,12 +22,12 @@ def models(
 ) -> None:
     """List the networks, with parameters and multiply-adds.
 
-    Multiply-adds are those of one image. The names in the last line are trained networks inside the package, for
-    `predict --weights NAME`; those above it are architectures, for `train NAME`.
+    Multiply-adds are those of one image. The table lists architectures, for `train NAME`. The last line lists
+    shipped weights, for `predict --weights NAME`.
     """
     from recombinator.weights.shipped import shipped_models
 
-    trained = f"trained, inside the package: {', '.join(shipped_models())}"
+    trained = f"shipped weights: {', '.join(shipped_models())}"
     try:
         from recombinator.models import catalogue, model_names
     except ModuleNotFoundError as error:
@@ -47,5 +47,5 @@ def models(
     names = {r["name"] for r in rows}
     impossible = [name for name in model_names() if name not in names]
     if impossible:
-        print(f"not possible with that input: {', '.join(impossible)}")
+        print(f"not available with this input: {', '.join(impossible)}")
     print(f"\n{trained}")

@@ -25,13 +25,13 @@ JsonOut = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Al
 Limit = Annotated[int | None, typer.Option(min=1, metavar="N", show_default="all", help="Use only the first N images.")]
 Sample = Annotated[
     int | None,
-    typer.Option(min=1, metavar="N", show_default="all", help="Use only N images, drawn from the whole table."),
+    typer.Option(min=1, metavar="N", show_default="all", help="Use only N images, sampled from the whole table."),
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace output files that exist.")]
 AllowOutside = Annotated[
-    bool, typer.Option("--allow-outside", help="Use images outside the folders of the points file and --images.")
+    bool, typer.Option("--allow-outside", help="Allow images outside the folders of the points file and --images.")
 ]
-Occlude = Annotated[bool, typer.Option("--occlude", help="Put one black rectangle on each image, by a fixed seed.")]
+Occlude = Annotated[bool, typer.Option("--occlude", help="Put one black rectangle on each image, with a fixed seed.")]
 Threads = Annotated[
     int | None, typer.Option(min=1, metavar="N", show_default="all cores", help="CPU threads of PyTorch.")
 ]

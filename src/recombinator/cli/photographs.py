@@ -85,7 +85,7 @@ def predict(
             "--format",
             metavar="[json|csv|coco|pts|labelme|labelstudio|cvat|dlc|tps|slp]",
             show_default="json and csv",
-            help="Format of the points, next to points.jsonl (repeatable).",
+            help="Format of the points, in addition to points.jsonl (repeatable).",
         ),
     ] = None,
     detector: Annotated[
@@ -97,12 +97,14 @@ def predict(
     ] = "auto",
     box: Annotated[
         list[str] | None,
-        typer.Option(metavar="X,Y,WIDTH,HEIGHT", help="A face in pixels, in place of detection (repeatable)."),
+        typer.Option(metavar="X,Y,WIDTH,HEIGHT", help="Box of an object in pixels, instead of detection (repeatable)."),
     ] = None,
     boxes: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="CSV file of faces: file, x, y, width, height.")
+        Path | None, typer.Option(metavar="FILE", help="CSV file of boxes: file, x, y, width, height.")
     ] = None,
-    passes: Annotated[int | None, passes_option("Passes; each one crops around the points of the last.")] = None,
+    passes: Annotated[
+        int | None, passes_option("Number of passes; each crops around the points of the last one.")
+    ] = None,
     min_confidence: Annotated[
         float | None,
         typer.Option(
@@ -110,7 +112,7 @@ def predict(
             max=1,
             metavar="P",
             show_default="stored with the weights",
-            help="Drop detections whose mean confidence is below P, from 0 to 1; 0 keeps all.",
+            help="Drop detections with a probability below P, from 0 to 1; 0 keeps all.",
         ),
     ] = None,
     pictures: Annotated[bool, typer.Option("--pictures/--no-pictures", help="Write annotated PNG files.")] = True,
@@ -126,13 +128,14 @@ def predict(
     ray: Annotated[
         str | None,
         typer.Option(
-            metavar="[ADDRESS]", help="Use Ray here or on a cluster: photographs, URLs, Parquet to json or parquet."
+            metavar="[ADDRESS]",
+            help="Predict with Ray, here or at this ADDRESS; also reads URLs and Parquet, writes json or parquet.",
         ),
     ] = None,
 ) -> None:
     """Predict the keypoints of every face, in pixels of the photograph.
 
-    The exit status is 1 if a photograph could not be read.
+    The exit status is 1 if a photograph could not be read, and 2 if none could.
     """
     if ray:
         settings = {
@@ -153,7 +156,7 @@ def predict(
     names = batch.find_photographs(photos, folder)
     given = _parse_boxes(box)
     if given and boxes:
-        raise InputError("--box and --boxes both give faces; use one of them")
+        raise InputError("--box and --boxes both give boxes; use one of them")
     if given and len(names) > 1:
         raise InputError("--box is for one photograph; give one photograph, or --boxes FILE for many")
     by_file = {names[0]: given} if given else batch.read_boxes(boxes) if boxes else None
@@ -212,7 +215,7 @@ def track(
     threads: Threads = 0,
     device: Device = "cpu",
     detector: Annotated[
-        str, typer.Option(metavar=f"[auto|faces|haar|{DETECTOR_FILES}]", help="What finds the objects; see predict.")
+        str, typer.Option(metavar=f"[auto|faces|haar|{DETECTOR_FILES}]", help="Detector of the objects; see predict.")
     ] = "auto",
     detect_every: Annotated[int, typer.Option(min=1, metavar="N", help="Frames between searches for new faces.")] = 15,
     smooth: Annotated[bool, typer.Option("--smooth/--raw", help="Smooth the points with a One-Euro filter.")] = True,
@@ -233,7 +236,7 @@ def track(
     from recombinator.predict.video import write_track
 
     if detector == "none":
-        raise InputError("--detector none takes each frame for one face; track needs another detector, such as auto")
+        raise InputError("--detector none treats each frame as one face; track needs another detector, such as auto")
     video_out = video_out or old_video_out
     check_output_file(out, ".jsonl", ".csv")
     if video_out:

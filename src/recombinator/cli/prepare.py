@@ -19,7 +19,7 @@ prepare = typer.Typer(help="Turn a dataset into Parquet tables of crops and poin
 
 
 class YAxis(StrEnum):
-    """Where y points to."""
+    """Direction of y."""
 
     down = "down"
     up = "up"
@@ -54,7 +54,7 @@ def _print_counts(counts: dict[str, int], out: Path) -> None:
         print(f"dropped: {plural(counts['dropped'], 'face')}")
 
 
-Whole = Annotated[bool, typer.Option("--whole", help="Store whole images, to train a finder, in place of crops.")]
+Whole = Annotated[bool, typer.Option("--whole", help="Store whole images instead of crops, to train a finder.")]
 Backgrounds = Annotated[
     Path | None, typer.Option(metavar="FOLDER", help="With --whole: images without objects.", show_default=False)
 ]
@@ -85,8 +85,7 @@ def _add_reader(name: str, module: str, text: str, finder: bool = False) -> None
         out = _one_folder(folder, out, overwrite)
         if (whole or backgrounds) and not finder:
             raise InputError(
-                f"prepare {name}: --whole and --backgrounds are for MTFL, which the face finder learns from, and for "
-                "`prepare points`"
+                f"prepare {name}: --whole and --backgrounds are for `prepare mtfl` and `prepare points` only"
             )
         _check_backgrounds(backgrounds, whole)
         read = getattr(import_module(f"recombinator.data.readers.{module}"), f"prepare_{name}")
@@ -103,19 +102,19 @@ def _add_reader(name: str, module: str, text: str, finder: bool = False) -> None
 for _name, _module, _text, _finder in (
     (
         "mtfl", "mtfl",
-        "Read MTFL and its AFLW test set: five points.\n\nSOURCE holds training.txt (10,000 faces), testing.txt "
+        "Read MTFL and its AFLW test set: five points.\n\nSOURCE contains training.txt (10,000 faces), testing.txt "
         "(AFLW) and the images that they name.",
         True,
     ),
     (
         "afw", "afw",
-        "Read AFW: five points, a test table only.\n\nSOURCE holds the photographs and anno.mat (MATLAB 7.3).",
+        "Read AFW: five points, a test table only.\n\nSOURCE contains the photographs and anno.mat (MATLAB 7.3).",
         False,
     ),
     (
         "300w", "w300",
-        "Read 300-W: 68 points.\n\nSOURCE holds folders of images with .pts files. Those in folders called testset and "
-        "ibug become the test table.",
+        "Read 300-W: 68 points.\n\nSOURCE contains folders of images with .pts files. Those in folders named testset "
+        "and ibug become the test table.",
         False,
     ),
 ):  # fmt: skip
@@ -144,7 +143,7 @@ def prepare_own(
         str,
         typer.Option(
             metavar="[auto|none|X,Y]",
-            help="Coordinates that mean a missing point; auto: 0,0 and -1,-1 where several points have them.",
+            help="Coordinates that mean a missing point; auto: 0,0 and -1,-1 if two or more points have them.",
         ),
     ] = "auto",
     points_format: Annotated[
@@ -155,20 +154,20 @@ def prepare_own(
         typer.Option(
             metavar="[down|up]",
             show_default="from the format",
-            help="Where y points to; up: it counts from the image's bottom.",
+            help="Direction of y; up: y counts from the image's bottom.",
         ),
     ] = None,
     test: Annotated[
-        Path | None, typer.Option(metavar="POINTS2", help="Points of further images: the test table.")
+        Path | None, typer.Option(metavar="POINTS2", help="Points of other images, for the test table.")
     ] = None,
     split_column: Annotated[
-        str | None, typer.Option(metavar="COLUMN", help="Column that says train, valid or test for each image.")
+        str | None, typer.Option(metavar="COLUMN", help="Column with train, valid or test for each image.")
     ] = None,
     group: Annotated[
         str | None,
         typer.Option(
             metavar="COLUMN",
-            help="All images with one value go to one split: a person, an animal, a video; or folder, the image's own.",
+            help="Put images with the same value, such as a person or video, in one split; folder: the image's folder.",
         ),
     ] = None,
     mm_per_pixel: Annotated[
@@ -176,7 +175,7 @@ def prepare_own(
         typer.Option(
             metavar="[MM|COLUMN]",
             show_default="SCALE of .tps",
-            help="Size of a pixel in millimeters, or the column that has it.",
+            help="Size of a pixel in millimeters, or the column with it.",
         ),
     ] = None,
     allow_outside: AllowOutside = False,
@@ -188,7 +187,7 @@ def prepare_own(
     backgrounds: Backgrounds = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Read your own keypoints, of faces or of anything.
+    """Read your own keypoints, of faces or other objects.
 
     CSV or TSV: columns file, keypoint, x, y (one row per point; also face, where an image has several objects), or
     file, x1, y1, x2, y2 and so on (one row per object). JSON: what `predict` writes, objects with file and points, or
@@ -230,9 +229,7 @@ def prepare_pseudo_labels(
     min_confidence: Annotated[
         float, typer.Option(min=0, max=1, metavar="P", help="Points with a lower confidence count as unknown.")
     ] = 0.5,
-    min_size: Annotated[
-        float, typer.Option(min=0, metavar="PIXELS", help="Leave out objects with a smaller crop.")
-    ] = 0,
+    min_size: Annotated[float, typer.Option(min=0, metavar="PIXELS", help="Skip objects with a smaller crop.")] = 0,
     threads: Annotated[int, typer.Option(min=0, metavar="N", help="CPU threads; 0: all cores.")] = 0,
     overwrite: Overwrite = False,
 ) -> None:
@@ -261,7 +258,9 @@ def prepare_pseudo_labels(
 def prepare_synthetic(
     folder: Folder = None,
     out: Out = None,
-    faces: Annotated[int, typer.Option(metavar="N", help="Faces, a tenth each for validation and test.")] = 1000,
+    faces: Annotated[
+        int, typer.Option(metavar="N", help="Number of faces; a tenth each for validation and test.")
+    ] = 1000,
     keypoints: Annotated[int, typer.Option(metavar="[5|68]", help="Keypoints per face.")] = 5,
     seed: Seed = 0,
     size: Size = 160,

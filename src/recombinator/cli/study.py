@@ -32,11 +32,9 @@ from recombinator.utils.files import check_output_file, check_output_folder
 from recombinator.utils.text import plural
 
 study = typer.Typer(help="Run the paper's experiments; draw its tables and figures.", cls=Group, no_args_is_help=True)
-Runs = Annotated[Path, typer.Option(metavar="FOLDER", help="Folder of the studies' trainings.")]
-Epochs = Annotated[
-    int | None, typer.Option(min=1, metavar="N", show_default="the study's", help="Epochs of each run, in results too.")
-]
-Rounds = Annotated[int, typer.Option(min=1, metavar="N", help="Measurements of each kind, in turn.")]
+Runs = Annotated[Path, typer.Option(metavar="FOLDER", help="Folder for the runs of the studies.")]
+Epochs = Annotated[int | None, typer.Option(min=1, metavar="N", show_default="the study's", help="Epochs of each run.")]
+Rounds = Annotated[int, typer.Option(min=1, metavar="N", help="Number of interleaved rounds.")]
 FigureOut = Annotated[Path, typer.Option(metavar="FOLDER", help="Folder for the PNG and the PDF.")]
 
 
@@ -50,7 +48,7 @@ def _add_study(name: str, title: str) -> None:
         epochs: Epochs = None,
         seed: Seed = 0,
         only: Annotated[
-            str, typer.Option(metavar="TEXT", show_default="all", help="Train only runs whose name contains TEXT.")
+            str, typer.Option(metavar="TEXT", show_default="all", help="Train only runs with TEXT in their names.")
         ] = "",
         threads: Threads = None,
     ) -> None:
@@ -112,7 +110,7 @@ def robustness(
 ) -> None:
     """Measure and draw errors under disturbances.
 
-    A shifted, scaled or rotated crop, a black rectangle, blur, noise, brightness, JPEG.
+    The disturbances are shift, scale and rotation of the crop, a black rectangle, blur, noise, brightness and JPEG.
     """
     from recombinator.evaluation import robustness as disturbances
 
@@ -127,16 +125,16 @@ def robustness(
 
 @study.command("memory", cls=Command)
 def memory(
-    crops: Annotated[int, typer.Option(min=1000, metavar="N", help="Crops of the table on disk.")] = 1_000_000,
+    crops: Annotated[int, typer.Option(min=1000, metavar="N", help="Number of crops on disk.")] = 1_000_000,
     data: Annotated[
         Path | None, typer.Option(metavar="TABLE", show_default="drawn faces", help="Table whose rows are repeated.")
     ] = None,
     folder: Annotated[
         Path | None,
-        typer.Option(metavar="FOLDER", help="Existing folder with room for 9 kB per crop, which are removed again."),
+        typer.Option(metavar="FOLDER", help="Existing folder with space for 9 kB per crop; crops are removed later."),
     ] = None,
     model: Annotated[str, typer.Option(metavar="MODEL", help="Network to train.")] = "rcn-6",
-    steps: Annotated[int, typer.Option(min=1, metavar="N", help="Training steps of each kind per round.")] = 10,
+    steps: Annotated[int, typer.Option(min=1, metavar="N", help="Training steps per round.")] = 10,
     rounds: Rounds = 30,
     threads: Threads = None,
     json_out: JsonOut = None,
@@ -144,7 +142,7 @@ def memory(
 ) -> None:
     """Measure memory and speed of training from disk.
 
-    Writes jittered crops, and trains from disk and in memory in turn.
+    Writes jittered crops, and trains alternately from disk and in memory.
     """
     from recombinator.study.memory import PLACES, measure
 
@@ -172,7 +170,7 @@ def ray_rates(
 ) -> None:
     """Measure the cost of predict with and without Ray.
 
-    Predicts shifted copies of the sample photograph in both ways, in turn.
+    Predicts shifted copies of the sample photograph, alternately with and without Ray.
     """
     from recombinator.study.ray import measure
 
@@ -191,13 +189,13 @@ def ray_rates(
 @study.command("web", cls=Command)
 def measure_page(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A face model.")] = "rcn-6-fast-mtfl-int8",
-    rounds: Annotated[int, typer.Option(min=1, metavar="N", help="Repetitions, of which medians are printed.")] = 5,
+    rounds: Annotated[int, typer.Option(min=1, metavar="N", help="Number of repetitions; medians are printed.")] = 5,
     json_out: JsonOut = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Measure frames per second of a page of `recombinator web`.
 
-    One face, followed through frames of 640x480 pixels in a headless Chromium on one processor core.
+    The page tracks one face in frames of 640x480 pixels, in headless Chromium on one CPU core.
     """
     from recombinator.study import web
 
@@ -234,7 +232,7 @@ def collect(
 ) -> None:
     """Collect settings and learning curves of trainings.
 
-    One result file for trials that chose a setting, and for trainings in stages.
+    Writes one result file for several trials, or for the stages of a training.
     """
     from recombinator.study import collect as collecting
 
@@ -255,7 +253,7 @@ def collect(
 @study.command("list", cls=Command)
 def list_studies(
     data: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="Tables, to estimate the time of the remaining runs here.")
+        Path | None, typer.Option(metavar="FOLDER", help="Tables, to estimate the time of the remaining runs.")
     ] = None,
     root: Root = Path("."),
     runs: Runs = Path("runs/study"),
@@ -264,7 +262,7 @@ def list_studies(
 ) -> None:
     """List the studies with the state of their runs.
 
-    With --data, also the time that the remaining runs take on this machine.
+    With --data, also estimates the time of the remaining runs on this machine.
     """
     from recombinator.study import run
 
@@ -327,7 +325,7 @@ def fuzz(
 def finder(
     data: Annotated[Path, typer.Option("--data", metavar="FOLDER", help="Tables of MTFL, from `prepare`.")],
     photos: Annotated[Path, typer.Option(metavar="FOLDER", help="MTFL's photographs.")],
-    empty: Annotated[Path, typer.Option(metavar="FOLDER", help="Images without faces, none of them trained on.")],
+    empty: Annotated[Path, typer.Option(metavar="FOLDER", help="Images without faces that were not used in training.")],
     data_68: Annotated[
         Path | None, typer.Option("--data-68", metavar="FOLDER", help="Tables of 300-W, to measure 68 points too.")
     ] = None,
@@ -341,16 +339,16 @@ def finder(
         str, typer.Option("--weights-68", metavar="WEIGHTS", help="Network for 68 points.")
     ] = "rcn-68-300w",
     detector: Annotated[
-        str, typer.Option(metavar="auto|faces|haar|none|" + DETECTOR_FILES, help="What finds the faces.")
+        str, typer.Option(metavar="auto|faces|haar|none|" + DETECTOR_FILES, help="Detector; see predict.")
     ] = "auto",
     only: Annotated[
         list[str] | None, typer.Option(metavar="PART", show_default="all", help="Measure this part (repeatable).")
     ] = None,
     share: Annotated[
-        float, typer.Option(min=0.001, max=1, metavar="SHARE", help="Use this share of the images: a trial.")
+        float, typer.Option(min=0.001, max=1, metavar="SHARE", help="Use only this share of the images, for a trial.")
     ] = 1.0,
     final: Annotated[
-        bool, typer.Option("--final", help="Also measure the test photographs, when nothing is chosen any more.")
+        bool, typer.Option("--final", help="Also measure the test photographs, after all choices are made.")
     ] = False,
     seed: Seed = 0,
     json_out: JsonOut = None,
@@ -358,8 +356,8 @@ def finder(
 ) -> None:
     """Measure how well faces are found in whole images.
 
-    Parts: mosaics, turned photographs, images without faces, the sample portrait at every angle, small faces, faces
-    that are cut by the border, and whole photographs with one and two passes.
+    The parts are mosaics, turned (rotated photographs), without_faces, portrait (the sample portrait at every angle),
+    smallest (small faces), cut (faces cut by the border) and passes (whole photographs with one and two passes).
     """
     from recombinator.predict.detect import detector_by_name
     from recombinator.study import whole_images

@@ -13,31 +13,29 @@ from recombinator.utils.errors import InputError, import_optional
 
 
 def tools(
-    envs: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder of the tools' environments.")],
+    envs: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder for the environments of the tools.")],
     data: Annotated[Path, typer.Option("--data", metavar="FOLDER", help="Tables of MTFL, from `prepare`.")],
     photos: Annotated[Path, typer.Option(metavar="FOLDER", help="MTFL's photographs.")],
     data_68: Annotated[
-        Path | None, typer.Option("--data-68", metavar="FOLDER", help="Tables of 300-W, to compare on them too.")
+        Path | None, typer.Option("--data-68", metavar="FOLDER", help="Tables of 300-W, to compare on it too.")
     ] = None,
     photos_68: Annotated[
         Path | None, typer.Option("--photos-68", metavar="FOLDER", help="300-W's photographs.")
     ] = None,
     install: Annotated[
-        bool, typer.Option("--install", help="Make missing environments, with pinned packages from PyPI.")
+        bool, typer.Option("--install", help="Create missing environments, with pinned packages from PyPI.")
     ] = False,
-    valid_only: Annotated[
-        bool, typer.Option("--valid-only", help="Leave the test photographs alone: a trial.")
-    ] = False,
+    valid_only: Annotated[bool, typer.Option("--valid-only", help="Skip the test photographs, for a trial.")] = False,
     limit: Annotated[
         int | None, typer.Option(min=1, metavar="N", show_default="all", help="Use the first N faces of each table.")
     ] = None,
-    rounds: Annotated[int, typer.Option(min=1, metavar="N", help="Rounds of the timing.")] = 5,
+    rounds: Annotated[int, typer.Option(min=1, metavar="N", help="Number of timing rounds.")] = 5,
     json_out: JsonOut = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Compare with MediaPipe, MTCNN and dlib on whole photographs.
 
-    Faces found, errors of the points, and milliseconds per photograph. Each tool runs in an environment of its own.
+    Measures faces found, errors of the points, and milliseconds per photograph. Each tool runs in its own environment.
     """
     from recombinator.study import tools as comparing
     from recombinator.study import whole_images
@@ -65,7 +63,9 @@ def negatives(
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder for the parts, PNG.")],
     data: Annotated[
         Path | None,
-        typer.Option(metavar="TABLE", show_default="no face is in them", help="Training table with their faces."),
+        typer.Option(
+            metavar="TABLE", show_default="photographs without faces", help="Training table with their faces."
+        ),
     ] = None,
     finder: Annotated[
         Path | None, typer.Option(metavar="FILE", show_default="the face finder", help="Finder, .onnx.")
@@ -84,7 +84,7 @@ def negatives(
 
 
 def framing(data: Data) -> None:
-    """Print how five points of a face place the square of all 68, for recombinator.predict.five_points.
+    """Print the regression from five points to the square around all 68, for recombinator.predict.five_points.
 
     It is a linear regression on the annotated points of the training table.
     """

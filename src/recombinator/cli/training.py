@@ -87,10 +87,11 @@ def train(
         ),
     ] = None,
     start: Annotated[
-        str | None, typer.Option(metavar="WEIGHTS", help="Start from these weights, where names and shapes agree.")
+        str | None, typer.Option(metavar="WEIGHTS", help="Start from these weights, where names and shapes match.")
     ] = None,
     teacher: Annotated[
-        str | None, typer.Option(metavar="WEIGHTS", help="Also learn the score maps of this trained network.")
+        str | None,
+        typer.Option(metavar="WEIGHTS", help="Also learn the score maps of this trained network (distillation)."),
     ] = None,
     errors_of: Annotated[
         str | None, typer.Option(metavar="WEIGHTS", help="For a denoiser: network whose errors it learns to repair.")
@@ -98,7 +99,7 @@ def train(
     limit: Sample = None,
     settings: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="NAME=VALUE", help="Any other setting of recipe or network (repeatable)."),
+        typer.Option("--set", metavar="NAME=VALUE", help="Any other setting of the recipe or network (repeatable)."),
     ] = None,
     list_settings: Annotated[
         bool,
@@ -115,8 +116,8 @@ def train(
     """Train a network; the epoch with the lowest error is kept.
 
     Each epoch prints the mean loss; "valid", the error on jittered validation images, which decides which epoch is
-    kept; and "plain", the error on the same images as they are. Errors are in % of the normalizing distance. After any
-    stop, the same command with --resume continues.
+    kept; and "plain", the error on the unchanged images. Errors are in % of the normalizing distance. After an
+    interruption, the same command with --resume continues.
     """
     from recombinator.training import run
     from recombinator.training.recipe import parse_settings

@@ -60,7 +60,7 @@ def convert(
     released: Annotated[
         bool,
         typer.Option(
-            "--released/--no-released", help="As released: learned upsampling; only maxima of the trunk kept."
+            "--released/--no-released", help="As released: learned upsampling, and only maxima of the trunk are kept."
         ),
     ] = True,
     overwrite: Overwrite = False,
@@ -85,7 +85,7 @@ def join(
         str, typer.Argument(metavar="DENOISER", help="Denoiser: shipped name, weights file or run folder.")
     ],
     out: Annotated[
-        Path, typer.Option(metavar="FILE", help="Weights file to write, .safetensors, or .json that names the two.")
+        Path, typer.Option(metavar="FILE", help="Weights file to write, .safetensors, or .json that refers to both.")
     ],
     weight: Annotated[float, typer.Option(min=0, metavar="FACTOR", help="Factor on the denoiser's scores.")] = 1.0,
     iterations: Annotated[int, typer.Option(min=1, metavar="N", help="Passes through the denoiser.")] = 1,
@@ -140,7 +140,7 @@ def average(
 ) -> None:
     """Average the weights of several networks.
 
-    Often more precise than each of them. Calibrate the result again.
+    The average is often more precise than each network. Calibrate it again.
     """
     from recombinator.weights.derive import average as mean
 
@@ -150,7 +150,7 @@ def average(
 def mirror(weights: WeightsArgument, out: WeightsOut, overwrite: Overwrite = False) -> None:
     """Average a network's scores over an image and its mirror image.
 
-    More precise, twice the time. Calibrate the result again, unless it is a denoiser.
+    The result is more precise and takes twice the time. Calibrate it again, unless it is a denoiser.
     """
     from recombinator.weights.derive import mirrored
 
@@ -167,7 +167,7 @@ def shift(
 ) -> None:
     """Average a network's scores over an image and four shifts of it.
 
-    More precise, five times the time. Calibrate the result again.
+    The result is more precise and takes five times the time. Calibrate it again.
     """
     from recombinator.weights.derive import shifted
 
@@ -187,7 +187,7 @@ def smooth(
 ) -> None:
     """Smooth the probabilities of a network's score maps.
 
-    The highest cell is then more precise where the maps are broad, at almost no cost. Calibrate the result again.
+    The highest cell is then more precise if the maps are broad, at almost no cost. Calibrate the result again.
     """
     from recombinator.weights.derive import smoothed
 
@@ -240,8 +240,8 @@ def reliability(
 ) -> None:
     """Measure how reliable a network's probabilities are.
 
-    Compares the probability of a point being within r pixels with how often it is, and tests whether low confidence
-    finds occluded points.
+    Compares the probability that a point is within r pixels with the observed frequency, and tests whether low
+    confidence finds occluded points.
     """
     from recombinator.evaluation import calibration
 
@@ -272,12 +272,10 @@ def reliability(
 
 
 def denoise(
-    points: Annotated[
-        Path, typer.Argument(metavar="POINTS", help="Points of faces: .csv, .tsv, .json, .jsonl or .pts.")
-    ],
+    points: Annotated[Path, typer.Argument(metavar="POINTS", help="Points of faces, in a format of `prepare points`.")],
     out: Annotated[Path, typer.Option(metavar="FILE", help="File for the repaired points, .csv or .json.")],
     weights: Annotated[
-        str, typer.Option(metavar="WEIGHTS", help="Denoiser: name, file or run folder.")
+        str, typer.Option(metavar="WEIGHTS", help="Denoiser: shipped name, weights file or run folder.")
     ] = "denoiser-lite-300w",
     keep_below: Annotated[
         float, typer.Option(min=0, metavar="X", help="Keep points whose implausibility is below X.")
@@ -285,7 +283,7 @@ def denoise(
     strict: Annotated[bool, typer.Option("--strict", help="Stop at the first face that cannot be used.")] = False,
     overwrite: Overwrite = False,
 ) -> None:
-    """Repair points with a shape model.
+    """Repair points with a denoiser.
 
     Writes where each point should be, how far it was moved and how implausible it was.
     """

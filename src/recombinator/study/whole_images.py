@@ -12,7 +12,8 @@ _TEST_SETS = {DATASETS[dataset]: name for dataset, name in TEST_SETS.items()}
 
 
 def _detector(row: Result) -> str:
-    return _DETECTORS.get(row["detector"], row["detector"])
+    name: str = row["detector"]
+    return _DETECTORS.get(name, name)
 
 
 def _share(part: int, whole: int) -> str:
