@@ -40,7 +40,7 @@ def fit(
     minutes: Annotated[float, typer.Option(min=0.1, metavar="N", help="Minutes for the whole run.")] = 30.0,
     plan: Annotated[bool, typer.Option("--plan", help="Print the decisions and train nothing.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out, with its plan.")] = False,
-    seed: Annotated[int, typer.Option(min=0, max=2**31 - 2, metavar="N", help="Seed of all random numbers.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**31 - 2, metavar="N", help="Random seed.")] = 0,
     boxes: Annotated[
         bool, typer.Option("--boxes", help="Fit a model that needs a box per object at prediction.")
     ] = False,

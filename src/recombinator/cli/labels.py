@@ -38,9 +38,7 @@ def check_labels(
     minutes: Annotated[
         float, typer.Option(min=0.1, metavar="N", help="Without --model: minutes for all fits together.")
     ] = 30.0,
-    seed: Annotated[
-        int, typer.Option(min=0, max=2**31 - 2, metavar="N", help="Without --model: seed of all random numbers.")
-    ] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**31 - 2, metavar="N", help="Without --model: random seed.")] = 0,
     number: Annotated[int, typer.Option(min=1, metavar="N", help="Points to print.")] = 20,
     out: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Also write all points, ranked, to this .csv or .json file.")

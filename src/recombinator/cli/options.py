@@ -35,7 +35,7 @@ Occlude = Annotated[bool, typer.Option("--occlude", help="Put one black rectangl
 Threads = Annotated[
     int | None, typer.Option(min=1, metavar="N", show_default="all cores", help="CPU threads of PyTorch.")
 ]
-Seed = Annotated[int, typer.Option(min=0, metavar="N", help="Seed of all random numbers.")]
+Seed = Annotated[int, typer.Option(min=0, metavar="N", help="Random seed.")]
 NetworkArgument = Annotated[
     str, typer.Argument(metavar="WEIGHTS", help="RCN or SumNet: shipped name, weights file or run folder.")
 ]
@@ -156,4 +156,4 @@ def print_all(lines: list[str]) -> None:
 
 def passes_option(text: str) -> Any:
     """Return the option for the number of passes of a prediction, with this help."""
-    return typer.Option(min=1, metavar="N", show_default="2, for 68 points 1", help=text)
+    return typer.Option(min=1, metavar="N", show_default="2, or 1 for 68 points", help=text)

@@ -25,7 +25,7 @@ Model = Annotated[
 ]
 Engine = Annotated[
     str | None,
-    typer.Option(metavar="[onnx|torch]", show_default="onnx where there is a graph", help="Engine of the network."),
+    typer.Option(metavar="[onnx|torch]", show_default="onnx if the model has a graph", help="Engine of the network."),
 ]
 Threads = Annotated[int, typer.Option(min=0, metavar="N", help="CPU threads of the engine; 0: the engine's choice.")]
 Device = Annotated[str, typer.Option(metavar="[cpu|cuda]", help="Device of the network; cuda needs the torch engine.")]

@@ -58,7 +58,7 @@ def train(
     ] = None,
     seed: Annotated[
         int | None,
-        typer.Option(min=0, max=2**31 - 1, metavar="N", show_default="0", help="Seed of all random numbers."),
+        typer.Option(min=0, max=2**31 - 1, metavar="N", show_default="0", help="Random seed."),
     ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue the run in --out, with its settings; --epochs may grow.")

@@ -41,7 +41,7 @@ def export(
     ] = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Export one ONNX graph, pre- and post-processing included.
+    """Export an ONNX graph that includes pre- and post-processing.
 
     Input: a uint8 crop. Outputs: points, probabilities and covariances.
     """

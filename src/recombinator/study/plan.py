@@ -119,7 +119,7 @@ STUDIES: dict[str, Study] = {
         also=("table2/sumnet-6-occlusion", "table2/rcn-6-occlusion"),
     ),
     "alternatives": Study(
-        "What the paper mentions without figures (footnotes 3, 4, 8; Eq. 1)",
+        "Variants that the paper mentions without figures (footnotes 3, 4, 8; Eq. 1)",
         (
             Run("rcn-5-bilinear", "rcn-5", {"upsampling": "bilinear"}, PLAIN),
             Run("rcn-5-l2", "rcn-5", {}, {**PLAIN, "loss": "l2"}),
@@ -139,7 +139,7 @@ STUDIES["convergence"] = Study(
     watched=True,
 )
 STUDIES["speedrun"] = Study(
-    "Training from scratch against the clock: 7 % on AFLW, and the paper's error within half an hour",
+    "Training time from random weights: to 7 % on AFLW, and to the paper's error within half an hour",
     (
         *(
             Run(f"rcn-{branches}-{epochs}-epochs", f"rcn-{branches}", {}, {**PLAIN, "epochs": epochs})
@@ -152,7 +152,7 @@ STUDIES["speedrun"] = Study(
 )
 # how the error depends on the number of training images, on 300-W's tables
 STUDIES["images"] = Study(
-    "68 keypoints, rcn-68 of half the width: error by number of training images, with equal steps",
+    "68 keypoints, rcn-68 at half width: error by number of training images, with equal steps",
     # At full width, two cores cannot run enough steps for the number of images to matter.
     tuple(
         Run(f"rcn-68-{name}", "rcn-68", {"width": 0.5}, part=n) for name, n in (("quarter", 4), ("half", 2), ("all", 1))
