@@ -8,10 +8,13 @@ from typer.testing import CliRunner
 
 from recombinator.cli import app
 from recombinator.data.images import SAMPLE_PHOTOGRAPH
-from recombinator.data.table import load_table
-from recombinator.fit.pseudo_labels import SUBSET, add_pseudo_labels
+from recombinator.data.table import PSEUDO_LABELS, load_table
+from recombinator.fit.pseudo_labels import add_pseudo_labels
 from recombinator.predict.predictor import load
+from recombinator.study.tables import COLUMNS
+from recombinator.training.run import train
 from recombinator.utils.errors import InputError
+from recombinator.weights.files import load_weights
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +30,7 @@ def test_the_predicted_face_becomes_a_row(predictor, faces5, tmp_path):
     added = add_pseudo_labels(faces5, names, predictor, out, progress=lambda done, total: seen.append((done, total)))
     before, after = load_table(faces5 / "train.parquet"), load_table(out / "train.parquet")
     assert added == 1 and len(after) == len(before) + 1 and seen == [(1, 2), (2, 2)]
-    assert after.subsets == [*before.subsets, SUBSET] and after.files[-1] == names[0]
+    assert after.subsets == [*before.subsets, PSEUDO_LABELS] and after.files[-1] == names[0]
     (face,) = predictor.predict(names[0])
     linear, shift = after.to_file[-1, :, :2], after.to_file[-1, :, 2]
     np.testing.assert_allclose(after.points[-1] @ linear.T + shift, face.points, atol=1e-3)
@@ -35,6 +38,15 @@ def test_the_predicted_face_becomes_a_row(predictor, faces5, tmp_path):
     np.testing.assert_array_equal(after.images[:-1], before.images)
     for split in ("valid", "test"):
         assert (out / f"{split}.parquet").read_bytes() == (faces5 / f"{split}.parquet").read_bytes()
+
+
+def test_the_training_says_how_many_rows_have_pseudo_labels(predictor, faces5, tmp_path):
+    add_pseudo_labels(faces5, [str(SAMPLE_PHOTOGRAPH)], predictor, tmp_path / "out")
+    train("rcn-4", tmp_path / "out", tmp_path / "run", epochs=1, options={"size": 16})
+    told = load_weights(tmp_path / "run").training
+    assert told["pseudo_labels"] == 1 and told["images"] == 49
+    shown = COLUMNS["training images"]({"training": {**told, "images": 4314, "pseudo_labels": 2806}})
+    assert shown == "1,508, and 2,806 with pseudo-labels"
 
 
 def test_images_of_the_tables_are_left_out(predictor, faces5, tmp_path):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from recombinator.keypoints import FACE_5, FACE_68, RADII
-from recombinator.models.decode import decode, maximum, subpixel
+from recombinator.models.decode import decode, maximum, subpixel, within_by_temperature
 from recombinator.transforms.affine import apply, box_affine, compose, flip_affine, invert, warp
 from recombinator.transforms.augment import Augment, blurred, draw_points, draw_samples, occluded
 
@@ -168,6 +168,16 @@ def test_a_drawn_dot_is_found(where):
     torch.testing.assert_close(found.points, expected)
     assert found.confidence.item() == pytest.approx(1, abs=1e-5)
     torch.testing.assert_close(found.covariance, torch.zeros(1, 1, 3), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("tile", [1, 2])
+def test_squares_at_several_temperatures_equal_those_of_decoding(tile):
+    scores = torch.randn(3, 4, 12, 20).repeat_interleave(tile, 2).repeat_interleave(tile, 3) * 3
+    scores[0, 0, :tile, :tile] = 20  # a highest cell in the corner
+    temperatures = (0.3, 1.0, 4.0)
+    found = within_by_temperature(scores, temperatures, tile)
+    for i, temperature in enumerate(temperatures):
+        torch.testing.assert_close(found[:, :, i], decode(scores, temperature, tile).within)
 
 
 def test_subpixel_finds_the_center_of_a_gaussian():

@@ -30,6 +30,7 @@ logger = logging.getLogger(__name__)
 
 FORMAT = 3
 SPLIT_SEED = 7345  # the authors' seed, for every split
+PSEUDO_LABELS = "pseudo-labels"  # the subset of rows whose points a network predicted
 ROWS_AT_ONCE = 256  # rows per row group, which are in memory together while writing
 
 

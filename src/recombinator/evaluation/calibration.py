@@ -70,11 +70,11 @@ def collect(
             under_rectangle = visible[torch.arange(len(points))[:, None], 0, cell[..., 1], cell[..., 0]] == 0
         scores = net(pixels)
         inside = ((points >= 0) & (points < net.size)).all(dim=2).cpu() & known[images]
-        decoded = [net.decode(scores, t) for t in temperatures]
-        check_finite([decoded[0].points.cpu().numpy()], net.config.get("name", type(net).__name__))
+        decoded = net.decode(scores)
+        check_finite([decoded.points.cpu().numpy()], net.config.get("name", type(net).__name__))
         batch = {
-            "gap": (decoded[0].highest - points).abs().amax(dim=2), "occluded": under_rectangle,
-            "within": torch.stack([d.within for d in decoded], dim=2),
+            "gap": (decoded.highest - points).abs().amax(dim=2), "occluded": under_rectangle,
+            "within": net.within(scores, temperatures),
             "keypoint": torch.arange(net.keypoints).expand(len(points), -1),
             "image": images[:, None].expand(-1, net.keypoints),
         }  # fmt: skip

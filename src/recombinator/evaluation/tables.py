@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,8 @@ from recombinator.evaluation.result import Evaluation as Evaluation
 from recombinator.evaluation.sources import NetworkLike, TableLike, as_engine, as_table, name_of
 from recombinator.keypoints import SURE, KeypointSet
 from recombinator.models import Joint, KeypointNet
-from recombinator.predict.engine import Engine, TorchEngine
+from recombinator.models.decode import Decoded
+from recombinator.predict.engine import Engine, Predictions, TorchEngine
 from recombinator.predict.session import check_finite
 from recombinator.transforms.augment import OCCLUSION, Augment
 from recombinator.transforms.samples import fixed_samples
@@ -43,21 +44,31 @@ def evaluate_table(net: KeypointNet | Engine, table: FaceTable, augment: Augment
     Returns:
         The results; they keep the table.
     """
-    if isinstance(net, torch.nn.Module):
-        device, size = next(net.parameters()).device, net.size
-        net.eval()
-    else:
-        device, size = torch.device("cpu"), net.about.size
-    parts = []
+    if not isinstance(net, torch.nn.Module):
+        engine = net
+
+        def run_engine(inputs: torch.Tensor) -> list[Predictions]:  # which takes whole gray levels
+            return [engine.run(inputs.round().clamp(0, 255).byte().numpy())]
+
+        return _results(run_engine, engine.about.size, table, augment, torch.device("cpu"))[0]
+    net.eval()
+
+    def run(inputs: torch.Tensor) -> list[Decoded]:
+        decoded = net.decode(net(inputs))
+        check_finite([decoded.points.cpu().numpy()], net.config.get("name", type(net).__name__))
+        return [decoded]
+
+    return _results(run, net.size, table, augment, next(net.parameters()).device)[0]
+
+
+def _results(
+    run: Callable[[torch.Tensor], Sequence[Decoded | Predictions]], size: int, table: FaceTable,
+    augment: Augment | None, device: torch.device,
+) -> list[Evaluation]:  # fmt: skip
+    """Run one network or several over a table: `run` returns what each of them predicts for a batch of images."""
+    batches: list[list[list[Any]]] = []  # by batch and network: true points, points, highest cells, probabilities
     for inputs, points in fixed_samples(table, size, augment, device):
-        if isinstance(net, torch.nn.Module):
-            decoded: Any = net.decode(net(inputs))
-            check_finite([decoded.points.cpu().numpy()], net.config.get("name", type(net).__name__))
-        else:  # an engine takes whole gray levels
-            decoded = net.run(inputs.round().clamp(0, 255).byte().numpy())
-        batch = (points, decoded.points, decoded.highest, decoded.within)
-        parts.append([x.cpu().numpy() if isinstance(x, torch.Tensor) else x for x in batch])
-    true, predicted, highest, within = (np.concatenate(x) for x in zip(*parts, strict=True))
+        batches.append([[points, d.points, d.highest, d.within] for d in run(inputs)])
     corner, scale = np.tile(table.boxes[:, :2], 2), size / table.boxes[:, 2:]
     # In a jittered crop the photograph is rotated: its edges are no upright rectangle to clamp to.
     limits = (
@@ -65,13 +76,20 @@ def evaluate_table(net: KeypointNet | Engine, table: FaceTable, augment: Augment
         if augment is None or not augment.moves
         else np.tile([-np.inf, -np.inf, np.inf, np.inf], (len(table), 1))
     )
-    return Evaluation(
-        size=size, keypoints=table.info.keypoints, files=table.files, subsets=table.subsets, true=true.astype(float),
-        mask=table.mask, predicted=predicted.astype(float), highest=highest.astype(float), within=within,
-        limits=limits, at_border=table.at_border,
-        file_pixels=np.linalg.norm(table.to_file[:, :, 0], axis=1) / scale[:, 0], attributes=table.attributes,
-        table=table, augment=augment,
-    )  # fmt: skip
+    results = []
+    for parts in zip(*batches, strict=True):
+        true, predicted, highest, within = (
+            np.concatenate([x.cpu().numpy() if isinstance(x, torch.Tensor) else x for x in column])
+            for column in zip(*parts, strict=True)
+        )
+        results.append(Evaluation(
+            size=size, keypoints=table.info.keypoints, files=table.files, subsets=table.subsets,
+            true=true.astype(float), mask=table.mask, predicted=predicted.astype(float), highest=highest.astype(float),
+            within=within, limits=limits, at_border=table.at_border,
+            file_pixels=np.linalg.norm(table.to_file[:, :, 0], axis=1) / scale[:, 0], attributes=table.attributes,
+            table=table, augment=augment,
+        ))  # fmt: skip
+    return results
 
 
 def evaluate(
@@ -190,17 +208,21 @@ def choose_joint(joint: WeightsLike, data: TableLike) -> list[dict[str, float]]:
     if not isinstance(net, Joint):
         raise InputError(f"{joint}: expected a joint model, which has a weight and a number of iterations to choose")
     table = as_table(data, loaded.keypoints, net.channels, str(joint))
-    before = net.weight, net.iterations
-    rows = []
-    for weight, iterations in ((0.0, 1), *((w, n) for w in (0.25, 0.5, 0.75, 1.0, 1.5, 2.0) for n in (1, 2))):
-        net.weight, net.iterations = weight, iterations
-        plain, occluded = (evaluate_table(net, table, a).image_errors("paper") for a in (None, OCCLUSION))
-        rows.append({
-            "weight": weight, "iterations": iterations, "plain": 100 * float(np.nanmean(plain)),
-            "occluded": 100 * float(np.nanmean(occluded)),
-        })  # fmt: skip
-    net.weight, net.iterations = before
-    return rows
+    choices = [(0.0, 1), *((w, n) for w in (0.25, 0.5, 0.75, 1.0, 1.5, 2.0) for n in (1, 2))]
+    net.eval()
+
+    def run(inputs: torch.Tensor) -> list[Decoded]:
+        scores = net.image(inputs)  # once for all choices
+        return [net.decode(net.total(scores, weight, iterations)) for weight, iterations in choices]
+
+    with torch.no_grad():
+        device = next(net.parameters()).device
+        plain, occluded = (_results(run, net.size, table, augment, device) for augment in (None, OCCLUSION))
+    errors = [[100 * float(np.nanmean(r.image_errors("paper"))) for r in results] for results in (plain, occluded)]
+    return [
+        {"weight": weight, "iterations": iterations, "plain": a, "occluded": b}
+        for (weight, iterations), a, b in zip(choices, *errors, strict=True)
+    ]
 
 
 def normalizer_text(keypoints: KeypointSet) -> str:

@@ -12,7 +12,7 @@ from recombinator.data.crops import RULES
 from recombinator.data.rows import crop_row
 from recombinator.data.schema import check_names
 from recombinator.data.stream import table_files
-from recombinator.data.table import Row, TableInfo, read_info, write_table
+from recombinator.data.table import PSEUDO_LABELS, Row, TableInfo, read_info, write_table
 from recombinator.keypoints import check_same_keypoints
 from recombinator.predict.predictor import Predictor
 from recombinator.utils.errors import InputError
@@ -22,7 +22,6 @@ from recombinator.utils.threads import in_order
 logger = logging.getLogger(__name__)
 
 FILE = "train/pseudo-labels.parquet"  # a part of the table train.parquet
-SUBSET = "pseudo-labels"  # what the rows belong to
 QUALITY = 95  # JPEG quality of the crops
 
 
@@ -99,7 +98,7 @@ def _rows(name: str, predictor: Predictor, info: TableInfo, least: float, smalle
     return [
         crop_row(
             photograph.full, face.points, name, RULES[info.crop_rule], size=info.size, gray=info.gray, quality=QUALITY,
-            subset=SUBSET, mask=face.confidence >= least,
+            subset=PSEUDO_LABELS, mask=face.confidence >= least,
         )
         for face in faces
     ]  # fmt: skip

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from torch import Tensor, nn
 
-from recombinator.models.decode import Decoded, decode
+from recombinator.models.decode import Decoded, decode, within_by_temperature
 from recombinator.utils.errors import InputError
 
 
@@ -55,6 +55,10 @@ class KeypointNet(nn.Module):
             temperature: Scores are divided by it; by default the network's own.
         """
         return decode(output, self.temperature if temperature is None else temperature, self.tile)
+
+    def within(self, output: Any, temperatures: Sequence[float]) -> Tensor:
+        """Return `Decoded.within` of an output at T temperatures, (B, K, T, len(RADII)), for calibration."""
+        return within_by_temperature(output, temperatures, self.tile)
 
     def multiply_adds(self) -> int:
         """Return the multiply-adds per input, dense convolutions, zero padding counted."""

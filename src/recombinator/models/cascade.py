@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Self
 
 import torch
@@ -9,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recombinator.models.base import KeypointNet, merge_groups
-from recombinator.models.decode import Decoded, decode, subpixel
+from recombinator.models.decode import Decoded, decode, subpixel, within_by_temperature
 from recombinator.models.networks import ScoreMapNet
 from recombinator.utils.errors import InputError
 
@@ -114,3 +115,7 @@ class Cascade(KeypointNet):
         return Decoded(
             found.points + corners, found.highest + corners, found.within * inside[..., None], found.covariance
         )
+
+    def within(self, output: tuple[Tensor, Tensor, Tensor], temperatures: Sequence[float]) -> Tensor:
+        scores, _, inside = output
+        return within_by_temperature(scores, temperatures) * inside[..., None, None]

@@ -5,6 +5,7 @@ A cell's center is at its integer + 0.5 (the coordinate convention of transforms
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -71,6 +72,36 @@ def maximum(scores: Tensor) -> Tensor:
     cell = scores.flatten(2).argmax(dim=2)
     width = scores.shape[-1]
     return torch.stack([cell % width, cell // width], dim=-1) + 0.5
+
+
+def within_by_temperature(scores: Tensor, temperatures: Sequence[float], tile: int = 1) -> Tensor:
+    """Compute `Decoded.within` at several temperatures, with one pass over the maps for each.
+
+    Args:
+        scores: (B, K, S, S) pre-softmax scores.
+        temperatures: T temperatures that the scores are divided by.
+        tile: As in `decode`.
+
+    Returns:
+        (B, K, T, len(RADII)) probabilities.
+    """
+    scores = scores[..., ::tile, ::tile].float()
+    relative = scores - scores.amax(dim=(2, 3), keepdim=True)
+    reach = max(RADII)
+    across, down = (maximum(relative) - 0.5).long().unbind(dim=2)  # (B, K)
+    steps = torch.arange(-reach, reach + 1, device=scores.device)
+    x, y = across[..., None] + steps, down[..., None] + steps
+    h, w = scores.shape[2:]
+    cells = (y.clamp(0, h - 1) * w)[..., :, None] + x.clamp(0, w - 1)[..., None, :]
+    window = relative.flatten(2).gather(2, cells.flatten(2)).unflatten(2, (len(steps), len(steps)))
+    inside = ((y >= 0) & (y < h))[..., :, None] & ((x >= 0) & (x < w))[..., None, :]
+    window = window.masked_fill(~inside, float("-inf"))
+    distance = torch.maximum(steps.abs()[:, None], steps.abs())
+    squares = torch.stack([distance <= r for r in RADII]).to(window.dtype).flatten(1)  # (R, cells)
+    return torch.stack([
+        (window / t).exp().flatten(2) @ squares.T / (relative / t).exp().sum(dim=(2, 3))[..., None]
+        for t in temperatures
+    ], dim=2)  # fmt: skip
 
 
 def subpixel(scores: Tensor) -> Decoded:

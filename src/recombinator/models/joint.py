@@ -63,8 +63,11 @@ class Joint(KeypointNet):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (B, K, S, S) scores of (B, channels, S, S) images with values 0 to 255."""
-        image_scores = self.image(x)
+        return self.total(self.image(x), self.weight, self.iterations)
+
+    def total(self, image_scores: Tensor, weight: float, iterations: int) -> Tensor:
+        """Add the denoiser's scores to (B, K, S, S) image scores, with the given weight and number of passes."""
         total = image_scores
-        for _ in range(self.iterations):
-            total = image_scores + self.weight * self.denoiser.averaged((maximum(total) - 0.5).long())
+        for _ in range(iterations):
+            total = image_scores + weight * self.denoiser.averaged((maximum(total) - 0.5).long())
         return total

@@ -47,6 +47,12 @@ def _minutes(training: dict[str, Any]) -> str:
     return total + (f" (mean of {len(parts)} trainings)" if len(parts) > 1 else "") + _started_from(parts[0])
 
 
+def _images(training: dict[str, Any]) -> str:
+    """Return the number of training images; those that a network labeled are counted apart."""
+    predicted = training.get("pseudo_labels", 0)
+    return f"{training['images'] - predicted:,}" + (f", and {predicted:,} with pseudo-labels" if predicted else "")
+
+
 # columns of a result of `evaluate`, by their titles
 COLUMNS: dict[str, Callable[[Result], str]] = {
     "paper's protocol": lambda r: interval(r, "nme_paper", bold=True),
@@ -57,7 +63,7 @@ COLUMNS: dict[str, Callable[[Result], str]] = {
     "49 points": lambda r: figure(r, "nme_paper_49"),
     "over 10 %": lambda r: f"{100 * r['failure_rate_10']:.1f} %",
     "AUC to 10 %": lambda r: f"{r['auc_10']:.3f}",
-    "training images": lambda r: f"{_training(r)['images']:,}",
+    "training images": lambda r: _images(_training(r)),
     "training time": lambda r: _minutes(_training(r)),
     "kept epoch, time": lambda r: _budget(_training(r)),
 }

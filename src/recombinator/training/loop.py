@@ -19,7 +19,7 @@ import torch
 from torch import Generator, Tensor
 
 from recombinator.data.stream import StreamedImages
-from recombinator.data.table import FaceTable
+from recombinator.data.table import PSEUDO_LABELS, FaceTable
 from recombinator.models import create_model
 from recombinator.training import parallel
 from recombinator.training.average import MovingAverage
@@ -117,6 +117,7 @@ class Trainer:
         teacher_net = load_teacher(errors_of or teacher, train)
         self.task = TASKS[self.net.task](self.net, train, valid, recipe, self.device, teacher_net)
         self.samples = len(epoch_rows(train, recipe))  # per epoch
+        self.pseudo_labels = train.subsets.count(PSEUDO_LABELS)
         if self.samples < parallel.processes() or recipe.batch < parallel.processes():
             raise InputError(
                 f"{parallel.processes()} processes need a batch of that many images; got batch={recipe.batch} and "
@@ -155,6 +156,7 @@ class Trainer:
             InputError: The loss or a validation error is not finite.
         """
         session = provenance() | {"bfloat16": self.task.bfloat16}
+        session |= {"pseudo_labels": self.pseudo_labels} if self.pseudo_labels else {}
         if parallel.processes() > 1:
             session["processes"] = parallel.processes()
         if parallel.rank() == 0:
