@@ -17,6 +17,7 @@ from recombinator.keypoints import check_same_keypoints
 from recombinator.predict.predictor import Predictor
 from recombinator.utils.errors import InputError
 from recombinator.utils.files import copy_file
+from recombinator.utils.text import plural
 from recombinator.utils.threads import in_order
 
 logger = logging.getLogger(__name__)
@@ -60,8 +61,10 @@ def add_pseudo_labels(
         raise InputError(f"{files[0]}: has the column {further[0]}, which predicted rows would lack")
     known = {PurePath(name).parts for f in files for name in pq.read_table(f, columns=["file"])["file"].to_pylist()}
     names = [n for n in photographs if not any(PurePath(n).parts[i:] in known for i in range(len(PurePath(n).parts)))]
+    if not names:
+        raise InputError(f"{data}: its tables have all {len(photographs)} photographs; give others, without points")
     if len(names) < len(photographs):
-        logger.info(f"{len(photographs) - len(names)} photographs are in the tables of {data} and are left out")
+        logger.info(f"{plural(len(photographs) - len(names), 'photograph')} of the tables in {data} left out")
 
     def work(name: str, _: None) -> list[Row] | InputError:
         try:
@@ -80,7 +83,7 @@ def add_pseudo_labels(
     added = write_table(out / FILE, info, rows())
     if not added:
         (out / FILE).unlink()
-        raise InputError(f"nothing was added: the network accepts no object in these {len(names)} photographs")
+        raise InputError(f"nothing was added: the network accepts no object in {plural(len(names), 'photograph')}")
     for f in files:
         copy_file(f, out / f.relative_to(data))
     return added
