@@ -85,7 +85,11 @@ def within_by_temperature(scores: Tensor, temperatures: Sequence[float], tile: i
     Returns:
         (B, K, T, len(RADII)) probabilities.
     """
-    scores = scores[..., ::tile, ::tile].float()
+    # one image at a time, whose maps stay in the processor's cache
+    return torch.cat([_within(maps[..., ::tile, ::tile].float(), temperatures) for maps in scores.split(1)])
+
+
+def _within(scores: Tensor, temperatures: Sequence[float]) -> Tensor:
     relative = scores - scores.amax(dim=(2, 3), keepdim=True)
     reach = max(RADII)
     across, down = (maximum(relative) - 0.5).long().unbind(dim=2)  # (B, K)
