@@ -28,11 +28,13 @@ demo: .venv/.demo
 
 test-all: SELECT = -m "slow or not slow"
 test-all: export RECOMBINATOR_RAY_PHOTOGRAPHS = 5000
+# one thread for each test process
+test test-all: export OMP_NUM_THREADS = 1
 test test-all: .venv/.dev
 	$(BIN)/ruff format --check --quiet .
 	$(BIN)/ruff check --quiet .
 	$(BIN)/mypy --no-error-summary
-	$(BIN)/python -m pytest $(SELECT)
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 $(SELECT)
 
 docs: .venv/.docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
