@@ -193,7 +193,7 @@ def _shipped_jobs(name: str, threads: int) -> dict[str, Job]:
         for n in sorted({1, threads}) if engine == "onnx" else (threads,):
             loaded = load_engine(name, engine, n)
             side = loaded.about.size
-            for batch in (1, 64):
+            for batch in (1, min(64, 64 * 80**2 // side**2)):  # the memory of 64 crops of 80x80 pixels
                 crops = np.random.default_rng(0).integers(0, 256, (batch, 1, side, side), np.uint8)
                 label = f"{name} by {engine}, {n} thread{'s' * (n > 1)}, batch {batch}"
                 jobs[label] = Job(partial(loaded.run, crops), batch, repeats=REPEATS if batch == 1 else 1)

@@ -75,19 +75,18 @@ def machine_line(results: Results) -> str:
 
 
 def engines_table(results: Results) -> str:
-    """Compare shipped graphs in 32 and 8 bits: errors on the same images, and milliseconds per face."""
+    """Compare shipped graphs, in 32 and 8 bits: errors on the same images, and milliseconds per face."""
     rows = []
     times = {k: row for _, r in sorted(results.items()) if r.get("kind") == "bench" for k, row in r["rows"].items()}
-    for name in sorted(n.removesuffix("-int8") for n, r in results.items() if r.get("int8")):
-        for key in (name, f"{name}-int8"):
-            r = results.get(key)
-            measured = [times.get(f"{key} by onnx, {threads}, batch 1") for threads in ("1 thread", "2 threads")]
-            if r:
-                rows.append([
-                    link(key), TEST_SETS[r["data"]["dataset"]],
-                    f"{r['nme_paper']:.2f}", f"{r['nme']:.2f}",
-                    *(f"{t['median']:.1f} ms [{t['low']:.1f}, {t['high']:.1f}]" if t else "-" for t in measured),
-                ])  # fmt: skip
+    for name in sorted(results):
+        r = results[name]
+        measured = [times.get(f"{name} by onnx, {threads}, batch 1") for threads in ("1 thread", "2 threads")]
+        if r.get("int8") or any(measured):
+            rows.append([
+                link(name), TEST_SETS[r["data"]["dataset"]],
+                f"{r['nme_paper']:.2f}", f"{r['nme']:.2f}",
+                *(f"{t['median']:.1f} ms [{t['low']:.1f}, {t['high']:.1f}]" if t else "-" for t in measured),
+            ])  # fmt: skip
     header = ["graph", "test set", "paper's protocol", "continuous", "per face, one thread", "two threads"]
     return markdown(header, rows)
 
